@@ -1,0 +1,1 @@
+"""One per host: the data plane (worker and below) and the host's services (host)."""

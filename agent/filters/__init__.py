@@ -1,0 +1,1 @@
+"""One module per HTTP filter: configuration in, a step function out."""

@@ -1,0 +1,1 @@
+"""The host process: xDS, identity, DNS, capture, probes, supervision and the local admin port."""

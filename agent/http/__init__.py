@@ -1,0 +1,1 @@
+"""HTTP codecs behind one interface, header maps, upgrades; bytes in, events out."""

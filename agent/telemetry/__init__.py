@@ -1,0 +1,1 @@
+"""Statistics, access logs and their exposition."""

@@ -1,0 +1,1 @@
+"""Clusters, endpoints, load balancing, health, retries and pools: decisions only."""

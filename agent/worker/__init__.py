@@ -1,0 +1,1 @@
+"""The only I/O of the data plane: reactor, accept, TLS, connections."""

@@ -1,0 +1,1 @@
+"""The control plane: resources, compilation to xDS, CA, enrolment, admin API and CLI."""

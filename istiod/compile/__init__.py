@@ -1,0 +1,1 @@
+"""From one snapshot to the xDS resources of one proxy; pure."""

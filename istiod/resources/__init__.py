@@ -1,0 +1,1 @@
+"""Istio's resource kinds: schema, validation and defaults."""

@@ -1,0 +1,1 @@
+"""The ADS server: who is connected, what each may see, what was pushed and acknowledged."""
