@@ -1,0 +1,77 @@
+"""The decision about one request: where it goes and what is changed on the way.
+
+A `RoutePlan` is made once per route (and per weighted destination) when the table is built; choosing a
+route is choosing one of these objects. Immutable; a request keeps the one it started with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.http.request import LocalReply, RequestContext, ResponseHead
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPlan:
+    """Envoy RetryPolicy, compiled. Times in seconds."""
+
+    on: frozenset[str]
+    """`5xx`, `gateway-error`, `reset`, `connect-failure`, `refused-stream`, `retriable-status-codes`, …"""
+    attempts: int
+    """Retries after the first attempt (Envoy num_retries)."""
+    per_try_timeout: float = 0.0
+    per_try_idle_timeout: float = 0.0
+    statuses: frozenset[int] = frozenset()
+    retriable_headers: Callable[[ResponseHead], bool] | None = None
+    retriable_request: Callable[[RequestContext], bool] | None = None
+    base_interval: float = 0.025
+    max_interval: float = 0.25
+    previous_hosts: bool = False
+    """Avoid endpoints that were tried (envoy.retry_host_predicates.previous_hosts)."""
+    host_selection_attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RoutePlan:
+    """One route and destination. Times in seconds, 0 = none. `respond` wins over `cluster`."""
+
+    name: str
+    virtual_host: str
+    cluster: str = ""
+    cluster_header: bytes = b""
+    cluster_not_found_status: int = 503
+    respond: Callable[[RequestContext], LocalReply] | None = None
+    """Redirect or direct response."""
+    request_steps: tuple[Callable[[RequestContext], Any], ...] = ()
+    response_steps: tuple[Callable[[RequestContext, ResponseHead], None], ...] = ()
+    finish_request: Callable[[RequestContext], None] | None = None
+    """Path and host rewrite and header changes, applied after the steps, before the upstream."""
+    finish_response: Callable[[RequestContext, ResponseHead], None] | None = None
+    auto_host_rewrite: bool = False
+    """Authority becomes the chosen endpoint's hostname (strict/logical DNS clusters)."""
+    timeout: float = 15.0
+    idle_timeout: float | None = None
+    """None: the connection manager's stream idle timeout."""
+    max_stream_duration: float | None = None
+    retry: RetryPlan | None = None
+    hash_key: Callable[[RequestContext], int | None] | None = None
+    priority: str = "default"
+    metadata_match: Mapping[str, Any] = field(default_factory=dict)
+    mirrors: tuple[Mirror, ...] = ()
+    upgrades: Mapping[bytes, bool] = field(default_factory=dict)
+    """Per-route switches over the connection manager's upgrade list."""
+    attempt_count_in_request: bool = False
+    attempt_count_in_response: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    decorator: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A share of requests copied to another cluster (Envoy request_mirror_policies)."""
+
+    cluster: str
+    numerator: int
+    denominator: int

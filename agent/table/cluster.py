@@ -1,0 +1,152 @@
+"""Clusters and endpoints as values (Envoy config.cluster.v3, config.endpoint.v3). Times in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.table.listener import Address, FilterConfig
+from agent.table.tls import UpstreamTls
+
+
+@dataclass(frozen=True, slots=True)
+class Locality:
+    """Envoy core.Locality."""
+
+    region: str = ""
+    zone: str = ""
+    sub_zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One LbEndpoint. Equal endpoints are the same upstream host across updates."""
+
+    address: Address
+    hostname: str = ""
+    weight: int = 1
+    healthy: bool = True
+    draining: bool = False
+    degraded: bool = False
+    locality: Locality = Locality()
+    locality_weight: int = 0
+    priority: int = 0
+    metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """All endpoints of a cluster (ClusterLoadAssignment), in order of priority and locality."""
+
+    cluster: str
+    endpoints: tuple[Endpoint, ...] = ()
+    overprovisioning: int = 140
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Envoy CircuitBreakers.Thresholds."""
+
+    max_connections: int = 1024
+    max_pending_requests: int = 1024
+    max_requests: int = 1024
+    max_retries: int = 3
+    retry_budget_percent: float | None = None
+    retry_budget_min: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class OutlierDetection:
+    """Envoy OutlierDetection; None of these set means Envoy's defaults."""
+
+    consecutive_5xx: int = 5
+    enforcing_consecutive_5xx: int = 100
+    consecutive_gateway_failure: int = 5
+    enforcing_consecutive_gateway_failure: int = 0
+    consecutive_local_origin_failure: int = 5
+    enforcing_consecutive_local_origin_failure: int = 100
+    split_external_local_origin_errors: bool = False
+    interval: float = 10.0
+    base_ejection_time: float = 30.0
+    max_ejection_time: float = 300.0
+    max_ejection_percent: int = 10
+    enforcing_success_rate: int = 100
+    success_rate_minimum_hosts: int = 5
+    success_rate_request_volume: int = 100
+    success_rate_stdev_factor: int = 1900
+    failure_percentage_threshold: int = 85
+    enforcing_failure_percentage: int = 0
+    failure_percentage_minimum_hosts: int = 5
+    failure_percentage_request_volume: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """Active health check (Envoy core.HealthCheck)."""
+
+    kind: str
+    """`http`, `tcp` or `grpc`."""
+    timeout: float
+    interval: float
+    unhealthy_threshold: int
+    healthy_threshold: int
+    path: str = ""
+    host: str = ""
+    expected_statuses: tuple[tuple[int, int], ...] = ((200, 201),)
+
+
+@dataclass(frozen=True, slots=True)
+class TransportMatch:
+    """One transport_socket_matches entry: endpoints whose metadata has these values use this TLS (None: raw)."""
+
+    name: str
+    match: Mapping[str, Any]
+    tls: UpstreamTls | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """One upstream cluster; defaults are Envoy's."""
+
+    name: str
+    discovery: str
+    """`static`, `eds`, `strict_dns`, `logical_dns` or `original_dst`."""
+    assignment: Assignment | None = None
+    """Static and DNS clusters; for EDS see Table.assignments[eds_name]."""
+    eds_name: str = ""
+    alt_stat_name: str = ""
+    connect_timeout: float = 5.0
+    lb_policy: str = "round_robin"
+    """`round_robin`, `least_request`, `random`, `ring_hash`, `maglev`, `cluster_provided`."""
+    least_request_choices: int = 2
+    lb_config: Mapping[str, Any] = field(default_factory=dict)
+    panic_threshold: float = 50.0
+    default_thresholds: Thresholds = Thresholds()
+    high_thresholds: Thresholds = Thresholds()
+    outlier: OutlierDetection | None = None
+    health_checks: tuple[HealthCheck, ...] = ()
+    tls: UpstreamTls | None = None
+    transport_matches: tuple[TransportMatch, ...] = ()
+    protocol: str = "http1"
+    """`http1`, `http2`, or `downstream` (use what the client speaks)."""
+    idle_timeout: float = 3600.0
+    max_connection_duration: float = 0.0
+    max_requests_per_connection: int = 0
+    max_response_headers_kb: int = 60
+    max_headers_count: int = 100
+    max_stream_duration: float = 0.0
+    buffer_limit: int = 1 << 20
+    dns_refresh: float = 5.0
+    dns_family: str = "auto"
+    bind_source: str = ""
+    use_http_header: bool = False
+    """original_dst: take the address from x-envoy-original-dst-host."""
+    upstream_port: int = 0
+    """original_dst: upstream_port_override."""
+    subset_selectors: tuple[tuple[str, ...], ...] = ()
+    ignore_health_on_removal: bool = False
+    tcp_keepalive: tuple[int, int, int] | None = None
+    filters: tuple[FilterConfig, ...] = ()
+    proper_case_headers: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
