@@ -56,7 +56,7 @@ class Catalog(ABC):
 
     @abstractmethod
     async def allocate(self, host: str) -> VirtualIps:
-        """The VIPs of a host name that is no service of the catalog (a ServiceEntry's); the same at every call."""
+        """The VIPs of a host that is no service of the catalog (a ServiceEntry's); the same at every call."""
 
     @abstractmethod
     async def release(self, host: str) -> bool:

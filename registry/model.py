@@ -61,7 +61,7 @@ class Instance:
 
     `id` is unique in the mesh and the same after a restart. `addresses` are the host's, the preferred one
     first. `node` is the host's name, `workload` the workload's (Istio's WORKLOAD_NAME), `owner` the istiod
-    process to which its agent is connected (Registry.owner), `mtls` whether a proxy of ours ends its mutual TLS.
+    process to which its agent is connected (Registry.owner), `mtls` whether our proxy ends its mutual TLS.
     `weight` is Istio's WorkloadEntry.weight; 0 counts as 1 (LocalityLbEndpoints.load_balancing_weight).
     """
 

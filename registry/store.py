@@ -69,7 +69,7 @@ class Records(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """An opened registry. `owner` names this process in it, anew at every start; `description` is for people."""
+    """An opened registry. `owner` names this process, anew at every start; `description` is for people."""
 
     catalog: Catalog
     store: ConfigStore
