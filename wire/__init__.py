@@ -1,1 +1,39 @@
-"""What agent and istiod say to each other: gRPC over HTTP/2, xDS sessions, identities."""
+'''What agent and istiod say to each other: gRPC over HTTP/2, xDS sessions, identities and certificates.
+
+Imports no other package of ours. The whole public API, by module:
+
+wire.spiffe   SpiffeId(trust_domain, namespace, service_account), str(), SpiffeId.parse(text),
+              SpiffeId.of_certificate(certificate | der); SpiffeError
+wire.x509     new_key() key_to_pem(key) key_from_pem(pem) make_csr(key, spiffe_id) -> pem
+              read_csr(pem) -> (public_key, SpiffeId)
+              self_signed_root(key, ttl=, now=, organisation=) -> Certificate
+              issue(public_key, ca_cert=, ca_key=, ttl=, now=, uri_sans=, dns_sans=, ip_sans=) -> Certificate
+              fingerprint(certificate | der) load_chain(pem) -> list to_pem(certificates) -> bytes
+              write_secret(path, bytes); X509Error
+wire.tls      server_context(cert_chain_pem, key_pem, client_ca_pem=None, client_required=True, alpn=H2)
+              client_context(ca_pem, cert_chain_pem=None, key_pem=None, alpn=H2)
+              load_identity(context, cert_chain_pem, key_pem)      a renewed certificate into a live context
+              await connect(host, port, context, expected: SpiffeId | None) -> stream
+              await handshake(transport, context, expected, server_hostname) -> stream
+              await pinned_root(transport, fingerprint, server_hostname) -> root PEM    first contact
+              peer_certificate(stream) -> DER | None, peer_spiffe_id(stream) -> SpiffeId | None; TlsError
+wire.grpc     Server side:
+                listeners = await listen(host, port, ssl_context | None)
+                await serve(listeners, {path: handler}, limits=Limits(), shutdown=trio.Event(), grace=5.0)
+                async def handler(call: ServerCall): call.metadata call.peer await call.receive() -> bytes | None
+                    await call.send(bytes); raise GrpcError(GrpcStatus.X, "why"); return means OK
+                Peer(address, spiffe_id, cert_der)
+              Client side:
+                async with open_channel(connect, authority) as channel:      connect: async () -> stream
+                    await channel.unary(path, request, metadata=(), deadline=seconds) -> bytes
+                    async with channel.stream(path, metadata=()) as call:
+                        await call.send(bytes); await call.receive() -> bytes | None; await call.end()
+                Backoff(random) .next_delay() .reset()
+              Metadata: .get(name) .get_all(name) .binary(name); paths ADS_SOTW ADS_DELTA CREATE_CERTIFICATE
+              DEBUG_ATTACH
+wire.xds      LISTENER ROUTE CLUSTER ENDPOINT SECRET NAME_TABLE HEALTH, PUSH_ORDER, in_push_order(types)
+              EncodedResource(name, version, body), encode(name, message) -> EncodedResource
+              SotwSession, DeltaSession (server), DeltaClient
+wire.proto    istio_ca_pb2 (IstioCertificateRequest/Response), name_table_pb2 (NameTable),
+              debug_pb2 (DebugRequest/DebugResponse)
+'''

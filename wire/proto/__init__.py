@@ -1,0 +1,1 @@
+"""Message classes generated from the .proto files beside them; their headers say how to regenerate."""
