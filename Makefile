@@ -1,0 +1,35 @@
+# hostmesh: every task of this repository is one command; `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+export REGISTRY KEEP
+
+.PHONY: help setup demo demo-down test lint check bench clean
+
+help: ## list the commands
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.ready ## system packages (apt, where root or sudo is there), venv, hash-pinned dependencies
+
+.venv/.ready: packaging/requirements/dev.txt pyproject.toml .ci/setup .ci/system-packages
+	@.ci/setup
+
+demo: setup ## four hosts, a mesh between them, every line measured (KEEP=1, REGISTRY=consul)
+	@$(PY) -m tests.hosts.demo
+
+demo-down: ## end a demo that KEEP=1 left running
+	@$(PY) -m tests.hosts.demo --down
+
+test: setup ## all tests, with the real Envoy, Consul, nftables and network namespaces
+	@.ci/test
+
+lint: setup ## ruff, mypy --strict, the direction of imports
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
+
+check: lint test ## lint and test: what to run before a commit
+
+bench: setup ## ours against the real Envoy, in turn, on this machine
+	@$(PY) -m bench
+
+clean: ## remove what setup and tests made
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results
