@@ -1,0 +1,247 @@
+"""Route configuration as values (Envoy config.route.v3). Times in seconds; None where Envoy tells unset from zero.
+
+Rule: one class a message, fields in the message's order, nothing interpreted. agent/routing compiles these.
+Not for: decisions about requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from agent.table.matchers import EVERYTHING, Fraction, HeaderMatch, MetadataMatch, QueryMatch
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderOption:
+    """Envoy HeaderValueOption. `value` may hold %OPERATORS%."""
+
+    name: bytes
+    value: str
+    action: str = "append"
+    """`append`, `add_if_absent`, `overwrite` or `overwrite_if_exists`."""
+    keep_empty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderChanges:
+    """Additions and removals at one level; removals come first, as in Envoy's HeaderParser."""
+
+    add: tuple[HeaderOption, ...] = ()
+    remove: tuple[bytes, ...] = ()
+
+
+NO_CHANGES = HeaderChanges()
+
+
+@dataclass(frozen=True, slots=True)
+class FilterOverride:
+    """One typed_per_filter_config entry: `value` is the filter's per-route class from filter_config."""
+
+    value: Any = None
+    disabled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Substitution:
+    """Envoy RegexMatchAndSubstitute: every match of the pattern is replaced; `\\1` names a group."""
+
+    pattern: str
+    replacement: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouteMatch:
+    """Envoy RouteMatch. `kind`: `prefix`, `path`, `regex`, `separated_prefix`, `connect` or `template`."""
+
+    kind: str
+    value: str = ""
+    case_sensitive: bool = True
+    fraction: Fraction | None = None
+    headers: tuple[HeaderMatch, ...] = ()
+    query: tuple[QueryMatch, ...] = ()
+    grpc: bool = False
+    tls_presented: bool | None = None
+    tls_validated: bool | None = None
+    metadata: tuple[MetadataMatch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Envoy RetryPolicy."""
+
+    on: frozenset[str]
+    attempts: int = 1
+    per_try_timeout: float = 0.0
+    per_try_idle_timeout: float = 0.0
+    statuses: frozenset[int] = frozenset()
+    retriable_headers: tuple[HeaderMatch, ...] = ()
+    retriable_request_headers: tuple[HeaderMatch, ...] = ()
+    base_interval: float = 0.025
+    max_interval: float = 0.25
+    previous_hosts: bool = False
+    host_selection_attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class HashPolicy:
+    """Envoy HashPolicy. `kind`: `header`, `cookie`, `source_ip` or `query`."""
+
+    kind: str
+    name: str = ""
+    terminal: bool = False
+    cookie_ttl: float | None = None
+    cookie_path: str = ""
+    cookie_attributes: tuple[tuple[str, str], ...] = ()
+    substitution: Substitution | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorPolicy:
+    """Envoy RequestMirrorPolicy."""
+
+    cluster: str
+    fraction: Fraction = EVERYTHING
+    shadow_suffix: bool = True
+    """Append `-shadow` to the authority."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterWeight:
+    """One destination of a weighted split."""
+
+    cluster: str
+    weight: int
+    cluster_header: bytes = b""
+    metadata_match: Mapping[str, Any] = field(default_factory=lambda: _NONE)
+    request_headers: HeaderChanges = NO_CHANGES
+    response_headers: HeaderChanges = NO_CHANGES
+    overrides: Mapping[str, FilterOverride] = field(default_factory=lambda: _NONE)
+    host_rewrite: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Envoy RouteAction. Exactly one of `cluster`, `cluster_header`, `weighted` is set."""
+
+    cluster: str = ""
+    cluster_header: bytes = b""
+    weighted: tuple[ClusterWeight, ...] = ()
+    weight_header: bytes = b""
+    """Header that carries the random value of the split (tests), if any."""
+    weight_by_hash: bool = False
+    cluster_not_found_status: int = 503
+    metadata_match: Mapping[str, Any] = field(default_factory=lambda: _NONE)
+    prefix_rewrite: str = ""
+    regex_rewrite: Substitution | None = None
+    path_rewrite: str = ""
+    template_rewrite: str = ""
+    host_rewrite: str = ""
+    host_rewrite_header: bytes = b""
+    host_rewrite_path: Substitution | None = None
+    auto_host_rewrite: bool = False
+    append_x_forwarded_host: bool = False
+    timeout: float = 15.0
+    idle_timeout: float | None = None
+    max_stream_duration: float | None = None
+    retry: RetryPolicy | None = None
+    mirrors: tuple[MirrorPolicy, ...] = ()
+    priority: str = "default"
+    rate_limits: tuple[Any, ...] = ()
+    """filter_config.RateLimitActions, for the local rate limit's descriptors."""
+    hash_policies: tuple[HashPolicy, ...] = ()
+    cors: Any = None
+    """filter_config.CorsPolicy, the deprecated place for it."""
+    upgrades: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """Envoy RedirectAction; empty means keep."""
+
+    scheme: str = ""
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    prefix_rewrite: str = ""
+    regex_rewrite: Substitution | None = None
+    status: int = 301
+    strip_query: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """Envoy DirectResponseAction; the body was read when the table was built."""
+
+    status: int
+    body: bytes = b""
+    body_format: Any = None
+    """filter_config.BodyFormat or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class NonForwarding:
+    """Envoy NonForwardingAction: no proxy may use this route; a request that meets it is an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Envoy Route."""
+
+    match: RouteMatch
+    action: Forward | Redirect | Direct | NonForwarding
+    name: str = ""
+    metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _NONE)
+    decorator: str = ""
+    overrides: Mapping[str, FilterOverride] = field(default_factory=lambda: _NONE)
+    request_headers: HeaderChanges = NO_CHANGES
+    response_headers: HeaderChanges = NO_CHANGES
+    buffer_limit: int | None = None
+    stat_prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualHost:
+    """Envoy VirtualHost."""
+
+    name: str
+    domains: tuple[str, ...]
+    routes: tuple[Route, ...] = ()
+    require_tls: str = "none"
+    """`none`, `external_only` or `all`."""
+    request_headers: HeaderChanges = NO_CHANGES
+    response_headers: HeaderChanges = NO_CHANGES
+    overrides: Mapping[str, FilterOverride] = field(default_factory=lambda: _NONE)
+    cors: Any = None
+    attempt_count_in_request: bool = False
+    attempt_count_in_response: bool = False
+    timeout_retry_header: bool = False
+    retry: RetryPolicy | None = None
+    rate_limits: tuple[Any, ...] = ()
+    mirrors: tuple[MirrorPolicy, ...] = ()
+    buffer_limit: int | None = None
+    metadata: Mapping[str, Any] = field(default_factory=lambda: _NONE)
+
+
+@dataclass(frozen=True, slots=True)
+class RouteConfiguration:
+    """Envoy RouteConfiguration."""
+
+    name: str
+    virtual_hosts: tuple[VirtualHost, ...] = ()
+    internal_only_headers: tuple[bytes, ...] = ()
+    request_headers: HeaderChanges = NO_CHANGES
+    response_headers: HeaderChanges = NO_CHANGES
+    most_specific_wins: bool = False
+    validate_clusters: bool | None = None
+    max_direct_response_body: int = 4096
+    ignore_port: bool = False
+    ignore_path_parameters: bool = False
+    vhost_header: bytes = b""
+    mirrors: tuple[MirrorPolicy, ...] = ()
+    overrides: Mapping[str, FilterOverride] = field(default_factory=lambda: _NONE)
+    metadata: Mapping[str, Any] = field(default_factory=lambda: _NONE)
