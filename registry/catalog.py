@@ -28,7 +28,8 @@ class Catalog(ABC):
     async def register(self, instance: Instance) -> Service:
         """Write `instance` whole (new, or in the place of the one with its id) and return its service.
 
-        The service's VIPs are allocated at its first registration.
+        The service's VIPs are allocated at its first registration. Its ports, as returned here, are all
+        that it ever had; `services` leaves out those that no instance serves any more.
         """
 
     @abstractmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "ConflictError",
     "NotARegistryError",
+    "RegistryDeniedError",
     "RegistryError",
     "RegistryUnavailableError",
     "SchemaTooNewError",
@@ -21,6 +22,10 @@ class RegistryError(Exception):
 
 class RegistryUnavailableError(RegistryError):
     """The backend cannot be reached now; nothing is known about the call's effect; trying later may work."""
+
+
+class RegistryDeniedError(RegistryError):
+    """The backend answers, but our credential may not do this."""
 
 
 class ConflictError(RegistryError):

@@ -1,0 +1,298 @@
+"""Instances, services, VIPs and leases in Consul.
+
+Rule: each method reads, decides and writes one transaction that holds only if nothing it has read was
+changed; else it starts again (somebody else then got ahead, so the istiods together always do). Leases
+are Consul sessions: their time is Consul's, not this host's. Not for how Consul's catalog shows it
+(registry.consul_mirror).
+
+Keys below the prefix: `catalog/instances/ID`, `catalog/services/NAMESPACE/NAME`, `catalog/hosts/HOST` are
+watched; `vips/SLOT` (who has it), `nodes/NODE` (its instances' ids) and `owners/ISTIOD` are not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from typing import Any
+from urllib.parse import unquote
+
+import trio
+
+from registry.catalog import Catalog
+from registry.consul_http import ConsulClient, Entry, kv
+from registry.consul_mirror import node_name, remove_node, remove_service, show
+from registry.consul_store import path_of
+from registry.document import (
+    ServiceEntry,
+    decode_instance,
+    decode_service,
+    encode_instance,
+    encode_service,
+    served,
+)
+from registry.errors import ConflictError, NotARegistryError, RegistryError
+from registry.lease import sweep
+from registry.marks import Changes
+from registry.model import ABSENT, Health, Instance, Service, VirtualIps
+from registry.vips import CAPACITY, candidates, virtual_ips
+
+__all__ = ["ConsulCatalog"]
+
+_log = logging.getLogger(__name__)
+
+_LEASE_SECONDS = 15
+_RENEW_SECONDS = _LEASE_SECONDS / 3
+_GIVE_UP_SECONDS = 2.0
+_CLOSING = 1
+"""Flags of a service that somebody is about to forget: whoever registers must write it, and so save it."""
+
+
+class ConsulCatalog(Catalog):
+    """The catalog below `root`; `owner` is this process."""
+
+    def __init__(self, client: ConsulClient, root: str, changes: Changes, owner: str) -> None:
+        self._client = client
+        self._root = root
+        self._changes = changes
+        self._owner = owner
+
+    def watch(self) -> AsyncIterator[int]:
+        return self._changes.watch()
+
+    async def register(self, instance: Instance) -> Service:
+        body = encode_instance(instance)
+        path, service_path = self._instance_path(instance.id), self._service_path(instance)
+        while True:
+            old = await self._client.get(path)
+            known = await self._client.get(service_path)
+            if known is None:
+                entry = ServiceEntry(
+                    instance.namespace, instance.service, (), await self._free_slot(instance)
+                )
+                operations = [self._take(entry.slot, f"service {instance.namespace}/{instance.service}")]
+            else:
+                entry, operations = decode_service(known.value, known.key), []
+            latest = entry.with_ports(instance.ports)
+            operations += [
+                _write(service_path, encode_service(latest), known),
+                _write(path, body, old),
+                *await self._leave_old_place(instance, old),
+                *await self._on_node(instance),
+                *show(self._root, instance),
+            ]
+            if await self._client.transact(operations) is not None:
+                return served(latest, ())
+
+    async def set_health(self, instance_id: str, health: Health, *, owner: str | None = None) -> bool:
+        while True:
+            found = await self._find(instance_id, owner)
+            if found is None:
+                return False
+            entry, instance = found
+            if instance.health is health:
+                return True
+            changed = replace(instance, health=health)
+            write = kv("cas", entry.key, encode_instance(changed), index=entry.index)
+            if await self._client.transact([write, *show(self._root, changed)]) is not None:
+                return True
+
+    async def deregister(self, instance_id: str, *, owner: str | None = None) -> bool:
+        while True:
+            found = await self._find(instance_id, owner)
+            if found is None:
+                return False
+            entry, instance = found
+            operations = [
+                kv("delete-cas", entry.key, index=entry.index),
+                *await self._off_node(instance),
+            ]
+            if await self._client.transact(operations) is not None:
+                return True
+
+    async def instances(self) -> tuple[Instance, ...]:
+        entries = await self._client.children(f"{self._root}/catalog/instances/")
+        found = [decode_instance(entry.value, entry.key) for entry in entries]
+        return tuple(sorted(found, key=lambda instance: instance.id))
+
+    async def services(self) -> tuple[Service, ...]:
+        by_service: dict[tuple[str, str], list[Instance]] = {}
+        services: list[ServiceEntry] = []
+        for entry in await self._client.children(f"{self._root}/catalog/"):
+            kind = entry.key.removeprefix(f"{self._root}/catalog/").partition("/")[0]
+            if kind == "instances":
+                instance = decode_instance(entry.value, entry.key)
+                by_service.setdefault((instance.namespace, instance.service), []).append(instance)
+            elif kind == "services":
+                services.append(decode_service(entry.value, entry.key))
+        services.sort(key=lambda service: (service.namespace, service.name))
+        return tuple(served(entry, by_service.get((entry.namespace, entry.name), ())) for entry in services)
+
+    async def forget_service(self, namespace: str, name: str) -> bool:
+        path = f"{self._root}/catalog/services/{path_of(namespace, name)}"
+        entry = await self._client.get(path)
+        if entry is None:
+            return False
+        # First say so, then look: an instance that registered before is seen, a later one must write the
+        # entry.
+        closing = await self._client.transact(
+            [kv("cas", path, entry.value, index=entry.index, flags=_CLOSING)]
+        )
+        users = [i for i in await self.instances() if (i.namespace, i.service) == (namespace, name)]
+        removed = None
+        if closing is not None and not users:
+            slot = decode_service(entry.value, path).slot
+            removed = await self._client.transact(
+                [kv("delete-cas", path, index=closing), kv("delete", self._slot_path(slot))]
+            )
+        if removed is None:
+            raise ConflictError(f"service {namespace}/{name}", ABSENT, f"with {len(users)} instances")
+        return True
+
+    async def allocate(self, host: str) -> VirtualIps:
+        path = f"{self._root}/catalog/hosts/{path_of(host)}"
+        while True:
+            entry = await self._client.get(path)
+            if entry is not None:
+                return virtual_ips(_number(entry))
+            slot = await self._free_slot(host)
+            operations = [self._take(slot, f"host {host}"), kv("cas", path, str(slot), index=0)]
+            if await self._client.transact(operations) is not None:
+                return virtual_ips(slot)
+
+    async def release(self, host: str) -> bool:
+        path = f"{self._root}/catalog/hosts/{path_of(host)}"
+        while True:
+            entry = await self._client.get(path)
+            if entry is None:
+                return False
+            operations = [
+                kv("check-index", path, index=entry.index),
+                kv("delete-cas", path, index=entry.index),
+                kv("delete", self._slot_path(_number(entry))),
+            ]
+            if await self._client.transact(operations) is not None:
+                return True
+
+    async def allocations(self) -> Mapping[str, VirtualIps]:
+        folder = f"{self._root}/catalog/hosts/"
+        return {
+            unquote(entry.key.removeprefix(folder)): virtual_ips(_number(entry))
+            for entry in await self._client.children(folder)
+        }
+
+    async def owners(self) -> frozenset[str]:
+        return frozenset(unquote(name) for name in await self._client.names(f"{self._root}/owners/"))
+
+    async def hold_lease(
+        self, *, grace: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        session: str | None = None
+        started = False
+        try:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    try:
+                        if session is None or not await self._client.renew_session(session):
+                            session = await self._client.create_session(self._owner, _LEASE_SECONDS)
+                        held = await self._client.acquire(self._owner_path, self._owner, session)
+                    except RegistryError as error:
+                        _log.warning("this istiod's lease is not renewed: %s", error)
+                    else:
+                        if held and not started:
+                            started = True
+                            task_status.started()
+                            nursery.start_soon(sweep, self, grace)
+                    await trio.sleep(_RENEW_SECONDS if started else _RENEW_SECONDS / 10)
+        finally:
+            with trio.move_on_after(_GIVE_UP_SECONDS, shield=True):
+                await self._give_up(session)
+
+    async def _give_up(self, session: str | None) -> None:
+        if session is None:
+            return
+        try:
+            await self._client.destroy_session(session)
+        except RegistryError as error:
+            _log.info("the lease ends by itself in %d s: %s", _LEASE_SECONDS, error)
+
+    @property
+    def _owner_path(self) -> str:
+        return f"{self._root}/owners/{path_of(self._owner)}"
+
+    def _instance_path(self, instance_id: str) -> str:
+        return f"{self._root}/catalog/instances/{path_of(instance_id)}"
+
+    def _service_path(self, instance: Instance) -> str:
+        return f"{self._root}/catalog/services/{path_of(instance.namespace, instance.service)}"
+
+    def _node_path(self, instance: Instance) -> str:
+        return f"{self._root}/nodes/{path_of(node_name(self._root, instance))}"
+
+    def _slot_path(self, slot: int) -> str:
+        return f"{self._root}/vips/{slot}"
+
+    def _take(self, slot: int, user: str) -> dict[str, Any]:
+        return kv("cas", self._slot_path(slot), user, index=0)
+
+    async def _free_slot(self, user: Instance | str) -> int:
+        name = user if isinstance(user, str) else f"{user.service}.{user.namespace}"
+        taken = set(await self._client.names(f"{self._root}/vips/"))
+        for slot in candidates(name):
+            if str(slot) not in taken:
+                return slot
+        raise RegistryError(f"all {CAPACITY} virtual addresses are in use; remove services that are gone")
+
+    async def _find(self, instance_id: str, owner: str | None) -> tuple[Entry, Instance] | None:
+        entry = await self._client.get(self._instance_path(instance_id))
+        if entry is None:
+            return None
+        instance = decode_instance(entry.value, entry.key)
+        return None if owner is not None and instance.owner != owner else (entry, instance)
+
+    async def _leave_old_place(self, instance: Instance, old: Entry | None) -> list[dict[str, Any]]:
+        """Unshow what an earlier registration of the id showed under another node or service."""
+        if old is None:
+            return []
+        before = decode_instance(old.value, old.key)
+        if node_name(self._root, before) != node_name(self._root, instance):
+            return await self._off_node(before)
+        return [remove_service(self._root, before)] if before.service != instance.service else []
+
+    async def _on_node(self, instance: Instance) -> list[dict[str, Any]]:
+        path = self._node_path(instance)
+        entry = await self._client.get(path)
+        ids = _ids(entry) | {instance.id}
+        return [_write(path, json.dumps(sorted(ids)), entry)]
+
+    async def _off_node(self, instance: Instance) -> list[dict[str, Any]]:
+        path = self._node_path(instance)
+        entry = await self._client.get(path)
+        rest = _ids(entry) - {instance.id}
+        if rest:
+            return [remove_service(self._root, instance), _write(path, json.dumps(sorted(rest)), entry)]
+        # The check keeps a second workload, which registers now, from being swept away with its host.
+        guard = (
+            [kv("check-index", path, index=entry.index), kv("delete", path)]
+            if entry
+            else [kv("check-not-exists", path)]
+        )
+        return [*guard, remove_node(self._root, instance)]
+
+
+def _write(path: str, value: str, known: Entry | None) -> dict[str, Any]:
+    """Write, if `known` is still what is stored; only check that when it would write the same."""
+    if known is not None and known.value == value and known.flags == 0:
+        return kv("check-index", path, index=known.index)
+    return kv("cas", path, value, index=known.index if known else 0)
+
+
+def _ids(entry: Entry | None) -> frozenset[str]:
+    return frozenset(json.loads(entry.value)) if entry else frozenset()
+
+
+def _number(entry: Entry) -> int:
+    if not entry.value.isdecimal():
+        raise NotARegistryError(f"Consul's key {entry.key} holds {entry.value!r}, not a number")
+    return int(entry.value)

@@ -1,0 +1,228 @@
+"""Instances, services, VIPs and leases in the embedded registry.
+
+Rule: every method is one transaction, so nothing needs compare-and-set here. Leases are wall-clock times: all
+processes that share the file share the machine's clock. Not for the connection (registry.sqlite).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from registry.catalog import Catalog
+from registry.document import (
+    ServiceEntry,
+    decode_instance,
+    decode_service,
+    encode_instance,
+    encode_service,
+    served,
+)
+from registry.errors import ConflictError, RegistryError, RegistryUnavailableError
+from registry.lease import sweep
+from registry.marks import Changes
+from registry.model import ABSENT, Health, Instance, Service, VirtualIps
+from registry.vips import CAPACITY, candidates, virtual_ips
+
+if TYPE_CHECKING:
+    from registry.sqlite import Database
+
+__all__ = ["SqliteCatalog"]
+
+_LEASE_SECONDS = 10.0
+_RENEW_SECONDS = _LEASE_SECONDS / 4
+
+
+class SqliteCatalog(Catalog):
+    """The tables `instances`, `services`, `vips` and `leases`."""
+
+    def __init__(self, database: Database, changes: Changes, owner: str) -> None:
+        self._database = database
+        self._changes = changes
+        self._owner = owner
+
+    def watch(self) -> AsyncIterator[int]:
+        return self._changes.watch()
+
+    async def register(self, instance: Instance) -> Service:
+        def write(connection: sqlite3.Connection) -> Service:
+            entry = _service(connection, instance.namespace, instance.service)
+            if entry is None:
+                slot = _take_slot(connection, f"{instance.service}.{instance.namespace}", host=None)
+                entry = ServiceEntry(instance.namespace, instance.service, (), slot)
+            latest = entry.with_ports(instance.ports)
+            _put_if_changed(
+                connection,
+                "SELECT body FROM services WHERE namespace = ? AND name = ?",
+                "INSERT OR REPLACE INTO services (namespace, name, body) VALUES (?, ?, ?)",
+                (instance.namespace, instance.service),
+                encode_service(latest),
+            )
+            connection.execute(
+                "INSERT INTO instances (id, namespace, service, body) VALUES (?1, ?2, ?3, ?4)"
+                " ON CONFLICT (id) DO UPDATE SET namespace = ?2, service = ?3, body = ?4 WHERE body != ?4",
+                (instance.id, instance.namespace, instance.service, encode_instance(instance)),
+            )
+            return served(latest, ())
+
+        return await self._database.write(write, self._changes)
+
+    async def set_health(self, instance_id: str, health: Health, *, owner: str | None = None) -> bool:
+        def write(connection: sqlite3.Connection) -> bool:
+            instance = _instance(connection, instance_id)
+            if instance is None or (owner is not None and instance.owner != owner):
+                return False
+            if instance.health is not health:
+                connection.execute(
+                    "UPDATE instances SET body = ? WHERE id = ?",
+                    (encode_instance(replace(instance, health=health)), instance_id),
+                )
+            return True
+
+        return await self._database.write(write, self._changes)
+
+    async def deregister(self, instance_id: str, *, owner: str | None = None) -> bool:
+        def write(connection: sqlite3.Connection) -> bool:
+            instance = _instance(connection, instance_id)
+            if instance is None or (owner is not None and instance.owner != owner):
+                return False
+            connection.execute("DELETE FROM instances WHERE id = ?", (instance_id,))
+            return True
+
+        return await self._database.write(write, self._changes)
+
+    async def instances(self) -> tuple[Instance, ...]:
+        def read(connection: sqlite3.Connection) -> tuple[Instance, ...]:
+            rows = connection.execute("SELECT id, body FROM instances ORDER BY id")
+            return tuple(decode_instance(body, f"instance {key}") for key, body in rows)
+
+        return await self._database.read(read)
+
+    async def services(self) -> tuple[Service, ...]:
+        def read(connection: sqlite3.Connection) -> tuple[Service, ...]:
+            rows = connection.execute("SELECT namespace, name, body FROM services ORDER BY namespace, name")
+            return tuple(
+                served(
+                    decode_service(body, f"service {namespace}/{name}"),
+                    _instances_of(connection, namespace, name),
+                )
+                for namespace, name, body in rows.fetchall()
+            )
+
+        return await self._database.read(read)
+
+    async def forget_service(self, namespace: str, name: str) -> bool:
+        def write(connection: sqlite3.Connection) -> bool:
+            entry = _service(connection, namespace, name)
+            if entry is None:
+                return False
+            count = len(_instances_of(connection, namespace, name))
+            if count:
+                raise ConflictError(f"service {namespace}/{name}", ABSENT, f"with {count} instances")
+            connection.execute("DELETE FROM services WHERE namespace = ? AND name = ?", (namespace, name))
+            connection.execute("DELETE FROM vips WHERE slot = ?", (entry.slot,))
+            return True
+
+        return await self._database.write(write, self._changes)
+
+    async def allocate(self, host: str) -> VirtualIps:
+        def write(connection: sqlite3.Connection) -> VirtualIps:
+            row = connection.execute("SELECT slot FROM vips WHERE host = ?", (host,)).fetchone()
+            return virtual_ips(row[0] if row else _take_slot(connection, host, host=host))
+
+        return await self._database.write(write, self._changes)
+
+    async def release(self, host: str) -> bool:
+        return await self._database.write(
+            lambda connection: connection.execute("DELETE FROM vips WHERE host = ?", (host,)).rowcount > 0,
+            self._changes,
+        )
+
+    async def allocations(self) -> Mapping[str, VirtualIps]:
+        def read(connection: sqlite3.Connection) -> Mapping[str, VirtualIps]:
+            rows = connection.execute("SELECT host, slot FROM vips WHERE host IS NOT NULL ORDER BY host")
+            return {host: virtual_ips(slot) for host, slot in rows}
+
+        return await self._database.read(read)
+
+    async def owners(self) -> frozenset[str]:
+        def read(connection: sqlite3.Connection) -> frozenset[str]:
+            rows = connection.execute("SELECT owner FROM leases WHERE expires > ?", (time.time(),))
+            return frozenset(owner for (owner,) in rows)
+
+        return await self._database.read(read)
+
+    async def hold_lease(
+        self, *, grace: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        await self._renew()
+        task_status.started()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sweep, self, grace)
+                while True:
+                    await trio.sleep(_RENEW_SECONDS)
+                    try:
+                        await self._renew()
+                    except RegistryUnavailableError:
+                        continue  # The next renewal comes before the lease ends; sweep() has logged it.
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._give_up()
+
+    async def _renew(self) -> None:
+        def write(connection: sqlite3.Connection) -> None:
+            now = time.time()
+            connection.execute("DELETE FROM leases WHERE expires <= ?", (now,))
+            connection.execute(
+                "INSERT OR REPLACE INTO leases VALUES (?, ?)", (self._owner, now + _LEASE_SECONDS)
+            )
+
+        await self._database.write(write)
+
+    async def _give_up(self) -> None:
+        await self._database.write(
+            lambda connection: connection.execute("DELETE FROM leases WHERE owner = ?", (self._owner,))
+        )
+
+
+def _instance(connection: sqlite3.Connection, instance_id: str) -> Instance | None:
+    row = connection.execute("SELECT body FROM instances WHERE id = ?", (instance_id,)).fetchone()
+    return decode_instance(row[0], f"instance {instance_id}") if row else None
+
+
+def _instances_of(connection: sqlite3.Connection, namespace: str, service: str) -> tuple[Instance, ...]:
+    rows = connection.execute(
+        "SELECT id, body FROM instances WHERE namespace = ? AND service = ?", (namespace, service)
+    )
+    return tuple(decode_instance(body, f"instance {key}") for key, body in rows)
+
+
+def _service(connection: sqlite3.Connection, namespace: str, name: str) -> ServiceEntry | None:
+    row = connection.execute(
+        "SELECT body FROM services WHERE namespace = ? AND name = ?", (namespace, name)
+    ).fetchone()
+    return decode_service(row[0], f"service {namespace}/{name}") if row else None
+
+
+def _put_if_changed(
+    connection: sqlite3.Connection, select: str, insert: str, key: tuple[str, ...], body: str
+) -> None:
+    """Write only what differs: a write that changes nothing must not wake the watchers."""
+    row = connection.execute(select, key).fetchone()
+    if row is None or row[0] != body:
+        connection.execute(insert, (*key, body))
+
+
+def _take_slot(connection: sqlite3.Connection, name: str, *, host: str | None) -> int:
+    taken = {slot for (slot,) in connection.execute("SELECT slot FROM vips")}
+    for slot in candidates(name):
+        if slot not in taken:
+            connection.execute("INSERT INTO vips (slot, host) VALUES (?, ?)", (slot, host))
+            return slot
+    raise RegistryError(f"all {CAPACITY} virtual addresses are in use; remove services that are gone")

@@ -1,0 +1,36 @@
+"""Which virtual addresses a name may get: Istio's automatic ranges, 240.240.0.0/16 and 2001:2::/48.
+
+Rule: pure; the same name tries the same addresses in the same order, so that a name that was forgotten and
+comes back mostly gets its old ones. The backend decides, with compare-and-set, which of them is free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
+
+from registry.model import VirtualIps
+
+__all__ = ["CAPACITY", "candidates", "virtual_ips"]
+
+_V4 = int(IPv4Address("240.240.0.0"))
+_V6 = int(IPv6Address("2001:2::f0f0:0"))
+_HOSTS = 254  # of a /24: Istio leaves .0 and .255 out, which some stacks treat as special
+CAPACITY = 256 * _HOSTS
+"""How many names can have VIPs at one time."""
+
+
+def candidates(name: str) -> Iterator[int]:
+    """Every slot (0 … CAPACITY - 1) once, beginning where `name` hashes to."""
+    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % CAPACITY
+    yield from range(start, CAPACITY)
+    yield from range(start)
+
+
+def virtual_ips(slot: int) -> VirtualIps:
+    """The addresses of a slot. Raises ValueError for a slot out of range."""
+    if not 0 <= slot < CAPACITY:
+        raise ValueError(f"VIP slot {slot} is not within 0 … {CAPACITY - 1}")
+    offset = slot // _HOSTS * 256 + slot % _HOSTS + 1
+    return VirtualIps(str(IPv4Address(_V4 + offset)), str(IPv6Address(_V6 + offset)))
