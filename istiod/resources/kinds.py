@@ -1,0 +1,120 @@
+"""The table of kinds: names, API groups and versions, model, and whether the kind has an effect yet.
+
+To add a kind: write its model, add a line here; to give one effect, compile it and drop its mark.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from istiod.resources.destination_rule import DestinationRule
+from istiod.resources.extension import EnvoyFilter, ProxyConfig, Telemetry, WasmPlugin
+from istiod.resources.schema import Spec
+from istiod.resources.security import AuthorizationPolicy, PeerAuthentication, RequestAuthentication
+from istiod.resources.service_entry import ServiceEntry
+from istiod.resources.sidecar import Gateway, Sidecar
+from istiod.resources.virtual_service import VirtualService
+from istiod.resources.workload import WorkloadEntry, WorkloadGroup
+
+
+class Effect(Enum):
+    """What applying a resource of a kind does in this version."""
+
+    FULL = "full"
+    """It is compiled."""
+    WARN = "warn"
+    """It is stored; a warning says that nothing comes of it. For edges that this mesh hasn't got."""
+    REFUSE = "refuse"
+    """It is refused: the user would believe in something (a check of tokens) that does not happen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind; `namespaced` holds for all of Istio's."""
+
+    name: str
+    plural: str
+    short_names: tuple[str, ...]
+    group: str
+    versions: tuple[str, ...]
+    """Newest first; the first is what `get -o yaml` prints."""
+    model: type[Spec]
+    effect: Effect
+    spec_required: bool = False
+
+    @property
+    def api_version(self) -> str:
+        """The preferred apiVersion."""
+        return f"{self.group}/{self.versions[0]}"
+
+
+_NET, _SEC = "networking.istio.io", "security.istio.io"
+_ALL, _V1B = ("v1", "v1beta1", "v1alpha3"), ("v1", "v1beta1")
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("VirtualService", "virtualservices", ("vs",), _NET, _ALL, VirtualService, Effect.FULL),
+        Kind("DestinationRule", "destinationrules", ("dr",), _NET, _ALL, DestinationRule, Effect.FULL),
+        Kind("ServiceEntry", "serviceentries", ("se",), _NET, _ALL, ServiceEntry, Effect.FULL, True),
+        Kind("WorkloadEntry", "workloadentries", ("we",), _NET, _ALL, WorkloadEntry, Effect.FULL, True),
+        Kind("WorkloadGroup", "workloadgroups", ("wg",), _NET, _ALL, WorkloadGroup, Effect.REFUSE, True),
+        Kind("Sidecar", "sidecars", (), _NET, _ALL, Sidecar, Effect.FULL),
+        Kind("Gateway", "gateways", ("gw",), _NET, _ALL, Gateway, Effect.WARN),
+        Kind("ProxyConfig", "proxyconfigs", (), _NET, ("v1beta1",), ProxyConfig, Effect.REFUSE),
+        Kind("EnvoyFilter", "envoyfilters", (), _NET, ("v1alpha3",), EnvoyFilter, Effect.WARN),
+        Kind(
+            "PeerAuthentication", "peerauthentications", ("pa",), _SEC, _V1B, PeerAuthentication, Effect.FULL
+        ),
+        Kind(
+            "AuthorizationPolicy",
+            "authorizationpolicies",
+            ("ap",),
+            _SEC,
+            _V1B,
+            AuthorizationPolicy,
+            Effect.FULL,
+        ),
+        Kind(
+            "RequestAuthentication",
+            "requestauthentications",
+            ("ra",),
+            _SEC,
+            _V1B,
+            RequestAuthentication,
+            Effect.REFUSE,
+        ),
+        Kind(
+            "Telemetry", "telemetries", (), "telemetry.istio.io", ("v1", "v1alpha1"), Telemetry, Effect.REFUSE
+        ),
+        Kind(
+            "WasmPlugin",
+            "wasmplugins",
+            (),
+            "extensions.istio.io",
+            ("v1alpha1",),
+            WasmPlugin,
+            Effect.REFUSE,
+            True,
+        ),
+    )
+}
+
+
+def find_kind(word: str) -> Kind | None:
+    """The kind that a person means by `word`: its name, plural or short name, any case; None if unknown."""
+    lowered = word.lower()
+    for kind in KINDS.values():
+        if lowered in (kind.name.lower(), kind.plural, *kind.short_names):
+            return kind
+    return None
+
+
+def nearest(word: str, known: Sequence[str]) -> str | None:
+    """The known name that `word` is most likely a slip of, or None."""
+    lowered = {name.lower(): name for name in known}
+    matches = difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.6)
+    return lowered[matches[0]] if matches else None

@@ -1,0 +1,135 @@
+"""networking.istio.io WorkloadEntry and WorkloadGroup: machines described by hand rather than by an agent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from istiod.resources.schema import Int32, NonEmpty, PortNumber, Spec, Str, UInt32, empty
+
+_PORT_NAME = re.compile(r"[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?")
+
+
+def workload_rules(address: str, network: str, ports: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """Istio's rules on an address and its ports, shared by WorkloadEntry and ServiceEntry.endpoints."""
+    if not address and not network:
+        yield "", "Address is required"
+    if address.startswith("unix://"):
+        path = address.removeprefix("unix://")
+        if not path.startswith(("/", "@")):
+            yield "address", "UDS must be an absolute path or abstract socket"
+        elif path.endswith("/"):
+            yield "address", "UDS may not be a dir"
+        if ports:
+            yield "ports", "UDS may not include ports"
+    for name in ports:
+        if not _PORT_NAME.fullmatch(name) or len(name) > 63:
+            yield "ports", f"port name must be valid, {name!r} is not"
+
+
+class WorkloadEntry(Spec):
+    """One workload: an address, the ports its services listen on, labels, identity."""
+
+    address: Annotated[Str, StringConstraints(max_length=256)] = ""
+    ports: dict[str, PortNumber] = empty()
+    labels: dict[str, Str] = empty()
+    network: Str = ""
+    locality: Str = ""
+    weight: UInt32 = 0
+    service_account: Str = ""
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        yield from workload_rules(self.address, self.network, self.ports)
+
+    def gaps(self) -> Iterator[tuple[str, str]]:
+        if self.network and not self.address:
+            yield "network", "east-west gateways are not built: the workload cannot be reached"
+
+
+class ObjectMeta(Spec):
+    """Labels and annotations of the WorkloadEntries that a group makes."""
+
+    labels: dict[str, Str] = empty()
+    annotations: dict[str, Str] = empty()
+
+
+class HttpHeader(Spec):
+    """A header of an HTTP probe."""
+
+    name: Annotated[Str, StringConstraints(pattern=r"^[-_A-Za-z0-9]+$")] = ""
+    value: Str = ""
+
+
+class HttpProbe(Spec):
+    """GET that must answer 2xx or 3xx."""
+
+    path: Str = ""
+    port: PortNumber
+    host: Str = ""
+    scheme: Literal["HTTP", "HTTPS", ""] = ""
+    http_headers: tuple[HttpHeader, ...] = ()
+
+
+class TcpProbe(Spec):
+    """A connection that must be accepted."""
+
+    host: Str = ""
+    port: PortNumber
+
+
+class ExecProbe(Spec):
+    """A command that must exit with status 0."""
+
+    command: tuple[NonEmpty, ...]
+
+
+class GrpcProbe(Spec):
+    """grpc.health.v1 that must answer SERVING."""
+
+    port: PortNumber | None = None
+    service: Str = ""
+
+
+Seconds = Annotated[Int32, Field(ge=0)]
+
+
+class Probe(Spec):
+    """A readiness probe, as Kubernetes'."""
+
+    initial_delay_seconds: Seconds = 0
+    timeout_seconds: Seconds = 0
+    period_seconds: Seconds = 0
+    success_threshold: Seconds = 0
+    failure_threshold: Seconds = 0
+    http_get: HttpProbe | None = None
+    tcp_socket: TcpProbe | None = None
+    exec: ExecProbe | None = None
+    grpc: GrpcProbe | None = None
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        given = [
+            name for name in ("http_get", "tcp_socket", "exec", "grpc") if getattr(self, name) is not None
+        ]
+        if len(given) > 1:
+            yield "", "only one of httpGet, tcpSocket, exec, grpc can be set"
+
+
+class WorkloadTemplate(WorkloadEntry):
+    """A WorkloadEntry without address."""
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        yield from workload_rules(self.address, self.network or "template", self.ports)
+
+    def gaps(self) -> Iterator[tuple[str, str]]:
+        return iter(())
+
+
+class WorkloadGroup(Spec):
+    """The common part of many WorkloadEntries."""
+
+    metadata: ObjectMeta | None = None
+    template: WorkloadTemplate
+    probe: Probe | None = None
