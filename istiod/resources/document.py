@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from istiod.resources.kinds import KINDS, Effect, Kind, nearest
 from istiod.resources.problem import Problem, Severity
-from istiod.resources.schema import Spec, empty, fields_of
+from istiod.resources.schema import Spec, fields_of
 from istiod.resources.yaml_text import YamlError, documents
 from registry.model import Resource
 
@@ -91,7 +91,7 @@ def parse(text: str, source: str = "", default_namespace: str = "default") -> Pa
     """
     good: list[Document[Any]] = []
     problems: list[Problem] = []
-    seen: dict[object, str] = empty()
+    seen: dict[object, str] = {}
     try:
         for index, document in enumerate(documents(text)):
             where = f"{source or 'document'}:{document.line}" if source else f"document {index + 1}"
@@ -112,7 +112,7 @@ def parse(text: str, source: str = "", default_namespace: str = "default") -> Pa
 
 
 def typed(resource: Resource) -> Document[Any]:
-    """The typed form of a stored resource. Raises InvalidResourceError (an older istiod may have stored it)."""
+    """The typed form of a stored resource. Raises InvalidResourceError."""
     kind = KINDS.get(resource.kind)
     if kind is None:
         raise InvalidResourceError((Problem(Severity.ERROR, "kind", f"unknown kind {resource.kind!r}"),))
@@ -217,7 +217,7 @@ def _metadata(
         error("metadata.name", f"{name!r} must be lower case letters, digits, - and . (at most 253)")
     if not isinstance(namespace, str) or len(namespace) > 63 or not _NAMESPACE.fullmatch(namespace):
         error("metadata.namespace", f"{namespace!r} must be lower case letters, digits and - (at most 63)")
-    maps: dict[str, dict[str, str]] = empty()
+    maps: dict[str, dict[str, str]] = {}
     for part in ("labels", "annotations"):
         entries = value.get(part) or {}
         if not isinstance(entries, dict) or not all(isinstance(entry, str) for entry in entries.values()):

@@ -199,7 +199,4 @@ def exactly_one(message: Spec, names: tuple[str, ...]) -> list[str]:
 
 def fields_of(model: type[Spec]) -> dict[str, Any]:
     """The JSON name of every field of `model`, mapped to pydantic's FieldInfo."""
-    known: dict[str, Any] = empty()
-    for name, info in model.model_fields.items():
-        known[cast(str, info.alias)] = info
-    return known
+    return {cast(str, info.alias): info for info in model.model_fields.values()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -29,7 +29,7 @@ class YamlError(ValueError):
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's numbers, without timestamps, and refusing duplicate keys."""
 
-    yaml_implicit_resolvers: ClassVar = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as PyYAML declares it
         first: [
             (tag, pattern)
             for tag, pattern in resolvers
