@@ -51,6 +51,8 @@ class RoutePlan:
     finish_response: Callable[[RequestContext, ResponseHead], None] | None = None
     auto_host_rewrite: bool = False
     """Authority becomes the chosen endpoint's hostname (strict/logical DNS clusters)."""
+    append_x_forwarded_host: bool = False
+    """With auto_host_rewrite: agent.routing.rewrite.append_forwarded_host before the authority changes."""
     timeout: float = 15.0
     idle_timeout: float | None = None
     """None: the connection manager's stream idle timeout."""
@@ -75,3 +77,5 @@ class Mirror:
     cluster: str
     numerator: int
     denominator: int
+    shadow_suffix: bool = True
+    """Append `-shadow` to the mirrored request's authority."""

@@ -245,3 +245,19 @@ class RouteConfiguration:
     mirrors: tuple[MirrorPolicy, ...] = ()
     overrides: Mapping[str, FilterOverride] = field(default_factory=lambda: _NONE)
     metadata: Mapping[str, Any] = field(default_factory=lambda: _NONE)
+
+
+@dataclass(frozen=True, slots=True)
+class RouteScope:
+    """What HTTP filters may know of the route in force when their steps are compiled.
+
+    `overrides` holds, for each filter name, the entries of all levels, the least specific first.
+    `cors` and `rate_limits` hold the route's own and then the virtual host's.
+    """
+
+    overrides: Mapping[str, tuple[FilterOverride, ...]] = field(default_factory=lambda: _NONE)
+    cors: tuple[Any, ...] = ()
+    rate_limits: tuple[tuple[Any, ...], ...] = ()
+
+
+NO_ROUTE = RouteScope()

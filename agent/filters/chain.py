@@ -1,0 +1,92 @@
+"""From the filters of a connection manager, and what a route says about them, to flat tuples of functions.
+
+Rule: the most specific override of a filter wins, as a whole; a filter may look at all levels if Envoy's does (CORS,
+header mutation). A filter with nothing to do leaves no function behind. State (token buckets, counts) belongs to the
+configuration value it was made for and outlives a recompilation in `FilterState`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+from agent.filters.step import NO_STEPS, RequestStep, ResponseStep, Steps
+from agent.table.listener import FilterConfig
+from agent.table.route import NO_ROUTE, FilterOverride, RouteScope
+
+T = TypeVar("T")
+
+
+class FilterState:
+    """State of filters by the identity of their configuration value, so that an unchanged value keeps its state."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[object, Any]] = {}
+
+    def of(self, config: object, make: Callable[[], T]) -> T:
+        """The state of a configuration value; made at its first use."""
+        held = self._held.get(id(config))
+        if held is None:
+            held = self._held[id(config)] = (config, make())
+        state: T = held[1]
+        return state
+
+    def keep_only(self, configs: Sequence[object]) -> None:
+        """Forget the state of values that are in no table any more."""
+        alive = {id(config) for config in configs}
+        self._held = {key: held for key, held in self._held.items() if key in alive}
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A filter at its place in a chain, with what a route says about it."""
+
+    config: Any
+    """The chain's own value, or the most specific override of the same class."""
+    overrides: tuple[FilterOverride, ...]
+    """All levels, the least specific first."""
+    scope: RouteScope
+    state: FilterState
+
+
+Compile: TypeAlias = Callable[[Placed], Steps | None]
+
+
+def compile_steps(
+    filters: Sequence[FilterConfig], scope: RouteScope = NO_ROUTE, state: FilterState | None = None
+) -> Steps:
+    """The steps of a chain for the routes of a scope. Pass one `state` for the life of a worker."""
+    from agent.filters.registry import HTTP_FILTERS
+
+    held = state if state is not None else FilterState()
+    request: list[RequestStep] = []
+    response: list[ResponseStep] = []
+    for config in filters:
+        overrides = scope.overrides.get(config.name, ())
+        if _disabled(config, overrides):
+            continue
+        steps = HTTP_FILTERS[config.kind](Placed(config.value, overrides, scope, held))
+        if steps is not None:
+            request.extend(steps.request)
+            response[:0] = steps.response
+    return Steps(tuple(request), tuple(response)) if request or response else NO_STEPS
+
+
+def _disabled(config: FilterConfig, overrides: tuple[FilterOverride, ...]) -> bool:
+    """The most specific level decides; one that gives a configuration switches a disabled filter on."""
+    return overrides[-1].disabled if overrides else config.disabled
+
+
+def most_specific(placed: Placed, kind: type[T]) -> T:
+    """The override that wins, else the chain's own value."""
+    for override in reversed(placed.overrides):
+        if isinstance(override.value, kind):
+            return override.value
+    config: T = placed.config
+    return config
+
+
+Registry: TypeAlias = Mapping[str, Compile]

@@ -1,0 +1,55 @@
+"""Values with %OPERATORS% in configured headers and bodies, made per request (Envoy's substitution formatter).
+
+Rule: text without an operator is bytes at once; everything else is telemetry's formatter over what is known by now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from agent.http.request import RequestContext, ResponseHead
+from agent.telemetry.outcome import Outcome
+
+ValueMaker: TypeAlias = Callable[[RequestContext, ResponseHead | None], bytes]
+
+
+def compile_value(text: str) -> bytes | ValueMaker:
+    """Bytes where the text is constant, else a function of request and response. Raises ValueError."""
+    if "%" not in text:
+        return text.encode()
+    if "%" not in text.replace("%%", ""):
+        return text.replace("%%", "%").encode()
+    from agent.telemetry.format import compile_format
+
+    render = compile_format(text)
+
+    def make(ctx: RequestContext, head: ResponseHead | None) -> bytes:
+        return render(known_so_far(ctx, head)).encode("utf-8", "surrogateescape")
+
+    return make
+
+
+def known_so_far(ctx: RequestContext, head: ResponseHead | None) -> Outcome:
+    """The outcome as far as it is known: the exchange's own, if it left one in the head's `extra`."""
+    if head is not None:
+        begun = head.extra.get("outcome")
+        if isinstance(begun, Outcome):
+            return begun
+    outcome = Outcome()
+    outcome.request = ctx
+    outcome.connection = ctx.connection
+    outcome.protocol = "HTTP/" + ctx.http_version.decode("ascii", "replace")
+    outcome.received_at = ctx.received_at
+    outcome.started_at = ctx.started_at
+    outcome.flags = ctx.flags
+    outcome.details = ctx.details
+    plan = ctx.route
+    if plan is not None:
+        outcome.route_name = plan.name
+        outcome.virtual_host = plan.virtual_host
+        outcome.route_metadata = plan.metadata
+    if head is not None:
+        outcome.response_code = head.status
+        outcome.response_headers = head.headers
+    return outcome

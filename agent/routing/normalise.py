@@ -1,0 +1,153 @@
+"""Cleaning up path and authority before anything reads them.
+
+Rule (Envoy ConnectionManagerUtility::maybeNormalizePath and PathUtil): fragment, escaped slashes, RFC 3986 dot
+segments, duplicate slashes, in this order; then the host's port. What cannot be cleaned is refused with 400.
+Not for: matching. Made once from a connection manager's settings; nothing at all where all is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from agent.http.request import LocalReply, RequestContext
+from agent.routing.hosts import port_start
+from agent.table.listener import HttpManager
+
+Normaliser: TypeAlias = Callable[[RequestContext], LocalReply | None]
+
+FAILED = LocalReply(400, details="path_normalization_failed")
+FRAGMENT = LocalReply(400, details="path_normalization_failed")
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_ESCAPED_SLASHES = (b"%2f", b"%2F", b"%5c", b"%5C")
+
+
+def compile_normaliser(hcm: HttpManager) -> Normaliser:
+    """The function that cleans a request, or answers it with 400 or (unescape_redirect) 307."""
+    strip_host = _compile_host(hcm)
+    unescape = hcm.escaped_slashes
+    dots, merge = hcm.normalize_path, hcm.merge_slashes
+
+    def normalise(ctx: RequestContext) -> LocalReply | None:
+        path = ctx.path
+        if b"#" in path:
+            return FRAGMENT
+        if strip_host is not None:
+            strip_host(ctx)
+        if path[:1] != b"/":
+            return None
+        redirect = False
+        if unescape != "keep" and b"%" in path:
+            unescaped = unescape_slashes(path)
+            if unescaped != path:
+                if unescape == "reject":
+                    return FAILED
+                redirect = unescape == "unescape_redirect"
+                path = unescaped
+        if dots:
+            cleaned = remove_dot_segments(path)
+            if cleaned is None:
+                return FAILED
+            path = cleaned
+        if merge and b"//" in path:
+            path = merge_slashes(path)
+        ctx.path = path
+        if redirect:
+            return LocalReply(307, headers=((b"location", path),), details="path_normalization_redirect")
+        return None
+
+    return normalise
+
+
+def unescape_slashes(path: bytes) -> bytes:
+    """%2F to `/` and %5C to `\\` in the path, not in the query."""
+    bare, mark, query = path.partition(b"?")
+    for escaped in _ESCAPED_SLASHES:
+        bare = bare.replace(escaped, b"/" if escaped[1:2] == b"2" else b"\\")
+    return bare + mark + query
+
+
+def merge_slashes(path: bytes) -> bytes:
+    """Runs of slashes in the path, not in the query, become one."""
+    bare, mark, query = path.partition(b"?")
+    while b"//" in bare:
+        bare = bare.replace(b"//", b"/")
+    return bare + mark + query
+
+
+def remove_dot_segments(path: bytes) -> bytes | None:
+    """RFC 3986 section 6.2.2 as Envoy does it (Chromium's URL canonicaliser); None where it refuses the path.
+
+    Backslashes count as slashes, %-escapes of unreserved characters are decoded, `%2e` counts as a dot, %00 is refused.
+    """
+    bare, mark, query = path.partition(b"?")
+    if b"%" not in bare and b"/." not in bare and b"\\" not in bare and bare.isascii():
+        return path
+    canonical = _decode_unreserved(bare.replace(b"\\", b"/"))
+    if canonical is None:
+        return None
+    output: list[bytes] = []
+    segments = canonical.split(b"/")[1:]
+    last = len(segments) - 1
+    for position, segment in enumerate(segments):
+        if segment == b"..":
+            if output:
+                output.pop()
+            if position == last:
+                output.append(b"")
+        elif segment == b".":
+            if position == last:
+                output.append(b"")
+        else:
+            output.append(segment)
+    return b"/" + b"/".join(output) + mark + query
+
+
+def _decode_unreserved(path: bytes) -> bytes | None:
+    if b"%" not in path and path.isascii():
+        return path
+    output = bytearray()
+    position = 0
+    while position < len(path):
+        byte = path[position]
+        if byte == 0x25:
+            digits = path[position + 1 : position + 3]
+            try:
+                code = int(digits, 16) if len(digits) == 2 and digits.isalnum() else -1
+            except ValueError:
+                code = -1
+            if code == 0:
+                return None
+            if code in _UNRESERVED:
+                output.append(code)
+                position += 3
+                continue
+            output.append(byte)
+        elif byte >= 0x80:
+            output += b"%%%02X" % byte
+        else:
+            output.append(byte)
+        position += 1
+    return bytes(output)
+
+
+def _compile_host(hcm: HttpManager) -> Callable[[RequestContext], None] | None:
+    if not (hcm.strip_any_host_port or hcm.strip_matching_host_port or hcm.strip_trailing_host_dot):
+        return None
+    any_port, matching, dot = (
+        hcm.strip_any_host_port, hcm.strip_matching_host_port, hcm.strip_trailing_host_dot,
+    )  # fmt: skip
+
+    def strip(ctx: RequestContext) -> None:
+        host = ctx.authority
+        if dot:
+            start = port_start(host)
+            if host[:start].endswith(b"."):
+                host = host[: start - 1] + host[start:]
+        if any_port or matching:
+            start = port_start(host)
+            if start < len(host) and (any_port or int(host[start + 1 :]) == ctx.connection.local[1]):
+                host = host[:start]
+        ctx.authority = host
+
+    return strip

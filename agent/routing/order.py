@@ -1,0 +1,94 @@
+"""First match in the configured order, without trying every route.
+
+Rule: the first route whose path and conditions match wins, exactly as if they were tried one after the other. Where a
+virtual host has many routes, those that could not match a path are left out: exact paths by a dictionary, prefixes by
+their first segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from agent.http.matching import RequestPredicate
+from agent.http.request import RequestContext
+from agent.routing.paths import PathPredicate, bare_path
+from agent.routing.plan import RoutePlan
+from agent.table.route import RouteMatch
+
+Chooser: TypeAlias = Callable[[RequestContext], RoutePlan]
+Choice: TypeAlias = RoutePlan | Chooser
+Entry: TypeAlias = tuple[RouteMatch, PathPredicate | None, RequestPredicate | None, Choice]
+Candidate: TypeAlias = tuple[PathPredicate | None, RequestPredicate | None, RoutePlan | None, Chooser | None]
+
+INDEX_FROM = 8
+"""Fewer routes than this are tried one after the other."""
+
+
+class RouteOrder:
+    """The routes of one virtual host."""
+
+    __slots__ = ("_all", "_by_path", "_by_segment", "_ignore_parameters", "_merged", "_others")
+
+    def __init__(self, entries: list[Entry], ignore_path_parameters: bool = False) -> None:
+        self._ignore_parameters = ignore_path_parameters
+        self._all = [_candidate(entry) for entry in entries]
+        self._by_path: dict[bytes, list[int]] = {}
+        self._by_segment: dict[bytes, list[int]] = {}
+        self._others: list[int] = []
+        if len(entries) < INDEX_FROM:
+            self._others = list(range(len(entries)))
+        else:
+            for position, (match, _, _, _) in enumerate(entries):
+                self._file(position, match)
+        self._merged: dict[bytes, tuple[Candidate, ...]] = {b"": self._pick(self._others)}
+
+    def _file(self, position: int, match: RouteMatch) -> None:
+        value = match.value.encode()
+        if match.kind == "path" and match.case_sensitive:
+            self._by_path.setdefault(value, []).append(position)
+            return
+        end = value.find(b"/", 1)
+        if match.kind in {"prefix", "separated_prefix"} and match.case_sensitive and end > 0:
+            self._by_segment.setdefault(value[:end], []).append(position)
+            return
+        self._others.append(position)
+
+    def _pick(self, positions: list[int]) -> tuple[Candidate, ...]:
+        return tuple(self._all[position] for position in sorted(positions))
+
+    def find(self, ctx: RequestContext) -> RoutePlan | None:
+        """The plan of the first route that matches; None for none."""
+        path = ctx.path
+        if b"?" in path or b"#" in path:
+            path = bare_path(path)
+        if self._ignore_parameters:
+            path = path.partition(b";")[0]
+        for test, condition, plan, choose in self._candidates(path):
+            if (test is None or test(path)) and (condition is None or condition(ctx)):
+                return plan if choose is None else choose(ctx)
+        return None
+
+    def _candidates(self, path: bytes) -> tuple[Candidate, ...]:
+        """Only paths and segments that the configuration names become keys, so strangers cannot fill this."""
+        if path in self._by_path:
+            key = path
+        elif self._by_segment:
+            end = path.find(b"/", 1)
+            key = path[:end] if end > 0 and path[:end] in self._by_segment else b""
+        else:
+            key = b""
+        merged = self._merged.get(key)
+        if merged is None:
+            end = path.find(b"/", 1)
+            segment = self._by_segment.get(path[:end], []) if end > 0 else []
+            exact = self._by_path.get(path, []) if key == path else []
+            merged = self._merged[key] = self._pick([*exact, *segment, *self._others])
+        return merged
+
+
+def _candidate(entry: Entry) -> Candidate:
+    _, test, condition, choice = entry
+    if isinstance(choice, RoutePlan):
+        return test, condition, choice, None
+    return test, condition, None, choice

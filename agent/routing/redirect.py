@@ -1,0 +1,90 @@
+"""Answers that a route gives itself: redirects and direct responses.
+
+Rule: the Location is built from the request as it came, after the path rewrite of the redirect
+(Envoy Utility::newUri).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from agent.http.request import LocalReply, RequestContext
+from agent.http.substitution import compile_value
+from agent.routing.paths import PathRewrite, compile_rewrite
+from agent.table.filter_config import BodyFormat
+from agent.table.route import Direct, Redirect, RouteMatch
+
+DETAILS = "direct_response"
+
+
+def compile_redirect(match: RouteMatch, redirect: Redirect) -> Callable[[RequestContext], LocalReply]:
+    """The redirect's answer for a request."""
+    rewrite = compile_rewrite(match, redirect.prefix_rewrite, redirect.regex_rewrite)
+    host = redirect.host.encode()
+    new_port = f":{redirect.port}".encode() if redirect.port else b""
+    new_scheme = redirect.scheme.encode()
+    locate = _path_maker(redirect, rewrite)
+
+    def respond(ctx: RequestContext) -> LocalReply:
+        scheme = new_scheme or ctx.scheme
+        authority = host or _kept_host(ctx, scheme, new_port)
+        location = b"%s://%s%s%s" % (scheme, authority, new_port, locate(ctx.path))
+        return LocalReply(redirect.status, headers=((b"location", location),), details=DETAILS)
+
+    return respond
+
+
+def _path_maker(redirect: Redirect, rewrite: PathRewrite | None) -> Callable[[bytes], bytes]:
+    fixed = redirect.path.encode()
+    strip = redirect.strip_query and b"?" not in fixed
+
+    def path_of(path: bytes) -> bytes:
+        if rewrite is not None:
+            path = rewrite(path)
+        if fixed:
+            if b"?" in fixed:
+                return fixed
+            path = fixed + path[path.index(b"?") :] if b"?" in path else fixed
+        return path.partition(b"?")[0] if strip else path
+
+    return path_of
+
+
+def _kept_host(ctx: RequestContext, new_scheme: bytes, new_port: bytes) -> bytes:
+    """The request's host, without its port where the redirect names one or where the default port goes away."""
+    host = ctx.authority
+    if host.startswith(b"["):
+        end = host.rfind(b"]:")
+        end = end + 1 if end >= 0 else -1
+    else:
+        end = host.rfind(b":")
+    if end < 0:
+        return host
+    port = host[end:]
+    seen = ctx.headers.get(b"x-forwarded-proto", ctx.scheme)
+    drop = bool(new_port)
+    if new_scheme != seen:
+        drop = drop or (seen == b"https" and port == b":443") or (seen == b"http" and port == b":80")
+    return host[:end] if drop else host
+
+
+def to_https(ctx: RequestContext) -> LocalReply:
+    """The answer of require_tls to a plain request."""
+    location = b"https://" + ctx.authority + ctx.path
+    return LocalReply(301, headers=((b"location", location),), details=DETAILS)
+
+
+def compile_direct(direct: Direct) -> Callable[[RequestContext], LocalReply]:
+    """The direct response; one shared value unless its body is formatted per request."""
+    if direct.body_format is None:
+        reply = LocalReply(direct.status, direct.body, details=DETAILS)
+        return lambda ctx: reply
+    body_format: BodyFormat = direct.body_format
+    make = compile_value(body_format.text)
+    content_type = (body_format.content_type or "text/plain").encode()
+
+    def respond(ctx: RequestContext) -> LocalReply:
+        body = make if isinstance(make, bytes) else make(ctx, None)
+        return LocalReply(direct.status, body, details=DETAILS, content_type=content_type)
+
+    return respond
