@@ -47,10 +47,13 @@ async def open_consul(
     try:
         await client.leader()
         await _check_format(client, f"{root}/format")
+        folders = f"{root}/catalog/", f"{root}/config/"
+        for folder in folders:
+            await client.make_folder(folder)
         catalog_changes, store_changes = Changes(), Changes()
         async with beside(
-            partial(_follow, client, f"{root}/catalog/", catalog_changes),
-            partial(_follow, client, f"{root}/config/", store_changes),
+            partial(_follow, client, folders[0], catalog_changes),
+            partial(_follow, client, folders[1], store_changes),
         ):
             yield Registry(
                 ConsulCatalog(client, root, catalog_changes, owner),

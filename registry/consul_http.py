@@ -140,12 +140,16 @@ class ConsulClient:
     async def children(self, folder: str) -> list[Entry]:
         """All entries below `folder` (which ends in a slash), in order of key."""
         _, items = await self.call(self._consul.kv.get(folder, recurse=True))
-        return [_entry(item) for item in items or ()]
+        return [_entry(item) for item in items or () if item["Key"] != folder]
 
     async def names(self, folder: str) -> list[str]:
         """The keys below `folder`, without it and without values."""
         _, keys = await self.call(self._consul.kv.get(folder, keys=True))
-        return [key.removeprefix(folder) for key in keys or ()]
+        return [key.removeprefix(folder) for key in keys or () if key != folder]
+
+    async def make_folder(self, folder: str) -> None:
+        """Make `folder` exist while it is empty: of nothing, Consul reports every write."""
+        await self.transact([kv("cas", folder, index=0)])
 
     async def changed(self, folder: str, index: int) -> int:
         """Wait (WAIT_SECONDS at most) until something below `folder` is newer than `index`; the index now.
