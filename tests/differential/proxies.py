@@ -1,0 +1,84 @@
+"""Our proxy and the real Envoy as processes on one bootstrap each, started on free ports and ended by their own id."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+_base_ids = itertools.count(os.getpid() % 20000 * 10)
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+class Proxy:
+    """One running proxy. `ports` are its listeners by the name that the bootstrap's placeholders use."""
+
+    def __init__(
+        self, kind: str, template: str, names: list[str], fixed: dict[str, str], folder: Path
+    ) -> None:
+        self.kind = kind
+        self.ports = {name: free_port() for name in [*names, "admin"]}
+        values = {**fixed, **{name: str(port) for name, port in self.ports.items()}, "kind": kind}
+        text = re.sub(r"@\{(\w+)\}", lambda found: values[found[1]], template)
+        self.config = folder / f"{kind}.yaml"
+        self.config.write_text(text)
+        self.log = folder / f"{kind}.log"
+        if kind == "envoy":
+            command = [
+                str(BIN / "envoy"), "-c", str(self.config), "--base-id", str(next(_base_ids)),
+                "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "1",
+            ]  # fmt: skip
+        else:
+            command = [str(BIN / "hostmesh-agent"), "proxy", "--config", str(self.config)]
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            )
+
+    def wait(self, seconds: float = 20.0) -> None:
+        """Return when every listener accepts; raise with the log when the proxy ended or did not come up."""
+        deadline = time.monotonic() + seconds
+        for port in [v for k, v in self.ports.items() if k != "admin"]:
+            while True:
+                if self._process.poll() is not None:
+                    raise RuntimeError(f"{self.kind} ended at start:\n{self.log.read_text()[-4000:]}")
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                    break
+                if time.monotonic() > deadline:
+                    raise RuntimeError(
+                        f"{self.kind} does not listen on {port}:\n{self.log.read_text()[-4000:]}"
+                    )
+                self._process_alive_pause()
+
+    def _process_alive_pause(self) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(0.02)
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End the process; nothing of it stays."""
+        if self.running:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(3)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._process.wait()

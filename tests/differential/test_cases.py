@@ -1,0 +1,176 @@
+"""The same bootstrap and the same bytes through our proxy and the real Envoy: what a client and a backend see is equal.
+
+Cases are in cases/*.yaml. Each call may also state what is expected (`expect`), so that both cannot be wrong together.
+Wanted differences are listed with a reason in wanted_differences.yaml and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.differential.backend import Backend, Received
+from tests.differential.bootstrap import template
+from tests.differential.client import Answer, Conversation, build, converse
+from tests.differential.proxies import Proxy, free_port
+
+HERE = Path(__file__).parent
+FILES = sorted((HERE / "cases").glob("*.yaml"))
+WANTED: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "wanted_differences.yaml").read_text()) or {}
+
+_VOLATILE_RESPONSE = {"date", "x-envoy-upstream-service-time"}
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+def _cases() -> Iterator[Any]:
+    for path in FILES:
+        for call in yaml.safe_load(path.read_text())["calls"]:
+            yield pytest.param(path, call, id=f"{path.stem}: {call['name']}")
+
+
+class Stand:
+    """Backends and both proxies for one case file."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        spec = yaml.safe_load(path.read_text())
+        self.backends = {name: Backend(name) for name in spec.get("backends", ["a", "b"])}
+        fixed = {name: str(backend.port) for name, backend in self.backends.items()} | {
+            "dead": str(free_port())
+        }
+        text, names = template(spec)
+        self.proxies = {kind: Proxy(kind, text, names, fixed, folder) for kind in ("envoy", "ours")}
+        try:
+            for proxy in self.proxies.values():
+                proxy.wait()
+        except RuntimeError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for proxy in self.proxies.values():
+            proxy.close()
+        for backend in self.backends.values():
+            backend.close()
+
+
+@pytest.fixture(scope="module")
+def stands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    open_stands: dict[str, Any] = {}
+    yield open_stands
+    for stand in open_stands.values():
+        if isinstance(stand, Stand):
+            stand.close()
+
+
+def _stand(stands: dict[str, Any], path: Path, folders: pytest.TempPathFactory) -> Stand:
+    if path.stem not in stands:
+        for other in [name for name, stand in stands.items() if isinstance(stand, Stand)]:
+            stands.pop(other).close()
+        try:
+            stands[path.stem] = Stand(path, folders.mktemp(path.stem))
+        except RuntimeError as error:
+            stands[path.stem] = error
+    stand = stands[path.stem]
+    if isinstance(stand, RuntimeError):
+        pytest.fail(str(stand))
+    assert isinstance(stand, Stand)
+    return stand
+
+
+def _payloads(call: dict[str, Any]) -> tuple[list[bytes], int, tuple[bool, ...]]:
+    """Payloads to send in turn, how many answers to read, which of them answer a HEAD."""
+    if "raw" in call:
+        raw = call["raw"] if isinstance(call["raw"], list) else [call["raw"]]
+        payloads = [part.encode("latin-1").decode("unicode_escape").encode("latin-1") for part in raw]
+        return payloads, int(call.get("answers", len(payloads))), ()
+    requests = call.get("requests") or [call.get("request", {})]
+    requests = [request for request in requests for _ in range(int(request.get("repeat", 1)))]
+    heads = tuple(request.get("method") == "HEAD" for request in requests)
+    payloads = [build(request) for request in requests]
+    if call.get("pipelined"):
+        return [b"".join(payloads)], len(payloads), heads
+    return payloads, len(payloads), heads
+
+
+def _seen_answer(answer: Answer, ports: dict[str, int], ignore: set[str]) -> dict[str, Any]:
+    headers = sorted(
+        (name, _stable(value, ports))
+        for name, value in answer.headers
+        if name.lower() not in _VOLATILE_RESPONSE | ignore
+    )
+    return {
+        "status": answer.status, "reason": answer.reason, "headers": headers, "interim": answer.interim,
+        "body": _stable(answer.body.decode("latin-1"), ports), "trailers": answer.trailers, "complete": answer.complete,
+    }  # fmt: skip
+
+
+def _stable(text: str, ports: dict[str, int]) -> str:
+    for name, port in ports.items():
+        text = text.replace(f":{port}", f":<{name}>")
+    return _UUID.sub("<uuid>", text)
+
+
+def _seen_request(request: Received, ports: dict[str, int], ignore: set[str]) -> dict[str, Any]:
+    headers = sorted(
+        (name, _stable(value, ports)) for name, value in request.headers if name.lower() not in ignore
+    )
+    return {
+        "backend": request.backend, "line": _stable(request.line, ports), "headers": headers,
+        "body": request.body.decode("latin-1"), "trailers": request.trailers,
+    }  # fmt: skip
+
+
+def _run(stand: Stand, kind: str, call: dict[str, Any]) -> dict[str, Any]:
+    proxy = stand.proxies[kind]
+    for backend in stand.backends.values():
+        backend.reset()
+    payloads, expected, heads = _payloads(call)
+    listener = call.get("listener") or next(iter(proxy.ports))
+    conversation: Conversation = converse(
+        proxy.ports[listener], payloads, expected=expected, heads=heads, shut=bool(call.get("shut")),
+        timeout=float(call.get("timeout", 8)),
+    )  # fmt: skip
+    ignore = {name.lower() for name in call.get("ignore", [])}
+    received = [request for backend in stand.backends.values() for request in backend.received]
+    seen: dict[str, Any] = {
+        "answers": [_seen_answer(answer, proxy.ports, ignore) for answer in conversation.answers],
+        "ending": conversation.ending,
+        "received": [_seen_request(request, proxy.ports, ignore) for request in received],
+    }
+    assert proxy.running, f"{kind} died:\n{proxy.log.read_text()[-3000:]}"
+    if call.get("compare") == "distribution":
+        return {
+            "statuses": sorted({a["status"] for a in seen["answers"]}),
+            "backends": sorted({r["backend"] for r in seen["received"]}), "count": len(seen["answers"]),
+        }  # fmt: skip
+    if call.get("compare") == "status":
+        return {"statuses": [a["status"] for a in seen["answers"]], "received": len(seen["received"])}
+    return seen
+
+
+@pytest.mark.envoy
+@pytest.mark.parametrize(("path", "call"), _cases())
+def test_ours_behaves_as_envoy(
+    path: Path, call: dict[str, Any], stands: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    stand = _stand(stands, path, tmp_path_factory)
+    theirs = _run(stand, "envoy", call)
+    ours = _run(stand, "ours", call)
+    expect = call.get("expect", {})
+    if "status" in expect and "answers" in theirs:
+        assert [a["status"] for a in theirs["answers"]][-1:] == [expect["status"]], (
+            f"the case misjudges Envoy: {theirs}"
+        )
+    if "received" in expect and isinstance(theirs["received"], list):
+        assert len(theirs["received"]) == expect["received"], f"the case misjudges Envoy: {theirs}"
+    wanted = WANTED.get(f"{path.stem}: {call['name']}")
+    if wanted is not None:
+        assert ours != theirs, "no longer different: take it out of wanted_differences.yaml"
+        assert [a["status"] for a in ours["answers"]] == wanted["ours"], wanted["reason"]
+        return
+    assert ours == theirs
