@@ -1,7 +1,7 @@
-"""What became of one request or one opaque connection: the single value that logs, metrics and spans are made from.
+"""What became of one request or one opaque connection: the value that logs, metrics and spans are made from.
 
-The exchange fills one in and hands it to telemetry in its one exit. Times are monotonic seconds as read by the
-worker; None or 0.0 where the point was never reached. Not for: anything still in progress.
+The exchange fills one in and hands it to telemetry in its one exit. Times are monotonic seconds as read by
+the worker; 0.0 where the point was never reached. Not for: anything still in progress.
 """
 
 from __future__ import annotations
@@ -16,13 +16,43 @@ class Outcome:
     """Filled during the exchange, read once at its end."""
 
     __slots__ = (
-        "bytes_received", "bytes_sent", "cluster", "connection", "details", "duration", "finished_at", "flags",
-        "listener", "protocol", "received_at", "request", "request_done_at", "response_code", "response_headers",
-        "response_trailers", "route_metadata", "route_name", "started_at", "attempts", "termination_details",
-        "upstream_address", "upstream_connected_at", "upstream_failure", "upstream_first_at", "upstream_last_at",
-        "upstream_local", "upstream_metadata", "upstream_peer", "upstream_picked_at", "upstream_sent_first_at",
-        "upstream_sent_last_at", "virtual_host", "request_headers_bytes", "response_headers_bytes", "upstream_host",
+        "attempts",
+        "bytes_received",
+        "bytes_sent",
+        "cluster",
+        "connection",
+        "details",
         "downstream_last_at",
+        "duration",
+        "finished_at",
+        "flags",
+        "listener",
+        "protocol",
+        "received_at",
+        "request",
+        "request_done_at",
+        "request_headers_bytes",
+        "response_code",
+        "response_headers",
+        "response_headers_bytes",
+        "response_trailers",
+        "route_metadata",
+        "route_name",
+        "started_at",
+        "termination_details",
+        "upstream_address",
+        "upstream_connected_at",
+        "upstream_failure",
+        "upstream_first_at",
+        "upstream_host",
+        "upstream_last_at",
+        "upstream_local",
+        "upstream_metadata",
+        "upstream_peer",
+        "upstream_picked_at",
+        "upstream_sent_first_at",
+        "upstream_sent_last_at",
+        "virtual_host",
     )  # fmt: skip
 
     def __init__(self) -> None:

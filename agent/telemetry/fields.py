@@ -1,0 +1,393 @@
+"""How the operators of the substitution formatter read an Outcome.
+
+Rule: a factory `(argument, absent) -> getter` is called once when the format is compiled; the getter returns
+text, a number or a JSON-like tree, and `absent` where there is nothing to tell. Header values become text as
+UTF-8 with surrogate escapes, so that a file sink writes the very bytes of the wire.
+Not for: which operators there are (operators.py), time (times.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Any, TypeAlias
+
+from agent.telemetry.flags import LONG_NAMES
+from agent.telemetry.outcome import Outcome
+from agent.telemetry.times import Getter
+
+Factory: TypeAlias = Callable[[str, Any], Getter]
+
+
+def text(value: bytes) -> str:
+    """Wire bytes as text; bytes that are not UTF-8 survive as surrogates."""
+    return value.decode("utf-8", "surrogateescape")
+
+
+# Headers
+
+
+def _request_field(name: str) -> Callable[[Any], bytes | None]:
+    pseudo = {
+        ":method": "method",
+        ":path": "path",
+        ":authority": "authority",
+        ":scheme": "scheme",
+        "host": "authority",
+    }
+    if name in pseudo:
+        read = attrgetter(pseudo[name])
+        return lambda request: read(request) or None
+    wanted = name.encode()
+    return lambda request: request.headers.get(wanted)
+
+
+def _names(argument: str) -> tuple[str, str]:
+    main, _, alternative = argument.lower().partition("?")
+    if "?" in alternative:
+        raise ValueError(f"more than one alternative header in {argument!r}")
+    for name in (main, alternative):
+        if not all(character.isalnum() or character in "!#$%&'*+-.^_`|~:" for character in name):
+            raise ValueError(f"invalid header name {name!r}")
+    return main, alternative
+
+
+def request_header(argument: str, absent: Any) -> Getter:
+    main, alternative = _names(argument)
+    first = _request_field(main)
+    second = _request_field(alternative) if alternative else None
+
+    def get(outcome: Outcome) -> Any:
+        request = outcome.request
+        if request is None:
+            return absent
+        value = first(request)
+        if value is None and second is not None:
+            value = second(request)
+        return absent if value is None else value.decode("utf-8", "surrogateescape")
+
+    return get
+
+
+def headers_of(attribute: str) -> Factory:
+    read = attrgetter(attribute)
+
+    def make(argument: str, absent: Any) -> Getter:
+        main, alternative = (name.encode() for name in _names(argument))
+
+        def get(outcome: Outcome) -> Any:
+            headers = read(outcome)
+            if headers is None:
+                return absent
+            value = headers.get(main)
+            if value is None and alternative:
+                value = headers.get(alternative)
+            return absent if value is None else value.decode("utf-8", "surrogateescape")
+
+        return get
+
+    return make
+
+
+_resp_header = headers_of("response_headers")
+
+
+def response_header(argument: str, absent: Any) -> Getter:
+    if argument.lower() == ":status":
+        return lambda outcome: str(outcome.response_code) if outcome.response_code else absent
+    return _resp_header(argument, absent)
+
+
+def grpc_status_as(argument: str, absent: Any) -> Getter:
+    if argument not in ("", "CAMEL_STRING", "SNAKE_STRING", "NUMBER"):
+        raise ValueError("GRPC_STATUS takes CAMEL_STRING, SNAKE_STRING or NUMBER")
+
+    def get(outcome: Outcome) -> Any:
+        number = grpc_status(outcome)
+        if number is None:
+            return absent
+        if argument == "NUMBER":
+            return number
+        if not 0 <= number < len(GRPC_STATUSES):
+            return str(number)
+        name = GRPC_STATUSES[number]
+        if argument == "SNAKE_STRING":
+            return name
+        return "OK" if number == 0 else name.title().replace("_", "").replace("Cancelled", "Canceled")
+
+    return get
+
+
+GRPC_STATUSES = (
+    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE",
+    "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+)  # fmt: skip
+"""By number (gRPC status codes)."""
+
+
+def grpc_status(outcome: Outcome) -> int | None:
+    """The gRPC status of a gRPC call, from trailers or a trailers-only answer; None for other requests."""
+    request = outcome.request
+    if request is None:
+        return None
+    kind = request.headers.get(b"content-type")
+    if kind is None or not kind.startswith(b"application/grpc"):
+        return None
+    for headers in (outcome.response_trailers, outcome.response_headers):
+        value = headers.get(b"grpc-status") if headers is not None else None
+        if value is not None:
+            return int(value) if value.isdigit() and len(value) < 10 else None
+    return None
+
+
+# Path and query
+
+
+def path(argument: str, absent: Any) -> Getter:
+    query, _, which = (argument or "WQ").partition(":")
+    which = which or "ORIG_OR_PATH" if argument else "PATH"
+    if query not in ("WQ", "NQ") or which not in ("ORIG", "PATH", "ORIG_OR_PATH"):
+        raise ValueError(f"PATH takes WQ or NQ, then ORIG, PATH or ORIG_OR_PATH, got {argument!r}")
+    keep = query == "WQ"
+
+    def get(outcome: Outcome) -> Any:
+        request = outcome.request
+        if request is None:
+            return absent
+        original = request.headers.get(b"x-envoy-original-path") if which != "PATH" else None
+        path = original if which == "ORIG" else original or request.path
+        if not path:
+            return absent
+        return text(path if keep else path.split(b"?", 1)[0])
+
+    return get
+
+
+def query_parameter(argument: str, absent: Any) -> Getter:
+    wanted = argument.encode()
+
+    def get(outcome: Outcome) -> Any:
+        if outcome.request is None:
+            return absent
+        for pair in outcome.request.path.partition(b"?")[2].split(b"&"):
+            name, _, value = pair.partition(b"=")
+            if name == wanted:
+                return text(value)
+        return absent
+
+    return get
+
+
+def query(argument: str, absent: Any) -> Getter:
+    if argument:
+        raise ValueError("decoded query parameters are not supported")
+
+    def get(outcome: Outcome) -> Any:
+        query = outcome.request.path.partition(b"?")[2] if outcome.request is not None else b""
+        return text(query) or absent
+
+    return get
+
+
+# Plain fields of the outcome
+
+
+def field(attribute: str, underscores: bool = False) -> Factory:
+    """A text, empty where there is nothing to tell; `underscores` replaces blanks, as in Envoy's details."""
+    read = attrgetter(attribute)
+
+    def make(argument: str, absent: Any) -> Getter:
+        if underscores and argument != "ALLOW_WHITESPACES":
+            return lambda outcome: "_".join(read(outcome).split()) or absent
+        return lambda outcome: read(outcome) or absent
+
+    return make
+
+
+def count(attribute: str) -> Factory:
+    read: Getter = attrgetter(attribute)
+    return lambda _argument, _absent: read
+
+
+def through(first: str, then: str) -> Factory:
+    """A text of an object that may be missing: `outcome.first.then`."""
+    outer, inner = attrgetter(first), attrgetter(then)
+
+    def make(_argument: str, absent: Any) -> Getter:
+        def get(outcome: Outcome) -> Any:
+            found = outer(outcome)
+            return absent if found is None else inner(found) or absent
+
+        return get
+
+    return make
+
+
+def peer(side: str, attribute: str, convert: Callable[[Any], str] = str) -> Factory:
+    """A field of a TLS peer's identity: `side` is `connection.peer` or `upstream_peer`."""
+    read = attrgetter(attribute)
+
+    def make(_argument: str, absent: Any) -> Getter:
+        def get(outcome: Outcome) -> Any:
+            connection = outcome.connection
+            peer = outcome.upstream_peer if side == "upstream_peer" else connection and connection.peer
+            return absent if peer is None else convert(read(peer)) or absent
+
+        return get
+
+    return make
+
+
+def flags(long: bool) -> Factory:
+    def make(_argument: str, _absent: Any) -> Getter:
+        if long:
+            return lambda outcome: ",".join([LONG_NAMES.get(flag, flag) for flag in outcome.flags]) or "-"
+        return lambda outcome: ",".join(outcome.flags) or "-"
+
+    return make
+
+
+def hostname(_argument: str, absent: Any) -> Getter:
+    name = os.uname().nodename or absent
+    return lambda _outcome: name
+
+
+def environment(argument: str, _absent: Any) -> Getter:
+    value = os.environ.get(argument, "-")
+    return lambda _outcome: value
+
+
+def cluster(_argument: str, absent: Any) -> Getter:
+    def get(outcome: Outcome) -> Any:
+        cluster = outcome.cluster
+        return absent if cluster is None else cluster.alt_stat_name or cluster.name
+
+    return get
+
+
+def local_uri_sans(_argument: str, absent: Any) -> Getter:
+    """The URI SANs of the certificate shown to the client."""
+
+    def get(outcome: Outcome) -> Any:
+        connection = outcome.connection
+        return absent if connection is None else ",".join(connection.local_uri_sans) or absent
+
+    return get
+
+
+def connection_id(_argument: str, _absent: Any) -> Getter:
+    """The downstream connection's number, 0 without one (as Envoy)."""
+    return lambda outcome: 0 if outcome.connection is None else outcome.connection.id
+
+
+def stream_id(_argument: str, absent: Any) -> Getter:
+    """The request id."""
+
+    def get(outcome: Outcome) -> Any:
+        request = outcome.request
+        return absent if request is None else text(request.request_id) or absent
+
+    return get
+
+
+def nothing(_argument: str, absent: Any) -> Getter:
+    return lambda _outcome: absent
+
+
+# Addresses
+
+
+def joined(address: tuple[str, int]) -> str:
+    """`ip:port`, v6 in brackets; a path (Unix socket) or a name without a port as it is."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else host if host.startswith("/") else f"{host}:{port}"
+
+
+def address_of(owner: str, attribute: str, part: str) -> Factory:
+    """`part` is `both`, `host` or `port`; the owner is `connection`, or `request` (else the connection)."""
+    read = attrgetter(attribute)
+
+    def make(_argument: str, absent: Any) -> Getter:
+        def get(outcome: Outcome) -> Any:
+            if owner == "request" and outcome.request is not None:
+                address = outcome.request.client
+            elif outcome.connection is not None:
+                address = read(outcome.connection)
+            else:
+                return absent
+            return joined(address) if part == "both" else address[0] if part == "host" else address[1]
+
+        return get
+
+    return make
+
+
+def upstream_part(attribute: str, part: str) -> Factory:
+    read = attrgetter(attribute)
+
+    def make(_argument: str, absent: Any) -> Getter:
+        def get(outcome: Outcome) -> Any:
+            host, colon, port = read(outcome).rpartition(":")
+            if part == "port":
+                return int(port) if colon and port.isdigit() else absent
+            return (host.strip("[]") if colon else port) or absent
+
+        return get
+
+    return make
+
+
+def upstream_name(without_port: bool) -> Factory:
+    def make(_argument: str, absent: Any) -> Getter:
+        def get(outcome: Outcome) -> Any:
+            name = outcome.upstream_host or outcome.upstream_address
+            if without_port:
+                host, colon, port = name.rpartition(":")
+                name = host if colon and port.isdigit() else name
+            return name or absent
+
+        return get
+
+    return make
+
+
+# Metadata
+
+
+def metadata_at(read: Callable[[Outcome], Any], argument: str, absent: Any) -> Getter:
+    namespace, *path = argument.split(":")
+
+    def get(outcome: Outcome) -> Any:
+        node = read(outcome)
+        for key in (namespace, *path):
+            node = node.get(key) if isinstance(node, Mapping) else None
+        return absent if node is None else node
+
+    return get
+
+
+def _dynamic(outcome: Outcome) -> Any:
+    return outcome.request.dynamic_metadata if outcome.request is not None else None
+
+
+METADATA: dict[str, Callable[[Outcome], Any]] = {
+    "DYNAMIC": _dynamic,
+    "ROUTE": lambda outcome: outcome.route_metadata,
+    "CLUSTER": lambda outcome: outcome.cluster.metadata if outcome.cluster is not None else None,
+    "UPSTREAM_HOST": lambda outcome: outcome.upstream_metadata,
+    "LISTENER": lambda outcome: outcome.listener.metadata if outcome.listener is not None else None,
+}
+
+
+def metadata_of(kind: str) -> Factory:
+    """An operator for one kind of metadata: `NAMESPACE[:KEY…]`."""
+    return lambda argument, absent: metadata_at(METADATA[kind], argument, absent)
+
+
+def metadata(argument: str, absent: Any) -> Getter:
+    kind, _, rest = argument.partition(":")
+    if kind not in METADATA or not rest:
+        raise ValueError(f"METADATA takes TYPE:NAMESPACE[:KEY…] with TYPE one of {', '.join(METADATA)}")
+    return metadata_at(METADATA[kind], rest, absent)
