@@ -1,4 +1,4 @@
-'''What agent and istiod say to each other: gRPC over HTTP/2, xDS sessions, identities and certificates.
+"""What agent and istiod say to each other: gRPC over HTTP/2, xDS sessions, identities and certificates.
 
 Imports no other package of ours. The whole public API, by module:
 
@@ -20,8 +20,8 @@ wire.tls      server_context(cert_chain_pem, key_pem, client_ca_pem=None, client
 wire.grpc     Server side:
                 listeners = await listen(host, port, ssl_context | None)
                 await serve(listeners, {path: handler}, limits=Limits(), shutdown=trio.Event(), grace=5.0)
-                async def handler(call: ServerCall): call.metadata call.peer await call.receive() -> bytes | None
-                    await call.send(bytes); raise GrpcError(GrpcStatus.X, "why"); return means OK
+                async def handler(call: ServerCall): call.metadata, call.peer, await call.send(bytes),
+                    await call.receive() -> bytes | None; to fail: raise GrpcError(GrpcStatus.X, "why")
                 Peer(address, spiffe_id, cert_der)
               Client side:
                 async with open_channel(connect, authority) as channel:      connect: async () -> stream
@@ -32,8 +32,21 @@ wire.grpc     Server side:
               Metadata: .get(name) .get_all(name) .binary(name); paths ADS_SOTW ADS_DELTA CREATE_CERTIFICATE
               DEBUG_ATTACH
 wire.xds      LISTENER ROUTE CLUSTER ENDPOINT SECRET NAME_TABLE HEALTH, PUSH_ORDER, in_push_order(types)
-              EncodedResource(name, version, body), encode(name, message) -> EncodedResource
-              SotwSession, DeltaSession (server), DeltaClient
+              EncodedResource(name, version, body, wildcard=True), encode(name, message) -> EncodedResource
+              Server, one session for one ADS stream (all types), SotwSession() or DeltaSession():
+                session.receive(request bytes) -> Received(type_url, node, kind, nack, error_detail, …)
+                session.update({type_url: {name: EncodedResource}})       the latest of these types
+                session.next_response() -> bytes | None    send until None; after either of both
+                session.interest(type_url) -> Interest(wildcard, names)   what to compile
+                session.state(type_url) -> TypeState(nonce, outstanding, acked, nack, …)   for proxy-status
+              Agent: DeltaClient(node, {type_url: names or WILDCARD})
+                client.start() -> [request bytes]                         on every new stream
+                client.receive(response bytes) -> Update(type_url, nonce, resources, removed)
+                client.ack(update) / client.nack(update, reason) -> request bytes
+                client.subscribe(type_url, names) -> request bytes | None exactly these names from now on
+                client.held(type_url) -> {name: EncodedResource}; client.preload(type_url, resources)
+                health_request(healthy, message) -> request bytes
+              endpoint_names(clusters) route_names(listeners) -> names to subscribe
 wire.proto    istio_ca_pb2 (IstioCertificateRequest/Response), name_table_pb2 (NameTable),
               debug_pb2 (DebugRequest/DebugResponse)
-'''
+"""
