@@ -27,7 +27,7 @@ def rules_for(config: AgentConfig, uid_of: dict[str | int, int], agent_uids: tup
                 inbound=ports.inbound,
                 dns=ports.dns,
                 uid=None if workload.user is None else uid_of[workload.user],
-                ports=tuple(port.port for port in workload.ports),
+                ports=tuple(port.target_port or port.port for port in workload.ports),
             )
         )
     capture, ports = config.capture, config.proxy.ports

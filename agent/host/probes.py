@@ -1,0 +1,100 @@
+"""Ask an application whether it is ready: HTTP, TCP or a command, as Kubernetes' readiness probes do.
+
+Rule: a probe ends within its timeout, whatever the application does, and never takes the agent down; the
+probe's connection is the agent's own and is not captured. Not for: what follows from a verdict (`workload`).
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import subprocess
+from collections.abc import Awaitable, Callable
+
+import h11
+import trio
+
+from agent.host.config import ExecAction, HttpGet, Probe
+from agent.host.own_socket import connect_tcp
+from agent.host.probe_state import ProbeState
+
+log = logging.getLogger("hostmesh.probe")
+_MAX_BODY = 10 * 1024
+Verdict = Callable[[bool, str], Awaitable[None]]
+
+
+async def run(probe: Probe, report: Verdict) -> None:
+    """Probe until cancelled; `report(ready, reason)` at the first verdict and at every change."""
+    state = ProbeState(probe.success_threshold, probe.failure_threshold)
+    await trio.sleep(probe.initial_delay_seconds)
+    while True:
+        started = trio.current_time()
+        reason = await check(probe)
+        following = state.after(reason is None)
+        if following.ready is not None and following.ready is not state.ready:
+            await report(following.ready, reason or "the probe passes")
+        state = following
+        await trio.sleep_until(started + probe.period_seconds)
+
+
+async def check(probe: Probe) -> str | None:
+    """One try: None when it passed, else why not."""
+    try:
+        with trio.fail_after(probe.timeout_seconds):
+            if probe.http_get is not None:
+                return await _http(probe.http_get)
+            if probe.tcp_socket is not None:
+                host = probe.tcp_socket.host or "127.0.0.1"
+                stream = await connect_tcp(host, probe.tcp_socket.port)
+                await trio.aclose_forcefully(stream)
+                return None
+            assert probe.exec is not None
+            return await _command(probe.exec)
+    except trio.TooSlowError:
+        return f"no answer within {probe.timeout_seconds:g} s"
+    except (OSError, trio.BrokenResourceError, h11.RemoteProtocolError, ssl.SSLError) as error:
+        return str(error.__cause__ or error) or type(error).__name__
+
+
+async def _http(action: HttpGet) -> str | None:
+    host = action.host or "127.0.0.1"
+    stream: trio.abc.Stream = await connect_tcp(host, action.port)
+    if action.scheme == "HTTPS":
+        # As Kubernetes: the certificate is not verified, the question is whether it answers.
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        stream = trio.SSLStream(stream, context, https_compatible=True)
+    try:
+        names = {header.name.lower() for header in action.http_headers}
+        authority = f"[{host}]:{action.port}" if ":" in host else f"{host}:{action.port}"
+        headers = [(header.name, header.value) for header in action.http_headers]
+        defaults = [("Host", authority), ("User-Agent", "hostmesh-probe"), ("Connection", "close")]
+        headers += [(name, value) for name, value in defaults if name.lower() not in names]
+        connection = h11.Connection(h11.CLIENT)
+        request = connection.send(h11.Request(method="GET", target=action.path, headers=headers))
+        end = connection.send(h11.EndOfMessage())
+        await stream.send_all((request or b"") + (end or b""))
+        status = await _status(connection, stream)
+    finally:
+        await trio.aclose_forcefully(stream)
+    return None if 200 <= status < 400 else f"HTTP status {status}"
+
+
+async def _status(connection: h11.Connection, stream: trio.abc.Stream) -> int:
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(bytes(await stream.receive_some(_MAX_BODY)))
+        elif isinstance(event, h11.Response):
+            return event.status_code
+        elif isinstance(event, h11.ConnectionClosed):
+            raise h11.RemoteProtocolError("the connection was closed before a response")
+
+
+async def _command(action: ExecAction) -> str | None:
+    # Cancelled by the timeout: trio kills the process.
+    done = await trio.run_process(
+        list(action.command), check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=None
+    )
+    return None if done.returncode == 0 else f"exit status {done.returncode}"

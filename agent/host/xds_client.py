@@ -1,0 +1,201 @@
+"""One workload's ADS stream: keep it up, bring what comes to the data plane, answer with what became of it.
+
+Rule: a broken stream changes nothing on the host; the next one, to any istiod, goes on from what is held.
+Everything is validated as a whole before a worker sees it, and acknowledged after every worker has it.
+Not for: which resources belong together (`config_session`), what workers do (`dataplane`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import trio
+from google.protobuf.message import DecodeError
+
+from agent.host.config_session import Candidate, ConfigSession, Held
+from agent.host.control_plane import CONNECTION_ERRORS, ControlPlane, Unreachable
+from agent.host.identity import IdentityKeeper
+from agent.host.log import fields
+from wire.grpc import ADS_DELTA, Backoff, Channel, ClientCall, GrpcError, open_channel
+from wire.xds.client import health_request
+from wire.xds.requests import XdsError
+
+log = logging.getLogger("hostmesh.xds")
+WARMING_SECONDS = 5.0
+"""How long a set may wait for something that it names (Envoy: initial_fetch_timeout, 15 s)."""
+_STABLE_SECONDS = 10.0
+_LEAVING = "leaving"
+_GOODBYE_SECONDS = 2.0
+
+
+class Rejected(Exception):  # noqa: N818 (an answer, not a fault)
+    """A configuration cannot be used; the reason goes to istiod."""
+
+
+Apply = Callable[[Held], Awaitable[None]]
+"""Bring a set into use everywhere; `Rejected` when that cannot be, with the old one still in use."""
+
+
+class XdsClient:
+    """One workload's stream. `connected` says whether it stands; `health` is what istiod is told."""
+
+    def __init__(
+        self,
+        key: str,
+        *,
+        session: ConfigSession,
+        identity: IdentityKeeper,
+        control_plane: ControlPlane,
+        apply: Apply,
+        chance: Callable[[], float],
+    ) -> None:
+        self.connected = False
+        self.last_error = ""
+        self.last_rejection = ""
+        self.has_config = trio.Event()
+        self._key, self._session, self._identity = key, session, identity
+        self._control_plane, self._apply, self._chance = control_plane, apply, chance
+        self._health: tuple[bool, str] | None = None
+        self._health_changed = trio.Event()
+        self._updated = trio.Event()
+        self._leaving = False
+        self._left = trio.Event()
+        self._attached: Callable[[Channel], Awaitable[None]] | None = None
+
+    def report(self, healthy: bool, reason: str = "") -> None:
+        """The application's health from now on."""
+        self._health = (healthy, reason)
+        self._health_changed.set()
+
+    def with_channel(self, serve: Callable[[Channel], Awaitable[None]]) -> None:
+        """Also run this on every connection, beside the stream (the way back for admin pages)."""
+        self._attached = serve
+
+    async def leave(self) -> None:
+        """Tell istiod that the workload goes; returns when it has been told, or could not be in time."""
+        self._leaving = True
+        self._health_changed.set()
+        if self.connected:
+            with trio.move_on_after(_GOODBYE_SECONDS):
+                await self._left.wait()
+
+    async def run(self) -> None:
+        """Keep a stream up until cancelled or left."""
+        backoff = Backoff(self._chance)
+        while not self._leaving:
+            began = trio.current_time()
+            try:
+                await self._connection()
+                reason = "istiod ended the stream"
+            except (GrpcError, XdsError, Unreachable, *CONNECTION_ERRORS) as error:
+                reason = str(error) or type(error).__name__
+            self.connected = False
+            if self._leaving:
+                return
+            if trio.current_time() - began > _STABLE_SECONDS:
+                backoff.reset()
+            delay = backoff.next_delay()
+            if reason != self.last_error:
+                log.warning("no stream to istiod: %s", reason, extra=fields(workload=self._key))
+            self.last_error = reason
+            await trio.sleep(delay)
+
+    async def _connection(self) -> None:
+        context = self._identity.context()
+
+        async def connect() -> trio.abc.Stream:
+            return await self._control_plane.connect(context)
+
+        async with (
+            open_channel(connect, self._control_plane.authority) as channel,
+            channel.stream(ADS_DELTA) as call,
+            _group() as nursery,
+        ):
+            sender = _Sender(call)
+            for request in self._session.start():
+                await sender.send(request)
+            log.info(
+                "stream to istiod", extra=fields(workload=self._key, istiod=self._control_plane.authority)
+            )
+            self.connected, self.last_error = True, ""
+            nursery.start_soon(self._report_health, sender, call)
+            nursery.start_soon(self._use_updates, sender)
+            if self._attached is not None:
+                nursery.start_soon(self._attached, channel)
+            while (message := await call.receive()) is not None:
+                for request in self._session.receive(message):
+                    await sender.send(request)
+                self._updated.set()
+            nursery.cancel_scope.cancel()
+
+    async def _report_health(self, sender: _Sender, call: ClientCall) -> None:
+        while True:
+            self._health_changed = trio.Event()
+            if self._leaving:
+                await sender.send(health_request(False, _LEAVING))
+                await call.end()
+                self._left.set()
+                return
+            if self._health is not None:
+                await sender.send(health_request(*self._health))
+            await self._health_changed.wait()
+
+    async def _use_updates(self, sender: _Sender) -> None:
+        while True:
+            self._updated = trio.Event()
+            try:
+                candidate = self._session.candidate()
+            except DecodeError as error:
+                raise XdsError(f"a resource cannot be decoded: {error}") from error
+            if candidate is None:
+                patience = WARMING_SECONDS if self._session.pending else math.inf
+                with trio.move_on_after(patience) as waiting:
+                    await self._updated.wait()
+                if not waiting.cancelled_caught:
+                    continue
+                missing = ", ".join(self._session.missing())
+                log.warning("using a configuration without %s", missing, extra=fields(workload=self._key))
+                candidate = self._session.candidate(complete=False)
+            if candidate is not None:
+                await self._use(candidate, sender)
+
+    async def _use(self, candidate: Candidate, sender: _Sender) -> None:
+        try:
+            await self._apply(candidate.resources)
+        except Rejected as error:
+            self.last_rejection = str(error)
+            log.warning("configuration refused: %s", error, extra=fields(workload=self._key))
+            requests = self._session.refused(candidate, str(error))
+        else:
+            self.last_rejection = ""
+            requests = self._session.accepted(candidate)
+            self.has_config.set()
+        for request in requests:
+            await sender.send(request)
+
+
+class _Sender:
+    """Several tasks send on one call, one message at a time."""
+
+    def __init__(self, call: ClientCall) -> None:
+        self._call, self._lock = call, trio.Lock()
+
+    async def send(self, request: bytes) -> None:
+        async with self._lock:
+            await self._call.send(request)
+
+
+@asynccontextmanager
+async def _group():  # type: ignore[no-untyped-def]
+    """A nursery whose first failure is raised as itself."""
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+    except BaseExceptionGroup as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
