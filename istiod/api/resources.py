@@ -1,0 +1,196 @@
+"""The admin API's resources: list, get, put, delete, and apply of many documents at once.
+
+Job: parse, compare, write with compare-and-set, answer what became of each.
+Rule: apply validates everything before it writes anything; a caller who names the version that it has read
+(resourceVersion, If-Match) never overwrites what somebody else wrote meanwhile.
+Not for: what a resource means (`istiod.resources`, `istiod.compile`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from istiod.api.body import flag, member, read_json
+from istiod.api.documents import findings, manifest, parse_sources, same
+from istiod.api.errors import ApiError, bad_request, not_found
+from istiod.log import fields
+from istiod.resources.document import Document, Parsed
+from istiod.resources.kinds import KINDS, find_kind
+from registry.model import ABSENT, Resource, ResourceKey
+from registry.store import ConfigStore
+
+log = logging.getLogger("istiod.api")
+
+
+class ResourceApi:
+    """The handlers over one config store."""
+
+    def __init__(self, store: ConfigStore) -> None:
+        self._store = store
+
+    def routes(self) -> list[BaseRoute]:
+        """Paths below /api/v1."""
+        one = "/resources/{kind}/{namespace}/{name}"
+        return [
+            Route("/apply", self.apply, methods=["POST"]),
+            Route("/parse", self.parse, methods=["POST"]),
+            Route("/resources", self.list, methods=["GET"]),
+            Route(one, self.get, methods=["GET"]),
+            Route(one, self.put, methods=["PUT"]),
+            Route(one, self.delete, methods=["DELETE"]),
+        ]
+
+    async def list(self, request: Request) -> Response:
+        """GET /resources?kind=A,B&namespace=NS."""
+        namespace = request.query_params.get("namespace")
+        words = request.query_params.get("kind")
+        kinds = [_kind(word) for word in words.split(",")] if words else list(KINDS)
+        found: list[Resource] = []
+        if len(kinds) == 1:
+            found += await self._store.list(kinds[0], namespace)
+        else:
+            found += [one for one in await self._store.list(None, namespace) if one.kind in kinds]
+        return JSONResponse({"items": [manifest(resource) for resource in found]})
+
+    async def get(self, request: Request) -> Response:
+        """GET one resource as a manifest; ETag is its version."""
+        key = _key(request)
+        resource = await self._store.get(key)
+        if resource is None:
+            raise not_found(f'{key.kind} "{key.name}" in namespace {key.namespace}')
+        return JSONResponse(manifest(resource), headers={"etag": f'"{resource.version}"'})
+
+    async def put(self, request: Request) -> Response:
+        """PUT one manifest. `If-Match: "VERSION"` or metadata.resourceVersion: only if that is stored now;
+        `If-None-Match: *`: only if nothing is. `?dryRun=true` validates and compares only."""
+        key = _key(request)
+        body = await read_json(request)
+        parsed = parse_sources([("body", json.dumps(body))], key.namespace)
+        _refuse(parsed)
+        if len(parsed.documents) != 1 or parsed.documents[0].resource.key != key:
+            raise bad_request(f"the body must be the manifest of {key}", "metadata")
+        expected = _expected(request)
+        result = await self._write(parsed.documents[0].resource, flag(request, "dryRun"), expected)
+        return JSONResponse(result | {"warnings": [str(problem) for problem in parsed.warnings()]})
+
+    async def delete(self, request: Request) -> Response:
+        """DELETE one resource, with `If-Match` and `?dryRun` as PUT."""
+        key = _key(request)
+        if flag(request, "dryRun"):
+            found = await self._store.get(key) is not None
+        else:
+            found = await self._store.delete(key, expected=_expected(request))
+        if not found:
+            raise not_found(f'{key.kind} "{key.name}" in namespace {key.namespace}')
+        log.info("resource deleted", extra=fields(resource=key))
+        return JSONResponse(
+            {"kind": key.kind, "namespace": key.namespace, "name": key.name, "action": "deleted"}
+        )
+
+    async def apply(self, request: Request) -> Response:
+        """POST {namespace, dryRun, sources: [{name, text}]}: validate all, then write all."""
+        body = await read_json(request)
+        parsed = _parse(body)
+        _refuse(parsed)
+        if not parsed.documents:
+            raise ApiError(422, "Invalid", "no documents found", findings(parsed.problems))
+        dry_run = member(body, "dryRun", bool, False)
+        await self._check_versions(parsed.documents)
+        results: list[dict[str, Any]] = []
+        for document in parsed.documents:
+            try:
+                results.append(
+                    await self._write(document.resource, dry_run, document.resource.version or None)
+                )
+            except Exception:
+                # The caller must learn what was written before the failure; it is in the log by name.
+                log.exception(
+                    "apply stopped half way", extra=fields(written=len(results), at=document.subject)
+                )
+                raise
+        return JSONResponse({"results": results, "warnings": [str(problem) for problem in parsed.warnings()]})
+
+    async def parse(self, request: Request) -> Response:
+        """POST as apply; answers only which resources the documents name."""
+        parsed = _parse(await read_json(request))
+        _refuse(parsed)
+        return JSONResponse({"documents": [document.resource.key._asdict() for document in parsed.documents]})
+
+    async def _check_versions(self, documents: tuple[Document[Any], ...]) -> None:
+        """Documents that carry a resourceVersion must be current: found before anything is written."""
+        for document in documents:
+            if not document.resource.version:
+                continue
+            stored = await self._store.get(document.resource.key)
+            actual = stored.version if stored is not None else ABSENT
+            if actual != document.resource.version:
+                message = f"{document.where}: {document.subject} was changed meanwhile"
+                hint = (
+                    f"the document says version {document.resource.version}, stored is {actual or 'nothing'}"
+                )
+                raise ApiError(409, "Conflict", message, hint=hint)
+
+    async def _write(self, wanted: Resource, dry_run: bool, expected: str | None) -> dict[str, Any]:
+        before = await self._store.get(wanted.key)
+        action = "created" if before is None else "unchanged" if same(before, wanted) else "configured"
+        after = wanted
+        if dry_run:
+            if before is not None and action == "unchanged":
+                after = before
+        else:
+            after = await self._store.put(wanted, expected=expected)
+            if action != "unchanged":
+                log.info("resource %s", action, extra=fields(resource=wanted.key, version=after.version))
+        return {
+            "kind": after.kind,
+            "apiVersion": after.api_version,
+            "namespace": after.namespace,
+            "name": after.name,
+            "action": action,
+            "version": "" if dry_run else after.version,
+            **({"before": manifest(before) if before else None, "after": manifest(after)} if dry_run else {}),
+        }
+
+
+def _parse(body: dict[str, Any]) -> Parsed:
+    sources = []
+    for index, source in enumerate(member(body, "sources", list)):
+        if not isinstance(source, dict):
+            raise bad_request(f"sources[{index}]: an object is expected here", f"sources[{index}]")
+        path = f"sources[{index}]"
+        sources.append((member(source, f"{path}.name", str), member(source, f"{path}.text", str)))
+    return parse_sources(sources, member(body, "namespace", str, "default"))
+
+
+def _refuse(parsed: Parsed) -> None:
+    blocking = parsed.blocking()
+    if blocking:
+        noun = "problem" if len(blocking) == 1 else "problems"
+        raise ApiError(
+            422, "Invalid", f"{len(blocking)} {noun} found; nothing was changed", findings(blocking)
+        )
+
+
+def _kind(word: str) -> str:
+    kind = find_kind(word)
+    if kind is None:
+        raise ApiError(404, "NotFound", f"unknown kind {word!r}")
+    return kind.name
+
+
+def _key(request: Request) -> ResourceKey:
+    params = request.path_params
+    return ResourceKey(_kind(params["kind"]), params["namespace"], params["name"])
+
+
+def _expected(request: Request) -> str | None:
+    if request.headers.get("if-none-match") == "*":
+        return ABSENT
+    tag = request.headers.get("if-match")
+    return tag.strip('"') if tag else None

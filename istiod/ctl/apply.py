@@ -1,0 +1,266 @@
+"""meshctl apply, diff, validate, delete: documents from the user's side to the mesh's.
+
+Job: gather the documents, let istiod judge and write them (all or nothing), say what became of each, and on
+request wait until every proxy has taken the change.
+Rule: `validate` asks nobody: it uses the parser that istiod itself uses.
+Not for: reading resources back (`istiod.ctl.get`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+import yaml
+from typer.core import TyperCommand
+
+from istiod.ctl import kinds, output
+from istiod.ctl.failure import CommandError, Detail
+from istiod.ctl.manifests import Source, gather
+from istiod.ctl.session import session_of
+
+FileOption = Annotated[
+    list[str],
+    typer.Option(
+        "--filename",
+        "-f",
+        help="File, directory or - for standard input. May be repeated.",
+        show_default=False,
+    ),
+]
+NamespaceOption = Annotated[
+    str,
+    typer.Option(
+        "--namespace", "-n", help="Namespace of documents that name none.", envvar="HOSTMESH_NAMESPACE"
+    ),
+]
+WaitOption = Annotated[
+    float,
+    typer.Option(
+        "--wait",
+        metavar="[SECONDS]",
+        help="Wait until all connected proxies have acknowledged the change (--wait alone: 10 seconds).",
+        show_default=False,
+        min=0.0,
+    ),
+]
+DEFAULT_WAIT = 10.0
+
+
+class _OptionalWait(TyperCommand):
+    """A command whose `--wait` may stand alone (`--wait` = `--wait=10`)."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        spelled = [f"--wait={DEFAULT_WAIT}" if arg == "--wait" else arg for arg in args]
+        return super().parse_args(ctx, spelled)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command("apply", cls=_OptionalWait)(apply)
+    app.command("delete", cls=_OptionalWait)(delete)
+    app.command("diff")(diff)
+    app.command("validate")(validate)
+
+
+def apply(
+    ctx: typer.Context,
+    *,
+    filename: FileOption,
+    namespace: NamespaceOption = "default",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Validate and compare only; write nothing.")
+    ] = False,
+    wait: WaitOption = 0.0,
+    form: Annotated[output.DataFormat, typer.Option("-o", "--output")] = output.DataFormat.TABLE,
+) -> None:
+    """Create or change resources from files. Either every document is valid, or nothing is written."""
+    sources = gather(filename)
+    started = time.monotonic()
+    with session_of(ctx).client() as client:
+        answer = client.call("POST", "/api/v1/apply", body=_body(sources, namespace, dry_run))
+        results = answer["results"]
+        waited = None
+        if form is output.DataFormat.TABLE:
+            for result in results:
+                _say_result(result, dry_run)
+            for warning in answer.get("warnings", ()):
+                output.note(f"warning: {warning}")
+        if wait and not dry_run:
+            waited = _wait(client, results, wait, started)
+    if form is not output.DataFormat.TABLE:
+        output.print_data(answer | ({"wait": waited} if waited is not None else {}), form)
+    if waited is not None:
+        _judge_wait(waited, wait, quiet=form is not output.DataFormat.TABLE)
+
+
+def delete(
+    ctx: typer.Context,
+    *,
+    what: Annotated[list[str] | None, typer.Argument(metavar="[KIND NAME… | KIND/NAME…]")] = None,
+    filename: Annotated[
+        list[str] | None, typer.Option("--filename", "-f", help="Delete what these files name.")
+    ] = None,
+    namespace: NamespaceOption = "default",
+    ignore_not_found: Annotated[
+        bool, typer.Option("--ignore-not-found", help="A missing one is no error.")
+    ] = False,
+    wait: WaitOption = 0.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+) -> None:
+    """Delete resources by name or by file."""
+    if bool(what) == bool(filename):
+        raise typer.BadParameter("give either KIND NAME or -f FILE")
+    started = time.monotonic()
+    with session_of(ctx).client() as client:
+        if filename:
+            answer = client.call("POST", "/api/v1/parse", body=_body(gather(filename), namespace, True))
+            targets = [(d["kind"], d["namespace"], d["name"]) for d in answer["documents"]]
+        else:
+            targets = [(kind, namespace, name) for kind, name in parse_names(what or [])]
+        gone = []
+        missing = []
+        for kind, space, name in targets:
+            try:
+                client.call(
+                    "DELETE",
+                    f"/api/v1/resources/{kind}/{space}/{name}",
+                    params={"dryRun": "true"} if dry_run else None,
+                )
+            except CommandError as failure:
+                if failure.reason != "NotFound":
+                    raise
+                if not ignore_not_found:
+                    missing.append(failure.message)
+                continue
+            output.say(f"{kind.lower()}/{name} deleted{' (dry run)' if dry_run else ''}")
+            gone.append({"kind": kind, "namespace": space, "name": name, "version": ""})
+        if wait and gone and not dry_run:
+            _judge_wait(_wait(client, gone, wait, started), wait, quiet=False)
+    if missing:
+        raise CommandError(
+            missing[0] if len(missing) == 1 else f"{len(missing)} resources not found",
+            details=tuple(Detail("", "", text) for text in (missing if len(missing) > 1 else ())),
+        )
+
+
+def diff(ctx: typer.Context, filename: FileOption, namespace: NamespaceOption = "default") -> None:
+    """Show what apply would change. Exit status 1 when there are differences, as kubectl's."""
+    with session_of(ctx).client() as client:
+        answer = client.call("POST", "/api/v1/apply", body=_body(gather(filename), namespace, True))
+    changed = False
+    for result in answer["results"]:
+        name = f"{result['kind']}/{result['namespace']}/{result['name']}"
+        before, after = _comparable(result.get("before")), _comparable(result.get("after"))
+        for line in difflib.unified_diff(before, after, f"live/{name}", f"new/{name}", lineterm=""):
+            changed = True
+            output.say(line, {"+": "green", "-": "red", "@": "cyan"}.get(line[0], ""))
+    if changed:
+        raise typer.Exit(1)
+
+
+def validate(
+    filename: FileOption,
+    namespace: NamespaceOption = "default",
+    form: Annotated[output.DataFormat, typer.Option("-o", "--output")] = output.DataFormat.TABLE,
+) -> None:
+    """Check documents without istiod: kinds, fields, values."""
+    from istiod.api.documents import findings, parse_sources
+
+    parsed = parse_sources([(source.name, source.text) for source in gather(filename)], namespace)
+    problems = [Detail(one.where, one.field, one.reason) for one in findings(parsed.errors())]
+    remarks = [str(problem) for problem in parsed.problems if problem not in parsed.errors()]
+    if form is not output.DataFormat.TABLE:
+        output.print_data(
+            {
+                "valid": not problems,
+                "documents": [str(document.resource.key) for document in parsed.documents],
+                "problems": [vars(detail) for detail in problems],
+                "warnings": remarks,
+            },
+            form,
+        )
+        if problems:
+            raise typer.Exit(1)
+        return
+    for remark in remarks:
+        output.note(f"warning: {remark}")
+    if problems:
+        raise CommandError(
+            f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found", details=problems
+        )
+    for document in parsed.documents:
+        output.say(f"{document.resource.kind.lower()}/{document.resource.name} valid")
+
+
+def parse_names(words: Sequence[str]) -> list[tuple[str, str]]:
+    """`KIND NAME…` or `KIND/NAME…` as (kind, name) pairs. Raises `CommandError`."""
+    if any("/" in word for word in words):
+        pairs = [word.split("/", 1) for word in words]
+        if any(len(pair) != 2 or not pair[1] for pair in pairs):
+            raise CommandError("when one word is KIND/NAME, all of them must be")
+        return [(kinds.resolve(kind).name, name) for kind, name in pairs]
+    if len(words) < 2:
+        raise CommandError("which one? Give KIND NAME or KIND/NAME")
+    kind = kinds.resolve(words[0]).name
+    return [(kind, name) for name in words[1:]]
+
+
+def _body(sources: Sequence[Source], namespace: str, dry_run: bool) -> dict[str, Any]:
+    return {
+        "namespace": namespace,
+        "dryRun": dry_run,
+        "sources": [{"name": source.name, "text": source.text} for source in sources],
+    }
+
+
+def _say_result(result: dict[str, Any], dry_run: bool) -> None:
+    action = str(result["action"])
+    style = {"created": "green", "configured": "yellow"}.get(action, "")
+    version = f" (version {result['version']})" if result.get("version") else ""
+    suffix = " (dry run)" if dry_run else version
+    output.say(f"{str(result['kind']).lower()}/{result['name']} {action}{suffix}", style)
+
+
+def _wait(client: Any, results: Sequence[dict[str, Any]], seconds: float, started: float) -> dict[str, Any]:
+    keys = ("kind", "namespace", "name", "version")
+    body = {"resources": [{key: r[key] for key in keys} for r in results], "timeoutSeconds": seconds}
+    answer: dict[str, Any] = client.call("POST", "/api/v1/wait", body=body, timeout=seconds + 10.0)
+    answer["milliseconds"] = round((time.monotonic() - started) * 1000)
+    return answer
+
+
+def _judge_wait(waited: dict[str, Any], seconds: float, quiet: bool) -> None:
+    refused = [
+        Detail(n["proxy"], n["type"], f"refused the configuration: {n['reason']}") for n in waited["rejected"]
+    ]
+    if refused:
+        raise CommandError(
+            f"{len(refused)} proxies refused the change and keep their former configuration", details=refused
+        )
+    if not waited["synced"]:
+        behind = ", ".join(waited["pending"][:10])
+        raise CommandError(
+            f"after {seconds:g} s not all proxies have acknowledged the change; waiting for: {behind}",
+            "the change is stored and will reach them; look at meshctl proxy-status",
+        )
+    if not quiet:
+        count = waited["proxies"]
+        output.say(
+            f"in effect on {count} {'proxy' if count == 1 else 'proxies'} after {waited['milliseconds']} ms"
+        )
+
+
+def _comparable(manifest: dict[str, Any] | None) -> list[str]:
+    """A manifest as lines, without what the store adds."""
+    if manifest is None:
+        return []
+    metadata = {
+        key: value
+        for key, value in manifest["metadata"].items()
+        if key not in ("resourceVersion", "generation", "creationTimestamp")
+    }
+    return yaml.safe_dump(manifest | {"metadata": metadata}, sort_keys=True, allow_unicode=True).splitlines()

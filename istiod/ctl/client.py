@@ -1,0 +1,172 @@
+"""The admin API's client.
+
+Job: one HTTPS connection to istiod's admin API with the context's certificate; JSON in, JSON out; every
+way in which that can fail becomes a `CommandError` with advice.
+Rule: the server is verified against the context's authority, never skipped.
+Not for: what the answers mean (the commands).
+"""
+
+from __future__ import annotations
+
+import datetime
+import ssl
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+from cryptography import x509
+
+from istiod.admin_context import AdminContext
+from istiod.ctl.failure import CommandError, Detail
+
+TIMEOUT = 30.0
+"""Seconds for one answer; waiting calls add their own time to it."""
+
+
+class AdminClient:
+    """Calls the admin API. Use as a context manager. Every method raises `CommandError`."""
+
+    def __init__(self, context: AdminContext) -> None:
+        self._address = context.address.rstrip("/")
+        self._certificate = context.client_certificate
+        self._http = httpx.Client(
+            base_url=self._address,
+            verify=_tls_context(context),
+            timeout=TIMEOUT,
+            headers={"accept": "application/json"},
+            trust_env=False,  # a proxy variable must not send the admin's calls elsewhere
+        )
+
+    def __enter__(self) -> AdminClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def get(self, path: str, params: Mapping[str, str] | None = None) -> Any:
+        """GET and decode JSON."""
+        return self.call("GET", path, params=params)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = TIMEOUT,
+    ) -> Any:
+        """One call; returns the decoded JSON (None for an empty body)."""
+        response = self.raw(method, path, body=body, params=params, headers=headers, timeout=timeout)
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError as error:
+            raise CommandError(
+                f"{self._address}{path} did not answer with JSON", "is this a hostmesh admin API?"
+            ) from error
+
+    def raw(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = TIMEOUT,
+    ) -> httpx.Response:
+        """One call; returns the response when its status is below 400."""
+        try:
+            response = self._http.request(
+                method, path, json=body, params=params, headers=dict(headers or {}), timeout=timeout
+            )
+        except httpx.HTTPError as error:
+            raise self._transport_failure(error) from error
+        if response.status_code >= 400:
+            raise _api_failure(response)
+        return response
+
+    def _transport_failure(self, error: httpx.HTTPError) -> CommandError:
+        text = str(error) or type(error).__name__
+        expired = _expiry(self._certificate)
+        if expired is not None:
+            return CommandError(
+                f"istiod at {self._address} refused this context: its certificate expired {expired}",
+                "copy a fresh admin-context.yaml from istiod's stateDir",
+            )
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            return CommandError(
+                f"the server at {self._address} is not the istiod of this context: {text}",
+                "was istiod reinstalled, or is the address another host's? Copy its admin-context.yaml again",
+            )
+        if "ALERT" in text.upper() or "EOF" in text.upper():
+            return CommandError(
+                f"istiod at {self._address} refused this context's certificate: {text}",
+                "the certificate must be issued by istiod's admin CA; copy its admin-context.yaml again",
+            )
+        if isinstance(error, httpx.TimeoutException):
+            return CommandError(
+                f"istiod at {self._address} did not answer in time",
+                "is the host reachable, and the port open between here and there?",
+            )
+        return CommandError(
+            f"cannot reach istiod at {self._address}: {text}",
+            "is hostmesh-istiod running (systemctl status hostmesh-istiod), and is listen.admin "
+            "in istiod.yaml an address this host can reach?",
+        )
+
+
+def _tls_context(context: AdminContext) -> ssl.SSLContext:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        tls.load_verify_locations(cadata=context.certificate_authority)
+        # OpenSSL reads client certificates from files only; this one is private (0600) and gone after.
+        with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+            file.write(context.client_certificate + "\n" + context.client_key)
+            file.flush()
+            tls.load_cert_chain(file.name)
+    except (ssl.SSLError, ValueError) as error:
+        raise CommandError(f"the admin context's certificates cannot be used: {error}") from error
+    return tls
+
+
+def _expiry(pem: str) -> str | None:
+    """When the certificate expired, as text, or None when it is still good."""
+    try:
+        end = x509.load_pem_x509_certificate(pem.encode()).not_valid_after_utc
+    except ValueError:
+        return None
+    now = datetime.datetime.now(datetime.UTC)
+    return f"on {end:%Y-%m-%d %H:%M} UTC" if end < now else None
+
+
+def _api_failure(response: httpx.Response) -> CommandError:
+    """istiod's error document (`istiod.api.errors`) as a failure."""
+    try:
+        error = response.json()["error"]
+        details = tuple(
+            Detail(
+                where=str(item.get("where", "")),
+                field=str(item.get("field", "")),
+                reason=str(item.get("reason", "")),
+            )
+            for item in error.get("details", ())
+        )
+        message, hint, reason = str(error["message"]), str(error.get("hint", "")), str(error["reason"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return CommandError(f"istiod answered {response.status_code} {response.reason_phrase}")
+    return CommandError(message, hint, details, reason)
+
+
+def read_source(path: Path) -> str:
+    """A file's text. Raises `CommandError`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path}: {error}") from error

@@ -1,0 +1,105 @@
+"""How meshctl prints: tables in istioctl's column style, JSON and YAML.
+
+Job: columns without borders, never cut to the terminal's width (lines are for grep and awk too), colours
+only on a terminal; `-o json|yaml` print exactly the data that the table was made of.
+Rule: data goes to standard output, everything said about it to standard error.
+Not for: what to print (the commands).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+stdout = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
+
+_WIDE_ENOUGH = 100_000
+_STYLES = {
+    "SYNCED": "green",
+    "HEALTHY": "green",
+    "created": "green",
+    "configured": "yellow",
+    "deleted": "yellow",
+    "STALE": "yellow",
+    "PENDING": "yellow",
+    "NOT SENT": "dim",
+    "UNHEALTHY": "red",
+    "ERROR": "red",
+}
+
+
+class Format(StrEnum):
+    """`-o` of commands that print data."""
+
+    TABLE = "table"
+    WIDE = "wide"
+    JSON = "json"
+    YAML = "yaml"
+    NAME = "name"
+
+
+class DataFormat(StrEnum):
+    """`-o` of commands without a wide table."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
+
+def print_data(data: Any, form: Format | DataFormat) -> None:
+    """Print data as JSON or YAML."""
+    if form.value == "json":
+        typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    else:
+        typer.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True).rstrip("\n"))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
+    """Print a table, or `empty` (on standard error) when it has no rows."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for name in columns:
+        table.add_column(name, no_wrap=True)
+    count = 0
+    for row in rows:
+        table.add_row(*(Text(cell, style=_style(cell)) for cell in row))
+        count += 1
+    if not count:
+        stderr.print(empty)
+        return
+    width = stdout.measure(table, options=stdout.options.update(width=_WIDE_ENOUGH)).maximum
+    with stdout.capture() as captured:
+        stdout.print(table, width=max(width, 1), crop=False, no_wrap=True)
+    # Padding after the last column would make every line as long as the longest.
+    typer.echo("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
+
+
+def _style(cell: str) -> str:
+    return _STYLES.get(cell, _STYLES.get(cell.split(" ", 1)[0], ""))
+
+
+def say(text: str, style: str = "") -> None:
+    """One line about what happened, on standard output (results such as `created`)."""
+    stdout.print(Text(text, style=style), soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """One line about what happened, on standard error."""
+    stderr.print(Text(text), soft_wrap=True)
+
+
+def age(seconds: float) -> str:
+    """Seconds as kubectl prints ages: 45s, 5m, 3h, 2d."""
+    whole = max(0, int(seconds))
+    for size, letter in ((86400, "d"), (3600, "h"), (60, "m")):
+        if whole >= 2 * size or (whole >= size and letter != "m"):
+            return f"{whole // size}{letter}"
+    return f"{whole}s"

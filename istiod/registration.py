@@ -1,0 +1,169 @@
+"""Workloads in the catalog: they come with their agent's stream, follow its probe, and leave with it.
+
+Job: one claim for each instance that is or was connected here: what the catalog should say about it, and one
+task that makes the catalog say so, however often the backend goes away meanwhile.
+Rule: events only change what is wanted (no I/O, never blocks a stream); the claim's task writes. A clean
+leave removes at once; a broken connection keeps the instance as it was for the grace period. A newer
+connection of the same instance takes the claim over, so that the older one's end changes nothing.
+Not for: instances of istiods that died: `Catalog.hold_lease` looks after those.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import trio
+
+from istiod.log import fields
+from registry.catalog import Catalog
+from registry.errors import RegistryError
+from registry.model import Health, Instance
+
+log = logging.getLogger("istiod.registration")
+
+GRACE = 30.0
+"""Seconds that an instance outlives its broken connection (`registration.graceSeconds`)."""
+_RETRY = (0.2, 0.5, 1.0, 2.0, 5.0)
+"""Seconds between attempts while the registry is away; the last one repeats."""
+
+
+class _Claim:
+    """What is wanted for one instance. `wanted` None: it shall not be in the catalog."""
+
+    def __init__(self, instance: Instance, holder: int) -> None:
+        self.holder = holder
+        self.wanted: Instance | None = instance
+        self.reported = False
+        self.expires = math.inf
+        self.changed = trio.Event()
+
+    def touch(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+
+class Registration:
+    """All claims of this istiod. `run` must be running for anything to be written."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        owner: str,
+        known_health: Callable[[str], Health | None],
+        grace: float = GRACE,
+    ) -> None:
+        self._catalog = catalog
+        self._known_health = known_health
+        self._owner = owner
+        self._grace = grace
+        self._claims: dict[str, _Claim] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hold this istiod's lease and serve the claims until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await nursery.start(self._hold_lease)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def _hold_lease(self, *, task_status: trio.TaskStatus[None]) -> None:
+        await self._catalog.hold_lease(grace=self._grace, task_status=task_status)
+
+    def connected(self, instance: Instance, connection: int) -> None:
+        """An agent's stream for this instance began; `connection` tells streams apart."""
+        assert self._nursery is not None, "run() is running"
+        claim = self._claims.get(instance.id)
+        if claim is None:
+            # After a restart of ours, or coming from another istiod: keep what its probe said there.
+            known = self._known_health(instance.id)
+            if known is not None:
+                instance = replace(instance, health=known)
+            claim = self._claims[instance.id] = _Claim(instance, connection)
+            self._nursery.start_soon(self._serve, instance.id, claim)
+        else:
+            # It came back: what its probe said before still holds until the agent reports again.
+            health = claim.wanted.health if claim.wanted is not None else instance.health
+            claim.wanted = replace(instance, health=health)
+            claim.holder, claim.expires = connection, math.inf
+            claim.touch()
+        log.info("workload connected", extra=fields(workload=instance.id, service=instance.service))
+
+    def reported(self, instance_id: str, connection: int, healthy: bool, reason: str) -> None:
+        """The agent's probe passed or failed."""
+        claim = self._claims.get(instance_id)
+        if claim is None or claim.holder != connection or claim.wanted is None:
+            return
+        health = Health.HEALTHY if healthy else Health.UNHEALTHY
+        if claim.wanted.health is not health or not claim.reported:
+            log.info("workload is %s", health, extra=fields(workload=instance_id, reason=reason))
+        claim.reported = True
+        claim.wanted = replace(claim.wanted, health=health)
+        claim.touch()
+
+    def left(self, instance_id: str, connection: int) -> None:
+        """The agent said goodbye: the instance leaves at once."""
+        claim = self._claims.get(instance_id)
+        if claim is None or claim.holder != connection:
+            return
+        log.info("workload left", extra=fields(workload=instance_id))
+        claim.wanted, claim.expires = None, math.inf
+        claim.touch()
+
+    def lost(self, instance_id: str, connection: int) -> None:
+        """The stream ended without a goodbye: the grace period begins."""
+        claim = self._claims.get(instance_id)
+        if claim is None or claim.holder != connection or claim.wanted is None:
+            return
+        log.warning(
+            "workload's connection broke", extra=fields(workload=instance_id, grace_seconds=self._grace)
+        )
+        claim.expires = trio.current_time() + self._grace
+        claim.touch()
+
+    async def _serve(self, instance_id: str, claim: _Claim) -> None:
+        """Make the catalog say what is wanted, until the instance is gone."""
+        written: Instance | None = None
+        attempt = 0
+        while True:
+            changed = claim.changed
+            wanted = claim.wanted
+            try:
+                if wanted is None:
+                    await self._catalog.deregister(instance_id, owner=self._owner)
+                elif written is None or replace(wanted, health=written.health) != written:
+                    await self._catalog.register(wanted)
+                    written = wanted
+                elif wanted.health is not written.health:
+                    if await self._catalog.set_health(instance_id, wanted.health, owner=self._owner):
+                        written = wanted
+                    else:
+                        # Somebody removed it (an operator, or a cleanup after a long pause of ours).
+                        written = None
+                        continue
+            except RegistryError as error:
+                pause = _RETRY[min(attempt, len(_RETRY) - 1)]
+                attempt += 1
+                log.warning("registry: %s; trying again", error, extra=fields(workload=instance_id))
+                await trio.sleep(pause)
+                continue
+            attempt = 0
+            if wanted is None and claim.wanted is None:
+                del self._claims[instance_id]
+                return
+            if claim.changed is not changed:
+                continue
+            with trio.move_on_at(claim.expires):
+                await changed.wait()
+            if trio.current_time() >= claim.expires and claim.changed is changed:
+                log.warning("workload did not come back", extra=fields(workload=instance_id))
+                claim.wanted, claim.expires = None, math.inf
+
+    def hold(self) -> None:
+        """Shutdown: leave every instance as it is; agents reconnect elsewhere or to our successor."""
+        for claim in self._claims.values():
+            claim.expires = math.inf
+            claim.holder = -1
