@@ -110,7 +110,7 @@ class Backend:
             return False
         return self._answer(connection, words, line.startswith(b"HEAD "), path)
 
-    def _answer(self, connection: socket.socket, words: list[str], head: bool, path: str) -> bool:  # noqa: C901
+    def _answer(self, connection: socket.socket, words: list[str], head: bool, path: str) -> bool:
         def argument(word: str, default: str = "") -> str:
             at = words.index(word) + 1
             return words[at] if at < len(words) else default

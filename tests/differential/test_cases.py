@@ -1,6 +1,6 @@
-"""The same bootstrap and the same bytes through our proxy and the real Envoy: what a client and a backend see is equal.
+"""The same bootstrap and the same bytes through our proxy and the real Envoy: a client and a backend see the same.
 
-Cases are in cases/*.yaml. Each call may also state what is expected (`expect`), so that both cannot be wrong together.
+Cases are in cases/*.yaml. A call may also state what is expected (`expect`), lest both be wrong together.
 Wanted differences are listed with a reason in wanted_differences.yaml and nowhere else.
 """
 

@@ -1,0 +1,377 @@
+"""The demo's steps, in the order a newcomer would try them. Every line is measured on real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import uuid
+from pathlib import Path
+
+from tests.hosts.demo.board import Board
+from tests.hosts.demo.observers import TLS13_SELECTED, Sampler, Tap, dig, own_rules_count, s_client
+from tests.hosts.lab.mesh import Mesh, wait_for
+from tests.hosts.lab.namespaces import Lab
+
+URL = "http://reviews:9080/"
+ENROLLED = ("productpage", "reviews-v1", "reviews-v2", "ratings")
+
+FIFTY = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec:
+  hosts: [reviews]
+  http:
+  - headers: {response: {set: {x-split: fifty}}}
+    route:
+    - {destination: {host: reviews, subset: v1}, weight: 50}
+    - {destination: {host: reviews, subset: v2}, weight: 50}
+"""
+STRICT = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default}
+spec: {mtls: {mode: STRICT}}
+"""
+
+
+class Story:
+    """The mesh and the board that shows it."""
+
+    def __init__(self, board: Board, folder: Path, registry: str) -> None:
+        self.board, self.folder, self.registry = board, folder, registry
+        self.lab = Lab(folder)
+        self.mesh: Mesh | None = None
+
+    def tell(self) -> None:
+        """All steps."""
+        self.start()
+        mesh = self.mesh
+        assert mesh is not None
+        self.names(mesh)
+        self.traffic(mesh)
+        self.headers_and_faults(mesh)
+        self.encryption(mesh)
+        self.strict(mesh)
+        self.telemetry(mesh)
+        self.istiod_killed(mesh)
+        self.agent_killed(mesh)
+
+    def start(self) -> None:
+        """Hosts, istiod, enrolment, registration."""
+        board = self.board
+        with board.step("Hosts, control plane, enrolment"):
+            before = time.monotonic()
+            mesh = self.mesh = Mesh(self.lab, registry=self.registry)
+            board.check(
+                "istiod is ready",
+                "within 10 s",
+                f"{time.monotonic() - before:.1f} s",
+                time.monotonic() - before < 10,
+            )
+            self.outsider = self.lab.add("outsider")
+            for name in ENROLLED:
+                service, _, version = name.partition("-")
+                mesh.run_application(name, service, version or "v1")
+            before = time.monotonic()
+            for name in ENROLLED:
+                mesh.enrol(name)
+            for name in ENROLLED:
+                mesh.await_agent(name)
+            took = time.monotonic() - before
+            board.check(
+                f"{len(ENROLLED)} hosts enrolled with join tokens, ready",
+                "within 20 s",
+                f"{took:.1f} s",
+                took < 20,
+            )
+            found = wait_for(
+                "all workloads to be healthy", lambda: len(mesh.healthy()) == len(ENROLLED) and mesh.healthy()
+            )
+            names = ", ".join(sorted(f"{item['service']}@{item['node']}" for item in found))
+            board.check(
+                "healthy in the registry",
+                str(len(ENROLLED)),
+                f"{len(found)}: {names}",
+                len(found) == len(ENROLLED),
+            )
+            if self.registry == "consul":
+                out = mesh.istiod_host.run("curl", "-sf", "http://127.0.0.1:8500/v1/catalog/services").stdout
+                services = sorted(name for name in json.loads(out) if name != "consul")
+                board.check(
+                    "Consul's own catalog has",
+                    "the services",
+                    ", ".join(services),
+                    any("reviews" in s for s in services),
+                )
+                reviews = next(name for name in services if "reviews" in name)
+                out = mesh.istiod_host.run(
+                    "curl", "-sf", f"http://127.0.0.1:8500/v1/catalog/service/{reviews}"
+                ).stdout
+                rows = [f"{row['ServiceAddress']}:{row['ServicePort']}" for row in json.loads(out)]
+                board.check(f"Consul's instances of {reviews}", "2", ", ".join(rows), len(rows) == 2)
+
+    def names(self, mesh: Mesh) -> None:
+        """DNS as the application sees it."""
+        with self.board.step("Names"):
+            host = self.lab.hosts["productpage"]
+            for name in ("reviews", "reviews.default.svc.cluster.local"):
+                v4 = dig(host, name)
+                self.board.check(
+                    f"dig {name}",
+                    "a VIP of 240.240.0.0/16",
+                    ", ".join(v4),
+                    bool(v4) and v4[0].startswith("240.240."),
+                )
+            v6 = dig(host, "reviews.default.svc.cluster.local", "AAAA")
+            self.board.check("dig AAAA", "an IPv6 VIP", ", ".join(v6), bool(v6) and ":" in v6[0])
+            for options in ([], ["+tcp"]):
+                other = dig(host, "outside.example", *options)
+                how = "over TCP" if options else "over UDP"
+                self.board.check(
+                    f"a name outside the mesh, {how}", "192.0.2.7", ", ".join(other), other == ["192.0.2.7"]
+                )
+            answer = json.loads(
+                mesh.curl("productpage", "http://reviews.default.svc.cluster.local:9080/full").stdout
+            )
+            self.board.check(
+                "curl by the full name", "reviews", answer["service"], answer["service"] == "reviews"
+            )
+
+    def traffic(self, mesh: Mesh) -> None:
+        """Splits and how fast a change takes effect."""
+        board = self.board
+        with board.step("Traffic split"):
+            mesh.apply_sample("destination-rule-all.yaml")
+            mesh.apply_sample("virtual-service-all-v1.yaml", "--wait")
+            found = mesh.versions("productpage", URL, 50)
+            board.check("virtual-service-all-v1", "50 × v1", found, found == {"v1": 50})
+            mesh.apply_sample("virtual-service-reviews-90-10.yaml", "--wait")
+            with board.counting("virtual-service-reviews-90-10") as counter:
+                for _ in range(8):
+                    counter.add(mesh.versions("productpage", URL, 50))
+            share = counter.share("v2")
+            board.check("v2's share of 400", "10 % ± 6", f"{share:.1%}", 0.04 <= share <= 0.16)
+            sampler = Sampler(mesh, "productpage", "reviews")
+            try:
+                moment = time.monotonic_ns()
+                mesh.apply(FIFTY)
+                done = (time.monotonic_ns() - moment) / 1e6
+                effect = sampler.first_after(moment, split="fifty")
+                board.check(
+                    "50/50: from starting `meshctl apply` to effect",
+                    "≤ 2000 ms",
+                    f"{effect:.0f} ms (meshctl itself {done:.0f} ms)",
+                    effect <= 2000,
+                )
+                failures = sampler.failures()
+                board.check("calls that failed meanwhile", "0", len(failures), not failures)
+            finally:
+                sampler.close()
+            with board.counting("50/50") as counter:
+                for _ in range(8):
+                    counter.add(mesh.versions("productpage", URL, 50))
+            share = counter.share("v2")
+            board.check("v2's share of 400", "50 % ± 10", f"{share:.1%}", 0.40 <= share <= 0.60)
+
+    def headers_and_faults(self, mesh: Mesh) -> None:
+        """A header match and two faults, from Istio's samples."""
+        board = self.board
+        with board.step("Header match and faults"):
+            mesh.apply_sample("virtual-service-reviews-test-v2.yaml", "--wait")
+            jason = mesh.versions("productpage", URL, 20, "-H", "end-user: jason")
+            others = mesh.versions("productpage", URL, 20)
+            board.check("end-user: jason", "20 × v2", jason, jason == {"v2": 20})
+            board.check("everybody else", "20 × v1", others, others == {"v1": 20})
+            mesh.apply_sample("virtual-service-ratings-test-abort.yaml", "--wait")
+            ratings = "http://ratings:9080/"
+            jason = mesh.versions("productpage", ratings, 10, "-H", "end-user: jason")
+            others = mesh.versions("productpage", ratings, 10)
+            board.check("abort for jason", "10 × 500", jason, jason == {"HTTP 500": 10})
+            board.check("abort for others", "10 × v1", others, others == {"v1": 10})
+            mesh.apply_sample("virtual-service-ratings-test-delay.yaml", "--wait")
+            took = float(
+                mesh.curl(
+                    "productpage", "-H", "end-user: jason", "-o", "/dev/null", "-w", "%{time_total}", ratings
+                ).stdout
+            )
+            board.check("delay for jason", "7 s", f"{took:.2f} s", 6.9 <= took <= 8)
+            mesh.apply_sample("virtual-service-all-v1.yaml", "--wait")
+
+    def encryption(self, mesh: Mesh) -> None:
+        """What passes between hosts, and who shows which identity."""
+        board = self.board
+        with board.step("Encryption and identity"):
+            secret = f"secret-{uuid.uuid4().hex}"
+            reviews = self.lab.hosts["reviews-v1"]
+            with (
+                Tap(self.folder / "bridge.pcap") as bridge,
+                Tap(self.folder / "local.pcap", reviews, "lo") as local,
+            ):
+                # A new connection, so that its handshake is in the capture too.
+                mesh.apply(STRICT, "--wait")
+                answer = json.loads(mesh.curl("productpage", f"{URL}{secret}", "-d", f"body-{secret}").stdout)
+            inside = local.bytes.count(secret.encode())
+            outside = bridge.bytes.count(secret.encode())
+            board.check(
+                "the request's bytes between proxy and application", "seen", f"{inside} times", inside > 0
+            )
+            board.check(
+                "the request's bytes on the bridge",
+                "0",
+                f"{outside} in {len(bridge.bytes)} bytes",
+                outside == 0,
+            )
+            board.check(
+                "TLS 1.3 chosen on the bridge",
+                "yes",
+                f"{bridge.bytes.count(TLS13_SELECTED)} handshakes",
+                TLS13_SELECTED in bridge.bytes,
+            )
+            xfcc = next(
+                (v for k, v in answer["headers"].items() if k.lower() == "x-forwarded-client-cert"), "none"
+            )
+            client = "spiffe://cluster.local/ns/default/sa/bookinfo-productpage"
+            board.check("the client as the application sees it (XFCC)", client, xfcc, f"URI={client}" in xfcc)
+            identity, roots = self._identity_files(mesh.workloads["productpage"].folder)
+            shown = s_client(mesh.istiod_host, f"{reviews.v4}:9080", identity, roots)
+            server = "spiffe://cluster.local/ns/default/sa/bookinfo-reviews"
+            board.check(
+                "the server as openssl sees it", server, ", ".join(shown.uris), shown.uris == [server]
+            )
+            board.check(
+                "… over",
+                "TLSv1.3, verified",
+                f"{shown.version}, {shown.verified}",
+                shown.version == "TLSv1.3" and "OK" in shown.verified,
+            )
+
+    def _identity_files(self, folder: Path) -> tuple[Path, Path]:
+        """The certificate and key of a host's workload in one file, and its roots, copied for openssl."""
+        state = folder / "state"
+        pems = {path: path.read_text() for path in state.rglob("*.pem")}
+        key = next(text for text in pems.values() if "PRIVATE KEY" in text)
+        chain = next(
+            text
+            for path, text in pems.items()
+            if "CERTIFICATE" in text and "root" not in path.name and "PRIVATE" not in text
+        )
+        root = next(text for path, text in pems.items() if "root" in path.name)
+        identity, roots = self.folder / "identity.pem", self.folder / "roots.pem"
+        identity.touch(mode=0o600)
+        identity.write_text(chain + key)
+        roots.write_text(root)
+        return identity, roots
+
+    def strict(self, mesh: Mesh) -> None:
+        """Plain text from a host that is not in the mesh."""
+        board = self.board
+        with board.step("STRICT mutual TLS"):
+            target = f"http://{self.lab.hosts['reviews-v1'].v4}:9080/"
+            done = self.outsider.run(
+                "curl", "-sS", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", target, check=False
+            )
+            board.check(
+                "plain text from a host outside",
+                "refused",
+                f"curl: ({done.returncode}) {done.stderr.strip()[-60:]}",
+                done.returncode != 0 and done.stdout in ("000", ""),
+            )
+            inside = mesh.versions("productpage", URL, 10)
+            board.check("the same service from inside", "10 × v1", inside, inside == {"v1": 10})
+
+    def telemetry(self, mesh: Mesh) -> None:
+        """Metrics as Prometheus would scrape them."""
+        with self.board.step("Telemetry"):
+            out = (
+                self.lab.hosts["productpage"]
+                .run("curl", "-sf", "http://127.0.0.1:15020/stats/prometheus")
+                .stdout
+            )
+            rows = [
+                line for line in out.splitlines()
+                if line.startswith("istio_requests_total") and 'destination_service="reviews.default.svc.cluster.local"' in line
+            ]  # fmt: skip
+            total = sum(float(line.rsplit(" ", 1)[1]) for line in rows)
+            self.board.check(
+                "istio_requests_total to reviews", "> 900", f"{total:.0f} in {len(rows)} series", total > 900
+            )
+            status = mesh.meshctl("proxy-status").stdout
+            self.board.note(status)
+            synced = status.count("SYNCED")
+            self.board.check("meshctl proxy-status", "SYNCED", f"{synced} × SYNCED", synced >= len(ENROLLED))
+
+    def istiod_killed(self, mesh: Mesh) -> None:
+        """The control plane's death is nobody's outage."""
+        board = self.board
+        with board.step("istiod killed"):
+            sampler = Sampler(mesh, "productpage", "reviews")
+            try:
+                self._kill(mesh.istiod.pid)
+                mesh.istiod.wait()
+                found = mesh.versions("productpage", URL, 200)
+                board.check("200 calls with istiod dead", "200 × v1", found, found == {"v1": 200})
+                failures = sampler.failures()
+                board.check(
+                    "failures of a running client",
+                    "0",
+                    f"{len(failures)} of {len(sampler.lines())}",
+                    not failures,
+                )
+            finally:
+                sampler.close()
+            before = time.monotonic()
+            mesh.istiod = mesh.start_istiod()
+            wait_for("all workloads to be back", lambda: len(mesh.healthy()) == len(ENROLLED), 60)
+            board.check(
+                "istiod restarted, all workloads connected again",
+                "within 30 s",
+                f"{time.monotonic() - before:.1f} s",
+                time.monotonic() - before < 30,
+            )
+
+    def agent_killed(self, mesh: Mesh) -> None:
+        """A dead agent does not cut its host off."""
+        board = self.board
+        with board.step("Agent killed with SIGKILL"):
+            victim = mesh.workloads["reviews-v2"]
+            target = f"http://{victim.host.v4}:9080/"
+            board.check(
+                "nftables table before", "1", own_rules_count(victim.host), own_rules_count(victim.host) == 1
+            )
+            assert victim.agent is not None
+            self._kill(victim.agent.pid)
+            before = time.monotonic()
+            wait_for("the kernel to remove the table", lambda: own_rules_count(victim.host) == 0, 10)
+            board.check(
+                "kernel removed the table",
+                "within 1 s",
+                f"{(time.monotonic() - before) * 1000:.0f} ms",
+                time.monotonic() - before < 1,
+            )
+            done = self.outsider.run(
+                "curl", "-sS", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", target, check=False
+            )
+            board.check("plain traffic to its application", "200", done.stdout, done.stdout == "200")
+            done = victim.host.run(
+                "curl",
+                "-sS",
+                "-m",
+                "5",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_code}",
+                f"http://{self.outsider.v4}:1/",
+                check=False,
+            )
+            out = dig(victim.host, "outside.example")
+            board.check("its own name resolution", "192.0.2.7", ", ".join(out), out == ["192.0.2.7"])
+            inside = mesh.versions("productpage", URL, 20)
+            board.check("the rest of the mesh", "20 × v1", inside, inside == {"v1": 20})
+
+    @staticmethod
+    def _kill(pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
