@@ -7,7 +7,7 @@ restarted control plane. Not for what is in a resource: bodies are opaque here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -71,6 +71,25 @@ def encode(name: str, message: Message, *, wildcard: bool = True) -> EncodedReso
     )
     body = packed.SerializeToString(deterministic=True)
     return EncodedResource(name, hashlib.sha256(body).hexdigest()[:16], body, wildcard)
+
+
+Resources = Mapping[str, EncodedResource]
+"""All resources of a type, by name."""
+
+
+def version_digest(name: str, version: str) -> int:
+    """What one resource contributes to the version of a set (`set_version` of the sum)."""
+    return int.from_bytes(hashlib.blake2b(f"{name}\0{version}".encode(), digest_size=8).digest())
+
+
+def set_version(digests: int) -> str:
+    """The version of a set of resources from the sum of their digests: equal for equal names and versions."""
+    return f"{digests % 2**64:016x}"
+
+
+def version_of(versions: Mapping[str, str]) -> str:
+    """The version of a set of resources, given as names and versions."""
+    return set_version(sum(version_digest(name, version) for name, version in versions.items()))
 
 
 def in_push_order(type_urls: Iterable[str]) -> list[str]:
