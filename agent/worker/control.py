@@ -6,6 +6,7 @@ A frame is a 4-byte big-endian length (of what follows), one byte of kind, and t
                      Q query (JSON {"id", "what"})
     worker -> host   A applied (JSON {"generation"})   N refused (JSON {"generation", "reason"})
                      S answer (JSON {"id", "answer"})   X log record (JSON {"level", "logger", "message"})
+                     M statistics (empty; the region's memfd comes with it as SCM_RIGHTS)
 
 Rule: a configuration is the whole state, never a difference; generations only grow. The first frame a worker
 gets is a configuration. Not for: what the resources mean (`agent.table`).
@@ -26,6 +27,7 @@ APPLIED = b"A"
 REFUSED = b"N"
 ANSWER = b"S"
 LOG = b"X"
+STATS = b"M"
 
 MAX_FRAME = 256 * 1024 * 1024
 _LENGTH = 4
