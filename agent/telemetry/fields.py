@@ -28,7 +28,8 @@ def text(value: bytes) -> str:
 # Headers
 
 
-def _request_field(name: str) -> Callable[[Any], bytes | None]:
+def request_field(name: str) -> Callable[[Any], bytes | None]:
+    """Reader of one request header (lower case), pseudo-headers included."""
     pseudo = {
         ":method": "method",
         ":path": "path",
@@ -55,8 +56,8 @@ def _names(argument: str) -> tuple[str, str]:
 
 def request_header(argument: str, absent: Any) -> Getter:
     main, alternative = _names(argument)
-    first = _request_field(main)
-    second = _request_field(alternative) if alternative else None
+    first = request_field(main)
+    second = request_field(alternative) if alternative else None
 
     def get(outcome: Outcome) -> Any:
         request = outcome.request

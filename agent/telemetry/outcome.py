@@ -6,10 +6,14 @@ the worker; 0.0 where the point was never reached. Not for: anything still in pr
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+"""No metadata; one object, because telemetry knows metadata by identity."""
 
 
 class Outcome:
@@ -39,6 +43,7 @@ class Outcome:
         "route_metadata",
         "route_name",
         "started_at",
+        "stat_prefix",
         "termination_details",
         "upstream_address",
         "upstream_connected_at",
@@ -72,8 +77,10 @@ class Outcome:
         self.details = ""
         self.termination_details = ""
         self.route_name = ""
-        self.route_metadata: Mapping[str, Any] = {}
+        self.route_metadata: Mapping[str, Any] = NOTHING
         self.virtual_host = ""
+        self.stat_prefix = ""
+        """The connection manager's or TCP proxy's stat_prefix."""
         self.cluster: Any = None
         """agent.table.cluster.Cluster."""
         self.upstream_address = ""
@@ -81,7 +88,7 @@ class Outcome:
         self.upstream_host = ""
         """Its hostname."""
         self.upstream_local = ""
-        self.upstream_metadata: Mapping[str, Any] = {}
+        self.upstream_metadata: Mapping[str, Any] = NOTHING
         self.upstream_peer: Any = None
         """PeerIdentity of the upstream."""
         self.upstream_failure = ""

@@ -1,0 +1,181 @@
+"""Counting finished requests and connections: one dictionary lookup and a few additions each.
+
+A *series* is a block of slots for everything that is counted under the same labels: three histograms of a
+request (duration, request and response size), or four counters of a TCP connection. Its labels are worked out
+when it is first seen; readers (reading.py) make `istio_*` metrics, `cluster.*.upstream_rq_2xx` and
+`http.*.downstream_rq_2xx` of it, so that a request is counted once. Rule: the number of series is bounded;
+what comes beyond is counted under one series that says so.
+Not for: statistics that are counted as things happen (scopes.py).
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Mapping
+from typing import Any
+
+from agent.telemetry.fields import grpc_status
+from agent.telemetry.labels import UNKNOWN, Side, connection_labels
+from agent.telemetry.outcome import Outcome
+from agent.telemetry.scopes import ClusterStats, HttpStats, ListenerStats, ServerStats, TcpStats, definitions
+from agent.telemetry.stats import StatsRegion
+
+BUCKETS = (
+    0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 600000, 1800000, 3600000,
+)  # fmt: skip
+"""Upper bounds of Envoy's and Istio's histograms, milliseconds or bytes; one more bucket for the rest."""
+
+_WIDTH = len(BUCKETS) + 2
+"""Slots of one histogram: buckets, the rest, and the sum (microseconds, or bytes)."""
+_SUM = _WIDTH - 1
+_REQUEST_SLOTS = 3 * _WIDTH
+_KEYS = 16384
+"""Remembered combinations; the memory is cleared beyond that (blocks stay)."""
+OVERFLOW = "overflow"
+
+TCP_SLOTS = 4
+OPENED, CLOSED, RECEIVED, SENT = range(TCP_SLOTS)
+
+
+class Recorder:
+    """A worker's statistics: scopes to count in, and `record` for what is finished.
+
+    Without a region it makes one of its own, so that callers have one code path.
+    """
+
+    def __init__(
+        self,
+        region: StatsRegion | None = None,
+        node_metadata: Mapping[str, Any] | None = None,
+        *,
+        principal: str = UNKNOWN,
+        max_series: int = 4000,
+    ) -> None:
+        """`principal`: the workload's own SPIFFE id. `max_series`: request series before overflow."""
+        self.region = StatsRegion.create() if region is None else region
+        self.slots = self.region.slots
+        self.region.define({**definitions(), "buckets": list(BUCKETS)})
+        self.server = ServerStats(self.region, "")
+        self._node = Side.of_node(node_metadata or {}, principal)
+        self._left = max_series
+        self._by_key: dict[tuple[Any, ...], tuple[int, Any, Any]] = {}
+        self._by_labels: dict[str, int] = {}
+
+    def cluster(self, name: str) -> ClusterStats:
+        """Statistics of a cluster, by its stat name (alt_stat_name or name)."""
+        return ClusterStats(self.region, name)
+
+    def http(self, stat_prefix: str) -> HttpStats:
+        """Statistics of a connection manager."""
+        return HttpStats(self.region, stat_prefix)
+
+    def listener(self, address: str) -> ListenerStats:
+        """Statistics of a listener, by its address (`0.0.0.0_15006`) or stat prefix."""
+        return ListenerStats(self.region, address)
+
+    def tcp(self, stat_prefix: str) -> TcpStats:
+        """Statistics of a TCP proxy."""
+        return TcpStats(self.region, stat_prefix)
+
+    def record(self, outcome: Outcome) -> None:
+        """Count one finished HTTP request."""
+        cluster, metadata, listener = outcome.cluster, outcome.upstream_metadata, outcome.listener
+        peer, upstream_peer, flags = outcome.connection.peer, outcome.upstream_peer, outcome.flags
+        key = (
+            id(cluster),
+            id(metadata),
+            id(listener),
+            outcome.stat_prefix,
+            outcome.response_code,
+            ",".join(flags) if flags else "",
+            peer.uri_sans if peer is not None else None,
+            upstream_peer.uri_sans if upstream_peer is not None else None,
+            grpc_status(outcome),
+            outcome.upstream_address != "",
+        )
+        known = self._by_key.get(key)
+        if known is None:
+            first = self._learn(key, outcome)
+        else:
+            first = known[0]
+        slots = self.slots
+        milliseconds = (outcome.finished_at - outcome.started_at) * 1e3
+        slots[first + bisect_left(BUCKETS, milliseconds)] += 1
+        slots[first + _SUM] += int(milliseconds * 1e3)
+        size = outcome.bytes_received + outcome.request_headers_bytes
+        first += _WIDTH
+        slots[first + bisect_left(BUCKETS, size)] += 1
+        slots[first + _SUM] += size
+        size = outcome.bytes_sent + outcome.response_headers_bytes
+        first += _WIDTH
+        slots[first + bisect_left(BUCKETS, size)] += 1
+        slots[first + _SUM] += size
+
+    def record_tcp_opened(self, outcome: Outcome) -> int:
+        """Count one opaque connection whose upstream is known; returns the series for the other calls."""
+        first = self._tcp_series(outcome)
+        self.slots[first + OPENED] += 1
+        return first
+
+    def record_tcp_bytes(self, series: int, received: int, sent: int) -> None:
+        """Count bytes of the client (`received`) and of the upstream (`sent`) since the last call."""
+        self.slots[series + RECEIVED] += received
+        self.slots[series + SENT] += sent
+
+    def record_tcp_closed(self, series: int) -> None:
+        """Count the end of the connection."""
+        self.slots[series + CLOSED] += 1
+
+    def _learn(self, key: tuple[Any, ...], outcome: Outcome) -> int:
+        labels = connection_labels(outcome, self._node)
+        if labels:
+            request, grpc = outcome.request, grpc_status(outcome)
+            kind = request.headers.get(b"content-type", b"") if request is not None else b""
+            labels["request_protocol"] = "grpc" if kind.startswith(b"application/grpc") else "http"
+            labels["response_code"] = str(outcome.response_code)
+            labels["grpc_response_status"] = "" if grpc is None else str(grpc)
+            labels["response_flags"] = ",".join(outcome.flags) or "-"
+        about = {
+            "labels": labels,
+            "http": outcome.stat_prefix,
+            "cluster": (outcome.cluster.alt_stat_name or outcome.cluster.name)
+            if outcome.cluster is not None
+            else "",
+            "code": outcome.response_code,
+            "upstream": outcome.upstream_address != "",
+        }
+        first = self._series("r", about, _REQUEST_SLOTS)
+        if len(self._by_key) >= _KEYS:
+            self._by_key.clear()
+        # The objects whose ids are in the key stay alive with it.
+        self._by_key[key] = (first, (outcome.cluster, outcome.upstream_metadata), outcome.listener)
+        return first
+
+    def _tcp_series(self, outcome: Outcome) -> int:
+        labels = connection_labels(outcome, self._node)
+        if labels:
+            labels["request_protocol"] = "tcp"
+            labels["response_flags"] = ",".join(outcome.flags) or "-"
+        return self._series("t", {"labels": labels}, TCP_SLOTS)
+
+    def _series(self, kind: str, about: Mapping[str, Any], count: int) -> int:
+        text = kind + json.dumps(about)
+        found = self._by_labels.get(text)
+        if found is not None:
+            return found
+        if self._left <= 0:
+            labels = dict.fromkeys(about["labels"], OVERFLOW)
+            kept = {
+                "labels": labels,
+                "http": about.get("http", ""),
+                "cluster": "",
+                "code": 0,
+                "upstream": False,
+            }
+            self.slots[self.server.statistics_dropped] += 1
+            return self.region.block(kind, json.dumps(kept), count)
+        self._left -= 1
+        first = self.region.block(kind, text[1:], count)
+        self._by_labels[text] = first
+        return first
