@@ -1,0 +1,140 @@
+"""Istio's certificate service: who gets a certificate for which identity, and who is refused and why.
+
+Rule: decided by what the connection proves, never by what the request says: the request's one SPIFFE id must be the
+one of the presented certificate (renewal), or one that the join token allows (first contact). Every refusal has a
+reason for the caller and a line in the log. Not for what a certificate looks like (istiod.ca.authority).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from google.protobuf.message import DecodeError
+
+from istiod.ca.authority import Authority, granted, istiod_identity
+from istiod.ca.serving import utc_now
+from istiod.enrolment import Enrolment, TokenRefusedError
+from istiod.log import fields
+from registry.errors import RegistryError
+from wire import x509
+from wire.grpc import GrpcError, GrpcStatus, Handler, Metadata, Peer, ServerCall
+from wire.proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
+from wire.spiffe import SpiffeId
+
+__all__ = ["CertificateService"]
+
+_log = logging.getLogger("istiod.ca")
+
+Clock = Callable[[], datetime]
+
+
+@dataclass(frozen=True)
+class CertificateService:
+    """The service of one mesh; `create_certificate` is the handler for wire.grpc.CREATE_CERTIFICATE."""
+
+    authority: Authority
+    enrolment: Enrolment
+    trust_domain: str
+    ttl: timedelta
+    """The longest lifetime, and the one given when the request names none."""
+    clock: Clock = utc_now
+
+    @property
+    def handler(self) -> Handler:
+        """For wire.grpc.serve."""
+        return self.create_certificate
+
+    async def create_certificate(self, call: ServerCall) -> None:
+        """Answer one CreateCertificate call. Raises GrpcError to refuse."""
+        message = await call.receive()
+        try:
+            request = IstioCertificateRequest.FromString(message or b"")
+            response = await self.certify(request, call.metadata, call.peer)
+        except DecodeError as error:
+            raise GrpcError(GrpcStatus.INVALID_ARGUMENT, "not an IstioCertificateRequest") from error
+        except GrpcError as error:
+            _log.warning(
+                "certificate refused",
+                extra=fields(peer=str(call.peer), status=error.status.name, reason=error.message),
+            )
+            raise
+        await call.send(response.SerializeToString())
+
+    async def certify(
+        self, request: IstioCertificateRequest, metadata: Metadata, peer: Peer
+    ) -> IstioCertificateResponse:
+        """The decision and the certificate. Raises GrpcError."""
+        try:
+            public_key, identity = x509.read_csr(request.csr)
+        except x509.X509Error as error:
+            raise GrpcError(GrpcStatus.INVALID_ARGUMENT, str(error)) from error
+        if identity.trust_domain != self.trust_domain:
+            raise _denied(f"{identity} is not of the trust domain {self.trust_domain}")
+        if identity == istiod_identity(self.trust_domain):
+            raise _denied(f"{identity} is istiod's own identity")
+        proof = await self._proof(identity, public_key, metadata, peer)
+        now = self.clock()
+        ttl = granted(request.validity_duration, self.ttl)
+        try:
+            issued = self.authority.issue(public_key, now=now, ttl=ttl, uris=(identity,))
+        except x509.X509Error as error:
+            raise GrpcError(GrpcStatus.FAILED_PRECONDITION, str(error)) from error
+        certificate = issued.certificate
+        _log.info(
+            "certificate issued",
+            extra=fields(
+                identity=str(identity),
+                peer=peer.address,
+                proof=proof,
+                serial=f"{certificate.serial_number:x}",
+                expires=certificate.not_valid_after_utc.isoformat(),
+            ),
+        )
+        return IstioCertificateResponse(cert_chain=issued.messages)
+
+    async def _proof(
+        self, identity: SpiffeId, public_key: x509.PublicKey, metadata: Metadata, peer: Peer
+    ) -> str:
+        """What entitles the peer to `identity`, for the log. Raises GrpcError."""
+        token = _bearer(metadata)
+        if token is not None:
+            return await self._by_token(token, identity, public_key)
+        if peer.spiffe_id is None:
+            raise GrpcError(
+                GrpcStatus.UNAUTHENTICATED, "neither a client certificate nor a join token was presented"
+            )
+        if peer.spiffe_id != identity:
+            raise _denied(f"a certificate for {peer.spiffe_id} does not allow {identity}")
+        return "current certificate"
+
+    async def _by_token(self, text: str, identity: SpiffeId, public_key: x509.PublicKey) -> str:
+        der = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        try:
+            token = await self.enrolment.use(text, identity, hashlib.sha256(der).hexdigest(), self.clock())
+        except TokenRefusedError as error:
+            status = GrpcStatus.PERMISSION_DENIED if error.known else GrpcStatus.UNAUTHENTICATED
+            raise GrpcError(status, str(error)) from error
+        except RegistryError as error:
+            _log.error("join tokens cannot be read", extra=fields(reason=str(error)))
+            raise GrpcError(GrpcStatus.UNAVAILABLE, "the registry is not reachable; try again") from error
+        return f"join token {token.id}"
+
+
+def _bearer(metadata: Metadata) -> str | None:
+    """The token of `authorization: Bearer TOKEN` (RFC 6750 §2.1). Raises GrpcError for anything else there."""
+    values = metadata.get_all("authorization")
+    if not values:
+        return None
+    scheme, _, token = values[0].partition(" ")
+    if len(values) > 1 or scheme.lower() != "bearer" or not token.strip():
+        raise GrpcError(GrpcStatus.UNAUTHENTICATED, "the authorization is not one bearer token")
+    return token.strip()
+
+
+def _denied(reason: str) -> GrpcError:
+    return GrpcError(GrpcStatus.PERMISSION_DENIED, reason)
