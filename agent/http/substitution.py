@@ -31,9 +31,9 @@ def compile_value(text: str) -> bytes | ValueMaker:
 
 
 def known_so_far(ctx: RequestContext, head: ResponseHead | None) -> Outcome:
-    """The outcome as far as it is known: the exchange's own, if it left one in the head's `extra`."""
+    """The outcome as far as it is known: the exchange's own, if it left one in the head."""
     if head is not None:
-        begun = head.extra.get("outcome")
+        begun = head.outcome
         if isinstance(begun, Outcome):
             return begun
     outcome = Outcome()

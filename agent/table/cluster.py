@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.table.listener import Address, FilterConfig
+from agent.table.matchers import StringMatch
+from agent.table.route import NO_CHANGES, HeaderChanges
 from agent.table.tls import UpstreamTls
 
 
@@ -33,6 +35,8 @@ class Endpoint:
     locality_weight: int = 0
     priority: int = 0
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    health_check_port: int = 0
+    health_check_host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,11 @@ class OutlierDetection:
     enforcing_failure_percentage: int = 0
     failure_percentage_minimum_hosts: int = 5
     failure_percentage_request_volume: int = 50
+    enforcing_local_origin_success_rate: int = 100
+    enforcing_failure_percentage_local_origin: int = 0
+    max_ejection_time_jitter: float = 0.0
+    always_eject_one_host: bool = False
+    uneject_by_health_check: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +102,22 @@ class HealthCheck:
     healthy_threshold: int
     path: str = ""
     host: str = ""
+    method: str = "GET"
     expected_statuses: tuple[tuple[int, int], ...] = ((200, 201),)
+    """[start, end) ranges."""
+    retriable_statuses: tuple[tuple[int, int], ...] = ()
+    request_headers: HeaderChanges = NO_CHANGES
+    service_name: StringMatch | None = None
+    """What x-envoy-upstream-healthchecked-cluster must be."""
+    send: bytes = b""
+    receive: tuple[bytes, ...] = ()
+    """TCP: these byte strings must come, in this order."""
+    port: int = 0
+    no_traffic_interval: float = 60.0
+    no_traffic_healthy_interval: float = 0.0
+    unhealthy_interval: float = 0.0
+    unhealthy_edge_interval: float = 0.0
+    healthy_edge_interval: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,4 +173,18 @@ class Cluster:
     tcp_keepalive: tuple[int, int, int] | None = None
     filters: tuple[FilterConfig, ...] = ()
     proper_case_headers: bool = False
+    enable_trailers: bool = False
+    send_absolute_url: bool = False
+    http2: Mapping[str, int | float | bool] = field(default_factory=dict)
+    auto_sni: bool = False
+    """Server name from the request's authority (or `auto_sni_header`), verified if `auto_san_validation`."""
+    auto_san_validation: bool = False
+    auto_sni_header: str = ""
+    locality_weighted: bool = False
+    close_on_health_failure: bool = False
+    close_on_host_change: bool = False
+    respect_dns_ttl: bool = False
+    subset_fallback: str = "none"
+    """`none`, `any` or `default`."""
+    default_subset: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)

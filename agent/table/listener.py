@@ -146,6 +146,7 @@ class HttpManager:
     enable_trailers: bool = False
     allow_absolute_url: bool = True
     allow_chunked_length: bool = False
+    allow_custom_methods: bool = False
     proper_case_headers: bool = False
     proxy_100_continue: bool = False
     stream_error_on_invalid_message: bool = False
@@ -190,6 +191,9 @@ class Listener:
     tls_inspector: bool = False
     http_inspector: bool = False
     proxy_protocol: bool = False
+    max_client_hello: int = 16384
+    inspector_exceptions: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = ()
+    """Listener filters that are off on some destination ports: (`TlsInspector` or `HttpInspector`, [start, end))."""
     inspection_timeout: float = 15.0
     continue_on_inspection_timeout: bool = False
     direction: Direction = Direction.UNSPECIFIED
@@ -199,5 +203,6 @@ class Listener:
     buffer_limit: int = 1 << 20
     connection_limit: int = 0
     transparent: bool = False
+    freebind: bool = False
     stat_prefix: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)

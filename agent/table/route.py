@@ -139,8 +139,11 @@ class Forward:
     prefix_rewrite: str = ""
     regex_rewrite: Substitution | None = None
     path_rewrite: str = ""
+    """The whole new path, with %OPERATORS%."""
     template_rewrite: str = ""
     host_rewrite: str = ""
+    host_rewrite_format: str = ""
+    """As host_rewrite, with %OPERATORS%."""
     host_rewrite_header: bytes = b""
     host_rewrite_path: Substitution | None = None
     auto_host_rewrite: bool = False
@@ -148,11 +151,15 @@ class Forward:
     timeout: float = 15.0
     idle_timeout: float | None = None
     max_stream_duration: float | None = None
+    grpc_timeout_max: float | None = None
+    """Set: the request's grpc-timeout counts, up to this (0: without limit)."""
+    grpc_timeout_offset: float = 0.0
     retry: RetryPolicy | None = None
     mirrors: tuple[MirrorPolicy, ...] = ()
     priority: str = "default"
     rate_limits: tuple[Any, ...] = ()
     """filter_config.RateLimitActions, for the local rate limit's descriptors."""
+    include_vhost_rate_limits: bool = False
     hash_policies: tuple[HashPolicy, ...] = ()
     cors: Any = None
     """filter_config.CorsPolicy, the deprecated place for it."""

@@ -59,6 +59,7 @@ class TlsSettings:
     min_version: str = "TLSv1.2"
     max_version: str = "TLSv1.3"
     ciphers: tuple[str, ...] = ()
+    curves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,4 +75,6 @@ class UpstreamTls(TlsSettings):
 
     sni: str = ""
     auto_host_sni: bool = False
+    auto_sni_san_validation: bool = False
+    """The certificate must have the server name that was sent as a DNS name."""
     allow_renegotiation: bool = False

@@ -1,0 +1,155 @@
+"""An Envoy v3 bootstrap file to a table (the data plane alone, without a control plane).
+
+Rule: what this build does not do is refused with its path at start, never ignored. Not for: opening anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from envoy.config.bootstrap.v3 import bootstrap_pb2
+
+from agent.table.access_log import AccessLog
+from agent.table.checks import check_references
+from agent.table.cluster import Cluster
+from agent.table.decode.access_logs import access_logs
+from agent.table.decode.clusters import cluster
+from agent.table.decode.constraints import check_constraints
+from agent.table.decode.listeners import listener
+from agent.table.decode.matchers import address
+from agent.table.decode.message import Context, Reader, read_bytes, tree
+from agent.table.decode.text import parse
+from agent.table.decode.tls import secret
+from agent.table.listener import Address, Listener
+from agent.table.snapshot import Table
+from agent.table.tls import Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Envoy core.Node."""
+
+    id: str = ""
+    cluster: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    region: str = ""
+    zone: str = ""
+    sub_zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """What a bootstrap file says."""
+
+    table: Table
+    admin: Address | None = None
+    admin_access_logs: tuple[AccessLog, ...] = ()
+    node: Node = Node()
+
+
+def load(
+    text: str,
+    source: str = "bootstrap",
+    *,
+    read_file: Callable[[str], bytes] = read_bytes,
+    environment: Mapping[str, str] | None = None,
+) -> Bootstrap:
+    """Parse YAML or JSON text. `source` names it in errors. Raises ConfigError with the field's path."""
+    message = parse(text, bootstrap_pb2.Bootstrap, source)
+    check_constraints(message)
+    context = Context(read_file=read_file, environment=environment or {})
+    with Reader(message, "", context) as r:
+        _runtime(r)
+        # How often statistics go to sinks (there are none), and how long a stuck thread may be stuck.
+        r.without_effect("stats_flush_interval", "enable_dispatcher_stats", "watchdogs", "watchdog")
+        r.without_effect("node_context_params", "memory_allocator_manager")  # xDS requests; Envoy's allocator
+        node = _node(r.child("node"))
+        admin, admin_logs = _admin(r.child("admin"))
+        listeners: dict[str, Listener] = {}
+        clusters: dict[str, Cluster] = {}
+        secrets: dict[str, Secret] = {}
+        if (static := r.child("static_resources")) is not None:
+            with static as s:
+                for position, item in enumerate(s.children("clusters")):
+                    found = cluster(item)
+                    if found.name in clusters:
+                        s.fail(f"clusters[{position}].name", f"duplicate cluster {found.name}")
+                    clusters[found.name] = found
+                for item in s.children("secrets"):
+                    one = secret(item)
+                    secrets[one.name] = one
+                for position, item in enumerate(s.children("listeners")):
+                    heard = listener(item)
+                    name = heard.name or f"listener_{position}"
+                    if name in listeners:
+                        s.fail(f"listeners[{position}].name", f"duplicate listener {name}")
+                    listeners[name] = heard
+        unused = [key for key in context.runtime if key not in context.runtime_used]
+        if unused:
+            r.fail("layered_runtime", f"the runtime key {unused[0]} is not supported")
+    table = Table(listeners=listeners, clusters=clusters, secrets=secrets, version="bootstrap")
+    check_references(table)
+    return Bootstrap(table, admin, admin_logs, node)
+
+
+def _runtime(reader: Reader) -> None:
+    layered = reader.child("layered_runtime")
+    if layered is None:
+        return
+    values: dict[str, Any] = {}
+    with layered as runtime:
+        for item in runtime.children("layers"):
+            with item as layer:
+                layer.without_effect("name")  # a label
+                kind = layer.which("layer_specifier")
+                if kind == "static_layer":
+                    values.update(_flat(tree(layer.take(kind)), ""))
+                elif kind == "admin_layer":
+                    layer.take(kind)  # runtime changes by the admin page: there is no such page here
+                else:
+                    layer.fail(kind, "unsupported field" if kind else "a layer must say what it is")
+    reader.context.runtime = values
+    # Switches of Envoy's own code and its process-wide limits that have no counterpart here.
+    for key in values:
+        if key.startswith(("envoy.reloadable_features.", "envoy.restart_features.", "re2.")):
+            reader.context.runtime_used.add(key)
+
+
+def _flat(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and "numerator" not in value:
+            flat.update(_flat(value, name + "."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def _node(reader: Reader | None) -> Node:
+    if reader is None:
+        return Node()
+    with reader as r:
+        r.without_effect(
+            "user_agent_name", "user_agent_version", "user_agent_build_version", "client_features", "extensions",
+            "dynamic_parameters", "listening_addresses",
+        )  # fmt: skip
+        place = {"region": "", "zone": "", "sub_zone": ""}
+        if (locality := r.child("locality")) is not None:
+            with locality as given:
+                place = {name: given.text(name) for name in place}
+        return Node(r.text("id"), r.text("cluster"), r.tree("metadata"), **place)
+
+
+def _admin(reader: Reader | None) -> tuple[Address | None, tuple[AccessLog, ...]]:
+    if reader is None:
+        return None, ()
+    with reader as r:
+        r.without_effect(
+            "profile_path", "access_log_path", "ignore_global_conn_limit"
+        )  # no profiler; no such limit
+        where = r.child("address")
+        logs = access_logs(r, "access_log")
+        return (None if where is None else address(where)), logs

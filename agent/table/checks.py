@@ -1,0 +1,55 @@
+"""Whether the parts of a static table fit together: Envoy refuses to start where they do not.
+
+Not for: xDS, where a route may name a cluster that is still on its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agent.table.errors import ConfigError
+from agent.table.listener import FilterChain, HttpManager
+from agent.table.route import Forward, RouteConfiguration
+from agent.table.snapshot import Table
+
+
+def check_references(table: Table) -> None:
+    """Every cluster and secret that is named must be there. Raises ConfigError."""
+    for number, listener in enumerate(table.listeners.values()):
+        path = f"static_resources.listeners[{number}]"
+        for position, chain in enumerate(listener.chains):
+            _check_chain(table, chain, f"{path}.filter_chains[{position}]")
+        if listener.default_chain is not None:
+            _check_chain(table, listener.default_chain, f"{path}.default_filter_chain")
+
+
+def _check_chain(table: Table, chain: FilterChain, path: str) -> None:
+    terminal = chain.terminal
+    if isinstance(terminal, HttpManager):
+        if isinstance(terminal.route, str):
+            raise ConfigError(
+                f"{path}.filters", f"route configuration {terminal.route} needs a control plane"
+            )
+        if terminal.route.validate_clusters is not False:
+            for where, name in _clusters(terminal.route):
+                if name not in table.clusters:
+                    raise ConfigError(f"{path}.filters: route_config.{where}", f"unknown cluster {name!r}")
+    if chain.tls is not None:
+        for certificate in chain.tls.certificates:
+            if isinstance(certificate, str) and certificate not in table.secrets:
+                raise ConfigError(f"{path}.transport_socket", f"unknown secret {certificate!r}")
+
+
+def _clusters(config: RouteConfiguration) -> Iterator[tuple[str, str]]:
+    for number, host in enumerate(config.virtual_hosts):
+        for position, route in enumerate(host.routes):
+            where = f"virtual_hosts[{number}].routes[{position}].route"
+            if not isinstance(route.action, Forward):
+                continue
+            if route.action.cluster:
+                yield f"{where}.cluster", route.action.cluster
+            for weight in route.action.weighted:
+                if weight.cluster:
+                    yield f"{where}.weighted_clusters", weight.cluster
+            for mirror in route.action.mirrors:
+                yield f"{where}.request_mirror_policies", mirror.cluster

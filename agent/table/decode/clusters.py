@@ -1,0 +1,361 @@
+"""Clusters (envoy.config.cluster.v3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agent.table.cluster import Assignment, Cluster, TransportMatch
+from agent.table.decode.endpoints import assignment
+from agent.table.decode.health import circuit_breakers, health_checks, outlier_detection
+from agent.table.decode.matchers import metadata, percent, socket_address
+from agent.table.decode.message import Reader
+from agent.table.decode.protocols import http2_options, upstream_http1_options
+from agent.table.decode.tls import config_source, upstream_tls
+
+_DISCOVERY = {
+    "STATIC": "static",
+    "STRICT_DNS": "strict_dns",
+    "LOGICAL_DNS": "logical_dns",
+    "EDS": "eds",
+    "ORIGINAL_DST": "original_dst",
+}
+_POLICIES = {
+    "ROUND_ROBIN": "round_robin",
+    "LEAST_REQUEST": "least_request",
+    "RANDOM": "random",
+    "RING_HASH": "ring_hash",
+    "MAGLEV": "maglev",
+    "CLUSTER_PROVIDED": "cluster_provided",
+    "LOAD_BALANCING_POLICY_CONFIG": "round_robin",
+}
+_FAMILIES = {
+    "AUTO": "auto",
+    "V4_ONLY": "v4_only",
+    "V6_ONLY": "v6_only",
+    "V4_PREFERRED": "v4_preferred",
+    "ALL": "all",
+}
+_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+def cluster(reader: Reader) -> Cluster:
+    """Cluster."""
+    with reader as r:
+        if r.which("cluster_discovery_type") == "cluster_type":
+            r.fail("cluster_type", "unsupported field")
+        discovery = r.choice("type", _DISCOVERY)
+        endpoints = _endpoints(r, discovery)
+        eds_name = _eds_name(r, discovery)
+        breakers = circuit_breakers(r.child("circuit_breakers"))
+        outlier = r.child("outlier_detection")
+        # When a cluster is ready, and how statistics are kept: not what a request sees.
+        r.without_effect(
+            "wait_for_warm_on_init", "cleanup_interval", "track_cluster_stats", "track_timeout_budgets"
+        )
+        values: dict[str, Any] = {}
+        values.update(_balancing(r, discovery))
+        values.update(_subsets(r))
+        values.update(_protocol(r))
+        values.update(_connections(r))
+        values.update(_dns(r))
+        values.update(_original_dst(r, discovery))
+        return Cluster(
+            name=r.text("name"),
+            discovery=discovery,
+            assignment=endpoints,
+            eds_name=eds_name,
+            alt_stat_name=r.text("alt_stat_name"),
+            connect_timeout=r.seconds("connect_timeout", 5.0),
+            default_thresholds=breakers[0],
+            high_thresholds=breakers[1],
+            outlier=None if outlier is None else outlier_detection(outlier),
+            health_checks=health_checks(r),
+            tls=upstream_tls(r.child("transport_socket")),
+            transport_matches=tuple(
+                _transport_match(item) for item in r.children("transport_socket_matches")
+            ),
+            buffer_limit=r.integer("per_connection_buffer_limit_bytes", 1 << 20),
+            ignore_health_on_removal=r.boolean("ignore_health_on_host_removal"),
+            close_on_health_failure=r.boolean("close_connections_on_host_health_failure"),
+            metadata=metadata(r.child("metadata")),
+            **values,
+        )
+
+
+def _endpoints(r: Reader, discovery: str) -> Assignment | None:
+    load = r.child("load_assignment")
+    if discovery in {"eds", "original_dst"}:
+        if load is not None:
+            r.fail("load_assignment", f"not allowed for a cluster of type {discovery.upper()}")
+        return None
+    if load is None:
+        return Assignment(r.text("name"))
+    found = assignment(load, names_allowed=discovery != "static")
+    if discovery == "logical_dns" and len(found.endpoints) != 1:
+        r.fail("load_assignment", "a LOGICAL_DNS cluster must have a single endpoint")
+    return found
+
+
+def _eds_name(r: Reader, discovery: str) -> str:
+    eds = r.child("eds_cluster_config")
+    if eds is None:
+        if discovery == "eds":
+            r.fail("eds_cluster_config", "required for a cluster of type EDS")
+        return ""
+    if discovery != "eds":
+        r.fail("eds_cluster_config", "only for a cluster of type EDS")
+    with eds as e:
+        if (source := e.child("eds_config")) is not None:
+            config_source(source)
+        return e.text("service_name") or r.text("name")
+
+
+def _balancing(r: Reader, discovery: str) -> dict[str, Any]:
+    values: dict[str, Any] = {"lb_policy": r.choice("lb_policy", _POLICIES)}
+    values.update(_common_balancing(r))
+    if (least := r.child("least_request_lb_config")) is not None:
+        with least as config:
+            values["least_request_choices"] = max(2, config.integer("choice_count", 2))
+            _no_bias(config)
+    if (robin := r.child("round_robin_lb_config")) is not None:
+        with robin:
+            pass
+    if (ring := r.child("ring_hash_lb_config")) is not None:
+        with ring as config:
+            values["lb_config"] = {
+                "minimum_ring_size": config.integer("minimum_ring_size", 1024),
+                "maximum_ring_size": config.integer("maximum_ring_size", 8 << 20),
+                "hash_function": config.choice("hash_function", {"XX_HASH": "xx_hash"}),
+            }
+    if (maglev := r.child("maglev_lb_config")) is not None:
+        with maglev as config:
+            values["lb_config"] = {"table_size": config.integer("table_size", 65537)}
+    if (policy := r.child("load_balancing_policy")) is not None:
+        values.update(_typed_policy(policy))
+    if discovery == "original_dst" and values["lb_policy"] not in {"cluster_provided", "round_robin"}:
+        r.fail("lb_policy", "an ORIGINAL_DST cluster provides its own")
+    if discovery != "original_dst" and values["lb_policy"] == "cluster_provided":
+        r.fail("lb_policy", "CLUSTER_PROVIDED is for ORIGINAL_DST clusters")
+    return values
+
+
+def _no_bias(config: Reader) -> None:
+    if (bias := config.child("active_request_bias")) is not None:
+        with bias as b:
+            b.without_effect("runtime_key")  # layers with keys nobody knows are refused
+            b.only("default_value", 1.0)
+
+
+def _common_balancing(r: Reader) -> dict[str, Any]:
+    common = r.child("common_lb_config")
+    if common is None:
+        return {}
+    with common as c:
+        # Updates are applied at once, in one swap; zone awareness needs a local cluster, which there is none of.
+        c.without_effect("update_merge_window", "zone_aware_lb_config")
+        values: dict[str, Any] = {"panic_threshold": percent(c.child("healthy_panic_threshold"), 50.0)}
+        if (weighted := c.child("locality_weighted_lb_config")) is not None:
+            with weighted:
+                values["locality_weighted"] = True
+        c.only("ignore_new_hosts_until_first_hc", False)
+        values["close_on_host_change"] = c.boolean("close_connections_on_host_set_change")
+        if (hashing := c.child("consistent_hashing_lb_config")) is not None:
+            with hashing as h:
+                h.only("use_hostname_for_hashing", False)
+                h.only("hash_balance_factor", 0)
+        return values
+
+
+_LB = "envoy.extensions.load_balancing_policies."
+
+
+def _typed_policy(reader: Reader) -> dict[str, Any]:
+    """LoadBalancingPolicy: the first policy of the list that is known."""
+    with reader as r:
+        first: dict[str, Any] | None = None
+        for item in r.children("policies"):
+            with item as policy, policy.must("typed_extension_config") as extension:
+                extension.without_effect("name")  # the type decides
+                typed: Any = extension.typed("typed_config") or extension.fail("typed_config", "required")
+                values = _policy(typed)
+                first = values if first is None else first
+        return first if first is not None else r.fail("policies", "at least one is required")
+
+
+def _policy(typed: Reader) -> dict[str, Any]:
+    kind = typed.type.removeprefix(_LB).partition(".")[0]
+    names = {"round_robin", "least_request", "random", "ring_hash", "maglev", "cluster_provided"}
+    if not typed.type.startswith(_LB) or kind not in names:
+        typed.fail("", f"unsupported type {typed.type}")
+    with typed as t:
+        values: dict[str, Any] = {"lb_policy": kind}
+        if (
+            kind in {"round_robin", "least_request", "random"}
+            and (locality := t.child("locality_lb_config")) is not None
+        ):
+            with locality as config:
+                config.without_effect("zone_aware_lb_config")  # see common_lb_config
+                if (weighted := config.child("locality_weighted_lb_config")) is not None:
+                    with weighted:
+                        values["locality_weighted"] = True
+        if kind == "least_request":
+            values["least_request_choices"] = max(2, t.integer("choice_count", 2))
+            t.choice("selection_method", {"N_CHOICES": ""})
+            t.only("enable_full_scan", False)
+            _no_bias(t)
+        if kind == "ring_hash":
+            t.choice("hash_function", {"DEFAULT_HASH": "", "XX_HASH": ""})
+            values["lb_config"] = {
+                "minimum_ring_size": t.integer("minimum_ring_size", 1024),
+                "maximum_ring_size": t.integer("maximum_ring_size", 8 << 20),
+                "hash_function": "xx_hash",
+            }
+        if kind == "maglev":
+            values["lb_config"] = {"table_size": t.integer("table_size", 65537)}
+        return values
+
+
+def _subsets(r: Reader) -> dict[str, Any]:
+    config = r.child("lb_subset_config")
+    if config is None:
+        return {}
+    with config as c:
+        selectors: list[tuple[str, ...]] = []
+        for item in c.children("subset_selectors"):
+            with item as selector:
+                selector.only("fallback_policy", "NOT_DEFINED")
+                selectors.append(tuple(sorted(selector.texts("keys"))))
+        fallback = {"NO_FALLBACK": "none", "ANY_ENDPOINT": "any", "DEFAULT_SUBSET": "default"}
+        return {
+            "subset_selectors": tuple(selectors),
+            "subset_fallback": c.choice("fallback_policy", fallback),
+            "default_subset": c.tree("default_subset"),
+        }
+
+
+def _protocol(r: Reader) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    r.choice("protocol_selection", {"USE_CONFIGURED_PROTOCOL": ""})
+    values.update(_common_protocol(r.child("common_http_protocol_options")))
+    values.update(upstream_http1_options(r.child("http_protocol_options")))
+    if r.has("max_requests_per_connection"):
+        values["max_requests_per_connection"] = r.integer("max_requests_per_connection")
+    if (options := r.child("http2_protocol_options")) is not None:
+        values["http2"] = http2_options(options)
+        values["protocol"] = "http2"
+    values.update(_upstream(r.child("upstream_http_protocol_options")))
+    for name, item in r.entries("typed_extension_protocol_options"):
+        typed = item.unpacked()
+        if typed.type != _HTTP_OPTIONS:
+            typed.fail("", f"unsupported type {typed.type} ({name})")
+        values.update(_http_options(typed))
+    return values
+
+
+def _common_protocol(common: Reader | None) -> dict[str, Any]:
+    if common is None:
+        return {}
+    with common as c:
+        c.without_effect("headers_with_underscores_action")  # for requests from downstream
+        values: dict[str, Any] = {
+            "idle_timeout": c.seconds("idle_timeout", 3600.0),
+            "max_connection_duration": c.seconds("max_connection_duration"),
+            "max_headers_count": c.integer("max_headers_count", 100),
+            "max_response_headers_kb": c.integer("max_response_headers_kb", 60),
+            "max_stream_duration": c.seconds("max_stream_duration"),
+        }
+        if c.has("max_requests_per_connection"):
+            values["max_requests_per_connection"] = c.integer("max_requests_per_connection")
+        return values
+
+
+def _upstream(options: Reader | None) -> dict[str, Any]:
+    if options is None:
+        return {}
+    with options as o:
+        return {
+            "auto_sni": o.boolean("auto_sni"),
+            "auto_san_validation": o.boolean("auto_san_validation"),
+            "auto_sni_header": o.text("override_auto_sni_header").lower(),
+        }
+
+
+def _http_options(typed: Reader) -> dict[str, Any]:
+    with typed as t:
+        values = _common_protocol(t.child("common_http_protocol_options"))
+        values.update(_upstream(t.child("upstream_http_protocol_options")))
+        kind = t.which("upstream_protocol_options")
+        if kind == "explicit_http_config":
+            with t.must(kind) as explicit:
+                version = explicit.which("protocol_config")
+                if version == "http_protocol_options":
+                    values.update(upstream_http1_options(explicit.must(version)))
+                    values["protocol"] = "http1"
+                elif version == "http2_protocol_options":
+                    values["http2"] = http2_options(explicit.must(version))
+                    values["protocol"] = "http2"
+                else:
+                    explicit.fail(version, "unsupported field" if version else "a protocol is required")
+        elif kind == "use_downstream_protocol_config":
+            with t.must(kind) as downstream:
+                values.update(upstream_http1_options(downstream.child("http_protocol_options")))
+                if (options := downstream.child("http2_protocol_options")) is not None:
+                    values["http2"] = http2_options(options)
+                values["protocol"] = "downstream"
+        else:
+            t.fail(kind, "unsupported field" if kind else "a protocol is required")
+        return values
+
+
+def _connections(r: Reader) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if (bind := r.child("upstream_bind_config")) is not None:
+        with bind as b:
+            source = b.child("source_address")
+            values["bind_source"] = "" if source is None else socket_address(source).host
+            b.only("freebind", False)
+    if (options := r.child("upstream_connection_options")) is not None:
+        with options as o:
+            o.only("set_local_interface_name_on_upstream_connections", False)
+            if (keepalive := o.child("tcp_keepalive")) is not None:
+                with keepalive as k:
+                    values["tcp_keepalive"] = (
+                        k.integer("keepalive_time", 7200),
+                        k.integer("keepalive_interval", 75),
+                        k.integer("keepalive_probes", 9),
+                    )
+    if r.has("preconnect_policy"):
+        r.fail("preconnect_policy", "unsupported field")
+    r.only("connection_pool_per_downstream_connection", False)
+    return values
+
+
+def _dns(r: Reader) -> dict[str, Any]:
+    # The host's resolver decides about time to live, transport and back-off.
+    r.without_effect("dns_failure_refresh_rate", "dns_jitter", "use_tcp_for_dns_lookups")
+    return {
+        "dns_refresh": r.seconds("dns_refresh_rate", 5.0),
+        "dns_family": r.choice("dns_lookup_family", _FAMILIES),
+        "respect_dns_ttl": r.boolean("respect_dns_ttl"),
+    }
+
+
+def _original_dst(r: Reader, discovery: str) -> dict[str, Any]:
+    config = r.child("original_dst_lb_config")
+    if config is None:
+        return {}
+    if discovery != "original_dst":
+        r.fail("original_dst_lb_config", "only for ORIGINAL_DST clusters")
+    with config as c:
+        c.only("http_header_name", "", "x-envoy-original-dst-host")
+        return {
+            "use_http_header": c.boolean("use_http_header"),
+            "upstream_port": c.integer("upstream_port_override"),
+        }
+
+
+def _transport_match(reader: Reader) -> TransportMatch:
+    with reader as r:
+        match: Mapping[str, Any] = r.tree("match")
+        return TransportMatch(r.text("name"), match, upstream_tls(r.child("transport_socket")))

@@ -1,0 +1,88 @@
+"""Endpoints (envoy.config.endpoint.v3)."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+from agent.table.cluster import Assignment, Endpoint, Locality
+from agent.table.decode.matchers import address, metadata
+from agent.table.decode.message import Reader
+
+_HEALTH = {
+    "UNKNOWN": "healthy",
+    "HEALTHY": "healthy",
+    "UNHEALTHY": "unhealthy",
+    "DRAINING": "draining",
+    "TIMEOUT": "unhealthy",
+    "DEGRADED": "degraded",
+}
+
+
+def assignment(reader: Reader, *, names_allowed: bool = False) -> Assignment:
+    """ClusterLoadAssignment. DNS clusters may name hosts; the others need IP addresses."""
+    with reader as r:
+        endpoints: list[Endpoint] = []
+        for item in r.children("endpoints"):
+            endpoints.extend(_locality(item, names_allowed))
+        overprovisioning = 140
+        if (policy := r.child("policy")) is not None:
+            with policy as p:
+                p.without_effect("endpoint_stale_after")  # the control plane's stream says what is stale
+                p.only("weighted_priority_health", False)
+                overprovisioning = p.integer("overprovisioning_factor", 140)
+        endpoints.sort(key=lambda endpoint: endpoint.priority)
+        return Assignment(r.text("cluster_name"), tuple(endpoints), overprovisioning)
+
+
+def _locality(reader: Reader, names_allowed: bool) -> list[Endpoint]:
+    with reader as r:
+        place = Locality()
+        if (given := r.child("locality")) is not None:
+            with given as g:
+                place = Locality(g.text("region"), g.text("zone"), g.text("sub_zone"))
+        weight, priority = r.integer("load_balancing_weight"), r.integer("priority")
+        r.without_effect("metadata")  # nothing reads a locality's metadata
+        if (listed := r.child("load_balancer_endpoints")) is not None:
+            with listed as endpoints:
+                return [
+                    _endpoint(item, names_allowed, place, weight, priority)
+                    for item in endpoints.children("lb_endpoints")
+                ]
+        return [
+            _endpoint(item, names_allowed, place, weight, priority) for item in r.children("lb_endpoints")
+        ]
+
+
+def _endpoint(
+    reader: Reader, names_allowed: bool, place: Locality, locality_weight: int, priority: int
+) -> Endpoint:
+    with reader as r:
+        health = r.choice("health_status", _HEALTH)
+        data = metadata(r.child("metadata"))
+        weight = r.integer("load_balancing_weight", 1)
+        with r.must("endpoint") as e:
+            where = address(e.must("address"))
+            if not names_allowed and not where.path:
+                try:
+                    ip_address(where.host)
+                except ValueError:
+                    e.fail("address.socket_address.address", f"malformed IP address: {where.host}")
+            check_port, check_host = 0, ""
+            if (check := e.child("health_check_config")) is not None:
+                with check as c:
+                    check_port, check_host = c.integer("port_value"), c.text("hostname")
+                    c.only("disable_active_health_check", False)
+            return Endpoint(
+                address=where,
+                hostname=e.text("hostname"),
+                weight=weight,
+                healthy=health in {"healthy", "degraded"},
+                draining=health == "draining",
+                degraded=health == "degraded",
+                locality=place,
+                locality_weight=locality_weight,
+                priority=priority,
+                metadata=data,
+                health_check_port=check_port,
+                health_check_host=check_host,
+            )

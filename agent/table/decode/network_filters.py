@@ -1,0 +1,89 @@
+"""Network filters of a chain: those in front, and the terminal one (connection manager or TCP proxy)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.table.decode.access_logs import access_logs
+from agent.table.decode.http_manager import http_manager
+from agent.table.decode.matchers import metadata
+from agent.table.decode.message import Reader
+from agent.table.decode.rbac import network_rbac
+from agent.table.filter_config import ConnectionLimit
+from agent.table.listener import FilterConfig, HttpManager, TcpProxy, WeightedTcp
+
+_NETWORK = "envoy.extensions.filters.network."
+
+
+def network_filters(reader: Reader, name: str) -> tuple[tuple[FilterConfig, ...], HttpManager | TcpProxy]:
+    """The filters in front and the terminal filter, which must be last."""
+    found: list[FilterConfig] = []
+    terminal: HttpManager | TcpProxy | None = None
+    for item in reader.children(name):
+        with item as r:
+            filter_name = r.text("name")
+            typed: Any = r.typed("typed_config") or r.fail("typed_config", "required")
+            if terminal is not None:
+                r.fail("", "a terminal filter must be the last of its chain")
+            if typed.type == f"{_NETWORK}http_connection_manager.v3.HttpConnectionManager":
+                terminal = http_manager(typed)
+            elif typed.type == f"{_NETWORK}tcp_proxy.v3.TcpProxy":
+                terminal = tcp_proxy(typed)
+            elif typed.type == f"{_NETWORK}rbac.v3.RBAC":
+                found.append(FilterConfig(filter_name, "network_rbac", network_rbac(typed)))
+            elif typed.type == f"{_NETWORK}connection_limit.v3.ConnectionLimit":
+                found.append(FilterConfig(filter_name, "connection_limit", _connection_limit(typed)))
+            else:
+                typed.fail("", f"unsupported network filter {typed.type}")
+    if terminal is None:
+        reader.fail(name, "the last filter must be a connection manager or a TCP proxy")
+    return tuple(found), terminal
+
+
+def _connection_limit(reader: Reader) -> ConnectionLimit:
+    with reader as r:
+        if (enabled := r.child("runtime_enabled")) is not None:
+            with enabled as e:
+                e.without_effect("runtime_key")  # layers with keys nobody knows are refused
+                if not e.boolean("default_value"):
+                    return ConnectionLimit(r.text("stat_prefix"), 1 << 62)
+        return ConnectionLimit(r.text("stat_prefix"), r.integer("max_connections"), r.seconds("delay"))
+
+
+def tcp_proxy(reader: Reader) -> TcpProxy:
+    """TcpProxy."""
+    with reader as r:
+        kind = r.which("cluster_specifier")
+        match = metadata(r.child("metadata_match")).get("envoy.lb", {})
+        clusters: list[WeightedTcp] = []
+        if kind == "cluster":
+            clusters.append(WeightedTcp(r.text(kind), 1, match))
+        elif kind == "weighted_clusters":
+            with r.must(kind) as weighted:
+                for item in weighted.children("clusters"):
+                    with item as c:
+                        own = metadata(c.child("metadata_match")).get("envoy.lb", {})
+                        clusters.append(WeightedTcp(c.text("name"), c.integer("weight"), {**match, **own}))
+        else:
+            r.fail(kind, "unsupported field" if kind else "cluster or weighted_clusters is required")
+        by_source = False
+        for item in r.children("hash_policy"):
+            with item as policy:
+                if policy.which("policy_specifier") != "source_ip":
+                    policy.fail("", "only source_ip is supported")
+                with policy.must("source_ip"):
+                    by_source = True
+        r.only("flush_access_log_on_connected", False)
+        if (options := r.child("access_log_options")) is not None:
+            with options as o:
+                o.only("flush_access_log_on_connected", False)
+        r.choice("upstream_connect_mode", {"IMMEDIATE": ""})
+        return TcpProxy(
+            stat_prefix=r.text("stat_prefix"),
+            clusters=tuple(clusters),
+            idle_timeout=r.seconds("idle_timeout", 3600.0),
+            max_downstream_connection_duration=r.seconds("max_downstream_connection_duration"),
+            max_connect_attempts=r.integer("max_connect_attempts", 1),
+            access_logs=access_logs(r, "access_log"),
+            hash_source_ip=by_source,
+        )
