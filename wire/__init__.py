@@ -18,7 +18,7 @@ wire.tls      server_context(cert_chain_pem, key_pem, client_ca_pem=None, client
               await pinned_root(transport, fingerprint, server_hostname) -> root PEM    first contact
               peer_certificate(stream) -> DER | None, peer_spiffe_id(stream) -> SpiffeId | None; TlsError
 wire.grpc     Server side:
-                listeners = await listen(host, port, ssl_context | None)
+                listeners = await listen(host, port, ssl_context | None); port_of(listener) -> int
                 await serve(listeners, {path: handler}, limits=Limits(), shutdown=trio.Event(), grace=5.0)
                 async def handler(call: ServerCall): call.metadata, call.peer, await call.send(bytes),
                     await call.receive() -> bytes | None; to fail: raise GrpcError(GrpcStatus.X, "why")

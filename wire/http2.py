@@ -89,6 +89,7 @@ class Http2Connection:
         self._abandoned = RateLimit(burst=200, rate=33)
         self._output = trio.Event()
         self._over = False
+        self._ours_to_end = False
         self._last_words = b""
         self._last_received = 0.0
         self._idle_since = 0.0
@@ -122,8 +123,9 @@ class Http2Connection:
             for stream in list(self.streams.values()):
                 stream.on_closed(lost)
             self.streams.clear()
-            with trio.move_on_after(_FINAL_WRITE_SECONDS, shield=True):
-                await self._say_goodbye()
+            if self._ours_to_end:
+                with trio.move_on_after(_FINAL_WRITE_SECONDS, shield=True):
+                    await self._say_goodbye()
             await trio.aclose_forcefully(self._transport)
 
     def request(self, headers: Iterable[tuple[bytes, bytes]]) -> Stream:
@@ -153,11 +155,16 @@ class Http2Connection:
         """End the connection at once, with a last GOAWAY when an error code is given."""
         if self._over:
             return
-        self._over = True
+        self._over = self._ours_to_end = True
         self.failure = reason
         if error_code is not None:
             self._last_words = _goaway(error_code, reason)
         self._scope.cancel()
+
+    def _lose(self, reason: str) -> None:
+        if not self._over:
+            self.close(reason)
+            self._ours_to_end = False
 
     # What streams ask for. A stream that the engine has closed meanwhile takes nothing more; its events tell.
 
@@ -211,13 +218,13 @@ class Http2Connection:
             while True:
                 data = await self._transport.receive_some(_READ_BYTES)
                 if not data:
-                    return self.close("the peer closed the connection")
+                    return self._lose("the peer closed the connection")
                 self._last_received = trio.current_time()
                 self._engine.receive_data(data)
                 self._dispatch()
                 self._output.set()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self.close(f"the connection broke: {error.__cause__ or error}")
+            self._lose(f"the connection broke: {error.__cause__ or error}")
         except ngh2.DenialOfServiceError as error:
             self.close(f"the peer exceeds a limit: {error}", ngh2.ErrorCode.ENHANCE_YOUR_CALM)
         except ngh2.NGH2Error as error:
@@ -239,7 +246,7 @@ class Http2Connection:
                 await self._output.wait()
                 self._output = trio.Event()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self.close(f"the connection broke: {error.__cause__ or error}")
+            self._lose(f"the connection broke: {error.__cause__ or error}")
         except ngh2.NGH2Error as error:
             self.close(f"HTTP/2 failed: {error}", ngh2.ErrorCode.INTERNAL_ERROR)
 
@@ -259,12 +266,19 @@ class Http2Connection:
                 return self.close("the peer does not answer PING")
 
     async def _say_goodbye(self) -> None:
-        """Write what tells the peer why, if the transport still takes it."""
-        if self._last_words:
-            try:
-                await self._transport.send_all(self._last_words)
-            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError) as error:
-                _log.debug("GOAWAY was not sent: %s", error)
+        """Write what tells the peer why, and wait for its end: closing on unread bytes would lose our last ones."""
+        transport = self._transport
+        try:
+            if self._last_words:
+                await transport.send_all(self._last_words)
+            while isinstance(transport, trio.SSLStream):
+                transport = transport.transport_stream
+            if isinstance(transport, trio.SocketStream):
+                await transport.send_eof()
+                while await transport.receive_some(_READ_BYTES):
+                    continue
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError) as error:
+            _log.debug("the last words were not heard: %s", error)
 
     def _wake_senders(self) -> None:
         for stream in self.blocked:

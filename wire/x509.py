@@ -164,8 +164,8 @@ def issue(
     if ca_key.public_key() != ca_cert.public_key():
         raise X509Error("the CA's key does not belong to the CA's certificate")
     expiry = min(now + ttl, ca_cert.not_valid_after_utc)
-    if expiry <= now:
-        raise X509Error("the CA's certificate has expired, or the lifetime is not positive")
+    if expiry <= now or now < ca_cert.not_valid_before_utc:
+        raise X509Error("the CA's certificate is not valid now, or the lifetime is not positive")
     try:
         issuer_key = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
             ca_cert.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value

@@ -6,7 +6,7 @@ Modules: `server`, `client`, `messages` (framing), `metadata`, `status`, `backof
 from wire.grpc.backoff import Backoff
 from wire.grpc.client import Channel, ChannelLimits, ClientCall, open_channel
 from wire.grpc.metadata import Metadata
-from wire.grpc.server import Handler, Limits, Listener, Peer, ServerCall, listen, serve
+from wire.grpc.server import Handler, Limits, Listener, Peer, ServerCall, listen, port_of, serve
 from wire.grpc.status import GrpcError, GrpcStatus
 from wire.http2 import Http2Limits
 
@@ -35,5 +35,6 @@ __all__ = [
     "ServerCall",
     "listen",
     "open_channel",
+    "port_of",
     "serve",
 ]

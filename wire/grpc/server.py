@@ -96,6 +96,14 @@ async def listen(host: str, port: int, context: ssl.SSLContext | None = None) ->
     return [trio.SSLListener(listener, context, https_compatible=True) for listener in sockets]
 
 
+def port_of(listener: Listener) -> int:
+    """The TCP port that a listener of `listen` is bound to."""
+    while isinstance(listener, trio.SSLListener):
+        listener = listener.transport_listener
+    assert isinstance(listener, trio.SocketListener)
+    return int(listener.socket.getsockname()[1])
+
+
 async def serve(
     listeners: Sequence[Listener],
     handlers: Mapping[str, Handler],

@@ -27,7 +27,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from google.protobuf import json_format
 
 from wire import tls, x509
-from wire.grpc import ADS_DELTA, ADS_SOTW, ServerCall, listen, serve
+from wire.grpc import ADS_DELTA, ADS_SOTW, ServerCall, listen, port_of, serve
 from wire.spiffe import SpiffeId
 from wire.xds import (
     CLUSTER,
@@ -295,7 +295,7 @@ def test_envoy_is_configured_updated_and_its_refusals_are_heard(tmp_path: Path, 
 
     async def main() -> None:
         listeners = await listen("127.0.0.1", 0, context)
-        xds_port = listeners[0].transport_listener.socket.getsockname()[1]  # type: ignore[attr-defined]
+        xds_port = port_of(listeners[0])
         shutdown = trio.Event()
         async with trio.open_nursery() as nursery:
             handlers = {ADS_DELTA: ads.handle, ADS_SOTW: ads.handle}
