@@ -1,0 +1,196 @@
+"""CDS: one cluster for each port of each visible service and each of its subsets, and the fixed ones.
+
+How an inbound call reaches the application: `inbound|PORT||` is ORIGINAL_DST, so the proxy connects to the
+very address that the caller connected to, by way of `lo`. Applications on 0.0.0.0, [::] or the host's own
+address are reached without configuration, and one call address is never turned into another. One that
+listens on 127.0.0.1 only is reached by saying so: Sidecar.ingress.defaultEndpoint 127.0.0.1:PORT.
+(Istio binds 127.0.0.6 as the source to tell its own connections apart; here capture does that by mark and
+uid, and the application sees the host's own address.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+
+from istiod.compile import naming
+from istiod.compile.endpoints import endpoint_address, sort_by_locality
+from istiod.compile.envoy import ads, any_of, duration, socket_address, struct, uint32
+from istiod.compile.tls import (
+    ALPN_HTTP1,
+    ALPN_HTTP2,
+    ALPN_TCP,
+    originated,
+    outbound_mtls,
+    raw_socket,
+)
+from istiod.compile.traffic_policy import (
+    HTTP_OPTIONS,
+    HostRule,
+    apply_connection_pool,
+    apply_http_options,
+    apply_load_balancer,
+    apply_outlier_detection,
+)
+from istiod.resources.mesh_config import MeshConfig
+from istiod.services import MeshService, Protocol, Resolution, ServicePort
+
+Type = cluster_pb2.Cluster.DiscoveryType
+_DISCOVERY = {
+    Resolution.ENDPOINTS: Type.EDS,
+    Resolution.DNS: Type.STRICT_DNS,
+    Resolution.DNS_ROUND_ROBIN: Type.LOGICAL_DNS,
+    Resolution.NONE: Type.ORIGINAL_DST,
+}
+
+
+def identities(service: MeshService, mesh: MeshConfig) -> tuple[str, ...]:
+    """The SPIFFE ids of whoever may serve this service: its endpoints' and the ServiceEntry's own names."""
+    found = {
+        naming.spiffe(mesh.trust_domain, endpoint.namespace, endpoint.service_account)
+        for endpoint in service.endpoints
+        if endpoint.mtls and endpoint.service_account
+    }
+    found.update(name for name in service.sans if name.startswith("spiffe://"))
+    return tuple(sorted(found))
+
+
+def outbound_cluster(
+    service: MeshService,
+    port: ServicePort,
+    subset: str,
+    rule: HostRule,
+    sans: tuple[str, ...],
+    mesh: MeshConfig,
+) -> cluster_pb2.Cluster | None:
+    """The cluster for calls to one port, None when there is nothing to call (DNS without endpoints)."""
+    name = naming.outbound_cluster(port.number, subset, service.host)
+    policy = rule.effective(port.number, subset)
+    cluster = cluster_pb2.Cluster(
+        name=name, type=_DISCOVERY[service.resolution], connect_timeout=duration(mesh.connect_timeout)
+    )
+    if cluster.type == Type.EDS:
+        cluster.eds_cluster_config.eds_config.CopyFrom(ads())
+        cluster.eds_cluster_config.service_name = name
+    elif cluster.type in (Type.STRICT_DNS, Type.LOGICAL_DNS):
+        assignment = _dns_assignment(name, service, port, subset, rule)
+        if assignment is None:
+            return None
+        cluster.load_assignment.CopyFrom(assignment)
+    apply_connection_pool(cluster, policy.connection_pool, policy.retry_budget)
+    apply_load_balancer(cluster, policy.load_balancer)
+    protocol = apply_http_options(cluster, port.protocol, policy.connection_pool)
+    apply_outlier_detection(cluster, policy.outlier_detection)
+    alpn = {Protocol.HTTP: ALPN_HTTP1, Protocol.HTTP2: ALPN_HTTP2}.get(protocol, ALPN_TCP)
+    sni = naming.sni(port.number, subset, service.host)
+    tls = policy.tls
+    if tls is None:
+        if mesh.enable_auto_mtls and not service.external and cluster.type == Type.EDS:
+            # The endpoint's metadata decides, so that proxies and plain workloads can serve side by side.
+            cluster.transport_socket_matches.add(
+                name="tlsMode-istio",
+                match=struct({"tlsMode": "istio"}),
+                transport_socket=outbound_mtls(mesh, sans, sni, alpn),
+            )
+            cluster.transport_socket_matches.add(
+                name="tlsMode-disabled", match=struct({}), transport_socket=raw_socket()
+            )
+    elif tls.mode == "ISTIO_MUTUAL":
+        expected = tls.subject_alt_names or sans
+        cluster.transport_socket.CopyFrom(outbound_mtls(mesh, expected, tls.sni or sni, alpn))
+    elif tls.mode in ("SIMPLE", "MUTUAL"):
+        plain = {Protocol.HTTP: ("http/1.1",), Protocol.HTTP2: ("h2",)}.get(protocol, ())
+        cluster.transport_socket.CopyFrom(originated(tls, service.host, service.sans, plain))
+    described: dict[str, object] = {
+        "services": [{"host": service.host, "name": service.name, "namespace": service.namespace}],
+        "default_original_port": port.number,
+    }
+    if subset:
+        described["subset"] = subset
+    if rule.rules:
+        owner = rule.rules[0].resource
+        described["config"] = naming.config_path(
+            "networking.istio.io", "v1", owner.namespace, "destination-rule", owner.name
+        )
+    cluster.metadata.filter_metadata["istio"].CopyFrom(struct(described))
+    return cluster
+
+
+def inbound_cluster(
+    port: ServicePort,
+    default_endpoint: str,
+    addresses: Iterable[str],
+    described: dict[str, str] | None,
+    mesh: MeshConfig,
+) -> cluster_pb2.Cluster:
+    """The way from the proxy to its own application (see the module's docstring).
+
+    `default_endpoint` is Sidecar.ingress.defaultEndpoint or "": loopback is called as it is, a wildcard means
+    the workload's own address.
+    """
+    cluster = cluster_pb2.Cluster(
+        name=naming.inbound_cluster(port.number),
+        type=Type.ORIGINAL_DST,
+        lb_policy=cluster_pb2.Cluster.CLUSTER_PROVIDED,
+        connect_timeout=duration(mesh.connect_timeout),
+    )
+    target = default_endpoint or ("" if port.target == port.number else f"0.0.0.0:{port.target}")  # noqa: S104
+    if target:
+        host, _, number = target.rpartition(":")
+        host = host.strip("[]")
+        if host in ("0.0.0.0", "::"):  # noqa: S104 - means: the workload's own address
+            host = next(iter(addresses), "127.0.0.1")
+        cluster.type = Type.STATIC
+        cluster.lb_policy = cluster_pb2.Cluster.ROUND_ROBIN
+        member = endpoint_components_pb2.LbEndpoint()
+        member.endpoint.address.CopyFrom(socket_address(host, int(number)))
+        cluster.load_assignment.cluster_name = cluster.name
+        cluster.load_assignment.endpoints.add().lb_endpoints.append(member)
+    apply_connection_pool(cluster, None, None)
+    apply_http_options(cluster, port.protocol, None)
+    if described is not None:
+        cluster.metadata.filter_metadata["istio"].CopyFrom(struct({"services": [described]}))
+    return cluster
+
+
+def fixed_clusters(mesh: MeshConfig) -> list[cluster_pb2.Cluster]:
+    """PassthroughCluster, InboundPassthroughCluster and BlackHoleCluster."""
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    options.use_downstream_protocol_config.http_protocol_options.SetInParent()
+    options.use_downstream_protocol_config.http2_protocol_options.SetInParent()
+    result = []
+    for name in (naming.PASSTHROUGH, naming.INBOUND_PASSTHROUGH):
+        cluster = cluster_pb2.Cluster(
+            name=name,
+            type=Type.ORIGINAL_DST,
+            lb_policy=cluster_pb2.Cluster.CLUSTER_PROVIDED,
+            connect_timeout=duration(mesh.connect_timeout),
+        )
+        apply_connection_pool(cluster, None, None)
+        cluster.typed_extension_protocol_options[HTTP_OPTIONS].CopyFrom(any_of(options))
+        result.append(cluster)
+    black_hole = cluster_pb2.Cluster(
+        name=naming.BLACK_HOLE, type=Type.STATIC, connect_timeout=duration(mesh.connect_timeout)
+    )
+    return [*result, black_hole]
+
+
+def _dns_assignment(
+    name: str, service: MeshService, port: ServicePort, subset: str, rule: HostRule
+) -> endpoint_pb2.ClusterLoadAssignment | None:
+    labels = rule.subsets[subset].labels if subset in rule.subsets else {}
+    members = []
+    for endpoint in service.endpoints:
+        if not all(endpoint.labels.get(key) == value for key, value in labels.items()):
+            continue
+        member = endpoint_components_pb2.LbEndpoint(load_balancing_weight=uint32(endpoint.weight))
+        member.endpoint.address.CopyFrom(endpoint_address(endpoint, port))
+        members.append((endpoint, member))
+    if not members:
+        return None
+    if service.resolution is Resolution.DNS_ROUND_ROBIN:
+        members = members[:1]
+    return endpoint_pb2.ClusterLoadAssignment(cluster_name=name, endpoints=sort_by_locality(members))

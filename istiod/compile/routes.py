@@ -1,0 +1,168 @@
+"""RDS: route configurations of outbound HTTP listeners, one virtual host for each service.
+
+Names (Istio): the configuration of a wildcard listener is its port (`9080`), that of a sniffed VIP listener
+`HOST:PORT`; virtual hosts are `HOST:PORT`; what no virtual host knows goes to `allow_any` or `block_all`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from envoy.config.route.v3 import route_components_pb2, route_pb2
+
+from istiod.compile import naming
+from istiod.compile.cache import Cache
+from istiod.compile.envoy import duration, uint32
+from istiod.compile.http_route import RouteContext, default_route, hash_policy, http_routes
+from istiod.compile.view import View
+from istiod.resources.document import Document
+from istiod.resources.virtual_service import VirtualService
+from istiod.services import MeshService
+
+PHANTOM_PORT = 80
+Keyed = tuple[route_components_pb2.VirtualHost, str]
+
+
+def port_routes(view: View, services: list[MeshService], port: int, cache: Cache) -> tuple[str, list[Keyed]]:
+    """The virtual hosts of the wildcard listener on `port`, and a key for all of them together."""
+    hosts = [_service_host(view, service, port, cache) for service in services]
+    if port == PHANTOM_PORT:
+        hosts += [_phantom_host(view, host, document, cache) for host, document in view.phantom_hosts()]
+    return _key(view, hosts, str(port)), hosts
+
+
+def service_routes(view: View, service: MeshService, port: int, cache: Cache) -> tuple[str, list[Keyed]]:
+    """The virtual host of one sniffed service."""
+    hosts = [_service_host(view, service, port, cache)]
+    return _key(view, hosts, f"{service.host}:{port}"), hosts
+
+
+def route_configuration(
+    name: str, hosts: list[Keyed], *, registry_only: bool
+) -> route_pb2.RouteConfiguration:
+    """Put virtual hosts together. A domain that two of them claim belongs to the first."""
+    result = route_pb2.RouteConfiguration(name=name, ignore_port_in_host_matching=True)
+    result.validate_clusters.value = False
+    result.max_direct_response_body_size_bytes.CopyFrom(uint32(1 << 20))
+    seen: set[str] = set()
+    for host, _ in hosts:
+        domains = [domain for domain in host.domains if domain not in seen]
+        if not domains:
+            continue
+        seen.update(domains)
+        if len(domains) == len(host.domains):
+            result.virtual_hosts.append(host)
+        else:
+            copy = result.virtual_hosts.add()
+            copy.CopyFrom(host)
+            del copy.domains[:]
+            copy.domains.extend(domains)
+    if "*" not in seen:
+        result.virtual_hosts.append(_fallback(registry_only=registry_only))
+    return result
+
+
+def domains_of(service: MeshService, namespace: str, suffix: str) -> list[str]:
+    """What callers in `namespace` may write as the authority (ports are ignored when matching)."""
+    found = [service.host]
+    tail = f".svc.{suffix}"
+    if service.host.endswith(tail):
+        short = service.host.removesuffix(tail)
+        found += [f"{short}.svc", short]
+        if service.namespace == namespace:
+            found.append(short.partition(".")[0])
+    for address in service.addresses:
+        if "/" not in address:
+            found.append(f"[{address}]" if ":" in address else address)
+    return found
+
+
+def _service_host(view: View, service: MeshService, port: int, cache: Cache) -> Keyed:
+    document = view.virtual_service(service.host)
+    near = service.namespace == view.proxy.namespace
+    key: tuple[object, ...] = ("vhost", service.key, port, view.rule_key(service), near)
+    if document is not None:
+        key += (*_document_key(view, document),)
+
+    def make() -> Keyed:
+        routes = _routes(view, document, port) if document is not None else []
+        host = route_components_pb2.VirtualHost(
+            name=f"{service.host}:{port}",
+            domains=domains_of(service, view.proxy.namespace, view.mesh.domain_suffix),
+            routes=routes or [_plain_route(view, service, port)],
+            include_request_attempt_count=True,
+        )
+        return host, _digest(host)
+
+    return cache.get(key, make)
+
+
+def _plain_route(view: View, service: MeshService, port: int) -> route_components_pb2.Route:
+    route = default_route(naming.outbound_cluster(port, "", service.host))
+    balancer = view.rule(service).effective(port, "").load_balancer
+    if balancer is not None and balancer.consistent_hash is not None:
+        route.route.hash_policy.append(hash_policy(balancer.consistent_hash))
+    return route
+
+
+def _phantom_host(view: View, host: str, document: Document[VirtualService], cache: Cache) -> Keyed:
+    def make() -> Keyed:
+        virtual_host = route_components_pb2.VirtualHost(
+            name=f"{host}:{PHANTOM_PORT}",
+            domains=_phantom_domains(view, host, document),
+            routes=_routes(view, document, PHANTOM_PORT),
+            include_request_attempt_count=True,
+        )
+        if not virtual_host.routes:
+            virtual_host.domains[:] = []
+        return virtual_host, _digest(virtual_host)
+
+    return cache.get(("phantom", host, *_document_key(view, document)), make)
+
+
+def _phantom_domains(view: View, host: str, document: Document[VirtualService]) -> list[str]:
+    tail = f".{document.resource.namespace}.svc.{view.mesh.domain_suffix}"
+    near = document.resource.namespace == view.proxy.namespace
+    return [host, host.removesuffix(tail)] if near and host.endswith(tail) else [host]
+
+
+def _document_key(view: View, document: Document[VirtualService]) -> tuple[object, ...]:
+    return (
+        view.snapshot.key(document),
+        view.destinations_key(document),
+        view.proxy.namespace,
+        view.labels_key,
+        view.snapshot.mesh_key,
+    )
+
+
+def _routes(view: View, document: Document[VirtualService], port: int) -> list[route_components_pb2.Route]:
+    context = RouteContext(
+        namespace=view.proxy.namespace,
+        labels=view.proxy.labels,
+        port=port,
+        cluster_of=lambda destination, namespace: view.cluster_of(destination, namespace, port),
+        hash_of=lambda destination, namespace: view.hash_of(destination, namespace, port),
+    )
+    return http_routes(document, context, view.delegate)
+
+
+def _fallback(*, registry_only: bool) -> route_components_pb2.VirtualHost:
+    name = naming.BLOCK_ALL if registry_only else naming.ALLOW_ANY
+    host = route_components_pb2.VirtualHost(name=name, domains=["*"], include_request_attempt_count=True)
+    route = host.routes.add(name=name, match=route_components_pb2.RouteMatch(prefix="/"))
+    if registry_only:
+        route.direct_response.status = 502
+    else:
+        route.route.cluster = naming.PASSTHROUGH
+        route.route.timeout.CopyFrom(duration(0))
+    return host
+
+
+def _key(view: View, hosts: list[Keyed], name: str) -> str:
+    text = "\n".join([name, str(view.scope.registry_only), *(key for _, key in hosts)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _digest(host: route_components_pb2.VirtualHost) -> str:
+    return hashlib.sha256(host.SerializeToString(deterministic=True)).hexdigest()[:16]

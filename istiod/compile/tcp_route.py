@@ -1,0 +1,61 @@
+"""A VirtualService's `tcp` and `tls` rules as filter chains of one service's port.
+
+Not for: HTTP (http_route.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from istiod.compile.view import View
+from istiod.resources.virtual_service import L4Match, TcpDestination, TlsMatch
+from istiod.services import MeshService, ServicePort, includes
+
+
+@dataclass(frozen=True, slots=True)
+class OpaqueRoute:
+    """Connections that match go to `clusters` (name, weight). Empty conditions match everything."""
+
+    name: str
+    clusters: tuple[tuple[str, int], ...]
+    server_names: tuple[str, ...] = ()
+    subnets: tuple[str, ...] = ()
+
+
+def opaque_routes(view: View, service: MeshService, port: ServicePort) -> list[OpaqueRoute]:
+    """The rules for a port, TLS before TCP, as Istio applies them. Empty: no rule speaks of this port."""
+    document = view.virtual_service(service.host)
+    if document is None:
+        return []
+    namespace = document.resource.namespace
+    label = f"{document.resource.name}.{namespace}"
+    found: list[OpaqueRoute] = []
+    for tls in document.spec.tls:
+        for match in tls.match:
+            if _applies(view, match, port):
+                clusters = _clusters(view, tls.route, namespace, port)
+                found.append(OpaqueRoute(label, clusters, match.sni_hosts, match.destination_subnets))
+    for tcp in document.spec.tcp:
+        clusters = _clusters(view, tcp.route, namespace, port)
+        for condition in tcp.match or (None,):
+            if condition is None or _applies(view, condition, port):
+                subnets = condition.destination_subnets if condition else ()
+                found.append(OpaqueRoute(label, clusters, (), subnets))
+    return found
+
+
+def _applies(view: View, match: L4Match | TlsMatch, port: ServicePort) -> bool:
+    if match.port and match.port != port.number:
+        return False
+    if match.gateways and "mesh" not in match.gateways:
+        return False
+    if match.source_namespace and match.source_namespace != view.proxy.namespace:
+        return False
+    return includes(view.proxy.labels, match.source_labels)
+
+
+def _clusters(
+    view: View, routes: tuple[TcpDestination, ...], namespace: str, port: ServicePort
+) -> tuple[tuple[str, int], ...]:
+    live = [one for one in routes if one.weight > 0] or list(routes[:1])
+    return tuple((view.cluster_of(one.destination, namespace, port.number), one.weight or 1) for one in live)

@@ -1,0 +1,136 @@
+"""One proxy's look at a snapshot: its scope, and the rules in force for each host it can call.
+
+Rule: answers are remembered for the length of one compile; nothing here makes Envoy messages.
+"""
+
+from __future__ import annotations
+
+from istiod.compile import naming
+from istiod.compile.traffic_policy import HostRule, merge
+from istiod.proxy import ProxyInfo
+from istiod.resources.destination_rule import ConsistentHash
+from istiod.resources.document import Document
+from istiod.resources.virtual_service import Destination, VirtualService
+from istiod.scope import host_covers
+from istiod.services import MeshService
+from istiod.snapshot import Snapshot
+
+
+class View:
+    """A snapshot as one proxy sees it."""
+
+    def __init__(self, snapshot: Snapshot, proxy: ProxyInfo) -> None:
+        self.snapshot = snapshot
+        self.mesh = snapshot.mesh
+        self.proxy = proxy
+        self.scope = snapshot.scope(proxy)
+        self._rules: dict[str, tuple[HostRule, str]] = {}
+        self._exact: dict[str, Document[VirtualService]] = {}
+        patterns: dict[str, Document[VirtualService]] = {}
+        for document in self.scope.virtual_services:
+            for host in self.hosts(document):
+                (patterns if host.startswith("*") else self._exact).setdefault(host, document)
+        self._patterns = sorted(patterns.items(), key=lambda item: (-len(item[0]), item[0]))
+        # Two proxies whose labels differ only where no rule looks share what is made for them.
+        looked_at = {
+            label for document in self.scope.virtual_services for label in source_labels(document.spec)
+        }
+        self.labels_key = tuple(sorted((k, v) for k, v in proxy.labels.items() if k in looked_at))
+
+    def hosts(self, document: Document[VirtualService]) -> list[str]:
+        """The hosts of a VirtualService, in full."""
+        return [self.snapshot.resolve(host, document.resource.namespace) for host in document.spec.hosts]
+
+    def rule(self, service: MeshService) -> HostRule:
+        """The DestinationRules for a service, merged."""
+        return self._rule(service)[0]
+
+    def rule_key(self, service: MeshService) -> str:
+        """The content of `rule(service)`."""
+        return self._rule(service)[1]
+
+    def virtual_service(self, host: str) -> Document[VirtualService] | None:
+        """The VirtualService of a host: an exact one before a wildcard, the oldest first."""
+        found = self._exact.get(host)
+        if found is not None:
+            return found
+        return next((document for pattern, document in self._patterns if host_covers(pattern, host)), None)
+
+    def phantom_hosts(self) -> list[tuple[str, Document[VirtualService]]]:
+        """Hosts that only a VirtualService knows; they are routed on port 80 (Istio)."""
+        known = self.scope.services
+        found = [(host, document) for host, document in self._exact.items() if host not in known]
+        for pattern, document in self._patterns:
+            if pattern not in known and not any(host_covers(pattern, host) for host in known):
+                found.append((pattern, document))
+        return found
+
+    def delegate(self, namespace: str, name: str) -> Document[VirtualService] | None:
+        """A VirtualService without hosts, by name."""
+        for document in self.snapshot.of("VirtualService"):
+            resource = document.resource
+            if resource.namespace == namespace and resource.name == name and not document.spec.hosts:
+                return document
+        return None
+
+    def service(self, destination: Destination, namespace: str) -> MeshService | None:
+        """The service that a destination means, if the proxy sees it."""
+        return self.scope.services.get(self.snapshot.resolve(destination.host, namespace))
+
+    def cluster_of(self, destination: Destination, namespace: str, listener_port: int) -> str:
+        """The cluster's name. Without a port: the service's only one, else the one that was called (Istio)."""
+        service = self.service(destination, namespace)
+        if destination.port is not None:
+            port = destination.port.number
+        elif service is not None and len(service.ports) == 1:
+            port = service.ports[0].number
+        else:
+            port = listener_port
+        host = self.snapshot.resolve(destination.host, namespace)
+        return naming.outbound_cluster(port, destination.subset, host)
+
+    def hash_of(self, destination: Destination, namespace: str, listener_port: int) -> ConsistentHash | None:
+        """The consistent hash that balances a destination."""
+        service = self.service(destination, namespace)
+        if service is None:
+            return None
+        port = destination.port.number if destination.port else listener_port
+        if destination.port is None and len(service.ports) == 1:
+            port = service.ports[0].number
+        balancer = self.rule(service).effective(port, destination.subset).load_balancer
+        return balancer.consistent_hash if balancer is not None else None
+
+    def destinations_key(self, document: Document[VirtualService]) -> tuple[str, ...]:
+        """The content of what the routes of a VirtualService read about their destinations and delegates."""
+        found: list[str] = []
+        namespace = document.resource.namespace
+        for rule in document.spec.http:
+            owner = document
+            if rule.delegate is not None:
+                target = self.delegate(rule.delegate.namespace or namespace, rule.delegate.name)
+                found.append(self.snapshot.key(target) if target else "")
+                if target is None:
+                    continue
+                owner = target
+            for inner in owner.spec.http if owner is not document else (rule,):
+                for one in inner.route:
+                    service = self.service(one.destination, owner.resource.namespace)
+                    found.append(f"{service.key}/{self.rule_key(service)}" if service else "")
+        return tuple(found)
+
+    def _rule(self, service: MeshService) -> tuple[HostRule, str]:
+        found = self._rules.get(service.host)
+        if found is None:
+            rules = self.snapshot.rules_for(service.host, service.namespace, self.proxy)
+            key = ",".join(
+                f"{rule.resource.namespace}/{rule.resource.name}:{self.snapshot.key(rule)}" for rule in rules
+            )
+            found = self._rules[service.host] = (merge(rules), key)
+        return found
+
+
+def source_labels(spec: VirtualService) -> set[str]:
+    """The names of the labels that a VirtualService looks at."""
+    matches = [*(m for r in spec.http for m in r.match), *(m for r in spec.tcp for m in r.match)]
+    names = {name for match in matches for name in match.source_labels}
+    return names | {name for rule in spec.tls for match in rule.match for name in match.source_labels}

@@ -1,0 +1,266 @@
+"""The mesh at one moment: services, endpoints and resources, immutable and indexed for compiling.
+
+Rule: built from registry values alone; equal inputs give equal keys, so caches survive a rebuild. A stored
+resource that no longer validates is left out and reported, never half used.
+Not for: Envoy's resources (istiod/compile) or watching the registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from istiod.proxy import ProxyInfo
+from istiod.resources.destination_rule import DestinationRule
+from istiod.resources.document import Document, InvalidResourceError, typed
+from istiod.resources.mesh_config import MeshConfig
+from istiod.resources.problem import Problem
+from istiod.resources.sidecar import Sidecar
+from istiod.resources.virtual_service import VirtualService
+from istiod.scope import EgressHost, Scope, egress_hosts, exported, host_covers
+from istiod.services import MeshService, from_entries, from_registry, includes
+from registry.model import Instance, Resource, ResourceKey, Service
+
+Typed = tuple[Document[Any], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One moment of the mesh. Make it with `build`."""
+
+    mesh: MeshConfig
+    mesh_key: str
+    services: tuple[MeshService, ...]
+    by_host: Mapping[str, tuple[MeshService, ...]]
+    """Services of the same host in several namespaces: the catalog's first, then by age."""
+    documents: Mapping[str, tuple[Document[Any], ...]]
+    """By kind, in order of age, then namespace and name: the older wins a conflict, as in Istio."""
+    keys: Mapping[ResourceKey, str]
+    """A content hash of every resource."""
+    problems: tuple[Problem, ...] = ()
+    instances: tuple[Instance, ...] = ()
+    _typed: Mapping[tuple[ResourceKey, str], Typed] = field(default_factory=dict, repr=False)
+    _rules: Mapping[tuple[str, str], tuple[Document[DestinationRule], ...]] = field(
+        default_factory=dict, repr=False
+    )
+    _patterns: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    """The wildcard hosts of each namespace's DestinationRules, the longest first."""
+    _scopes: dict[tuple[str, str], Scope] = field(default_factory=dict, repr=False, compare=False)
+
+    def of(self, kind: str) -> tuple[Document[Any], ...]:
+        """All resources of a kind, the oldest first."""
+        return self.documents.get(kind, ())
+
+    def key(self, document: Document[Any]) -> str:
+        """The content hash of a resource."""
+        return self.keys[document.resource.key]
+
+    def resolve(self, host: str, namespace: str) -> str:
+        """A host as a resource of `namespace` writes it, in full: a name without dots is a service there."""
+        if "." in host or "*" in host:
+            return host.lower()
+        return f"{host}.{namespace}.svc.{self.mesh.domain_suffix}".lower()
+
+    def selected(self, kind: str, namespace: str, labels: Mapping[str, str]) -> list[Document[Any]]:
+        """Resources of `namespace` whose selector (`selector` or `workloadSelector`) takes a workload in."""
+        return [
+            document
+            for document in self.of(kind)
+            if document.resource.namespace == namespace and includes(labels, selector_labels(document.spec))
+        ]
+
+    def scope(self, proxy: ProxyInfo) -> Scope:
+        """What the proxy sees."""
+        sidecar = self._sidecar(proxy)
+        cached = (proxy.namespace, self.key(sidecar) if sidecar else "")
+        scope = self._scopes.get(cached)
+        if scope is None:
+            scope = self._scopes[cached] = self._make_scope(proxy.namespace, sidecar)
+        return scope
+
+    def rules_for(
+        self, host: str, service_namespace: str, proxy: ProxyInfo
+    ) -> tuple[Document[DestinationRule], ...]:
+        """The DestinationRules in force for calls of `proxy` to `host`, which are merged in this order.
+
+        Istio's order: the caller's namespace, the service's, the root namespace; in the first that has any,
+        the most specific host wins, and all rules of that host count.
+        """
+        seen = []
+        for namespace in (proxy.namespace, service_namespace, self.mesh.root_namespace):
+            if not namespace or namespace in seen:
+                continue
+            seen.append(namespace)
+            found = tuple(
+                rule
+                for rule in self._most_specific(namespace, host)
+                if (namespace == proxy.namespace or self._exports_rule(rule, proxy.namespace))
+                and self._rule_applies(rule, proxy)
+            )
+            if found:
+                return found
+        return ()
+
+    def _exports_rule(self, rule: Document[DestinationRule], namespace: str) -> bool:
+        export_to = rule.spec.export_to or self.mesh.default_destination_rule_export_to
+        return exported(export_to, rule.resource.namespace, namespace)
+
+    def _rule_applies(self, rule: Document[DestinationRule], proxy: ProxyInfo) -> bool:
+        selector = rule.spec.workload_selector
+        if selector is None:
+            return True
+        return rule.resource.namespace == proxy.namespace and includes(proxy.labels, selector.match_labels)
+
+    def _most_specific(self, namespace: str, host: str) -> tuple[Document[DestinationRule], ...]:
+        exact = self._rules.get((namespace, host))
+        if exact:
+            return exact
+        for pattern in self._patterns.get(namespace, ()):
+            if host_covers(pattern, host):
+                return self._rules[(namespace, pattern)]
+        return ()
+
+    def _sidecar(self, proxy: ProxyInfo) -> Document[Sidecar] | None:
+        """Istio: a Sidecar that selects the workload, else the namespace's, else the root namespace's."""
+        plain: Document[Sidecar] | None = None
+        for document in self.of("Sidecar"):
+            labels = selector_labels(document.spec)
+            if document.resource.namespace == proxy.namespace:
+                if labels and includes(proxy.labels, labels):
+                    return document
+                if not labels and (plain is None or plain.resource.namespace != proxy.namespace):
+                    plain = document
+            elif document.resource.namespace == self.mesh.root_namespace and not labels and plain is None:
+                plain = document
+        return plain
+
+    def _make_scope(self, namespace: str, sidecar: Document[Sidecar] | None) -> Scope:
+        imports = egress_hosts(sidecar) if sidecar else None
+        policy = self.mesh.outbound_traffic_policy.mode
+        if sidecar and sidecar.spec.outbound_traffic_policy:
+            policy = sidecar.spec.outbound_traffic_policy.mode
+        routes = tuple(
+            document
+            for document in self.of("VirtualService")
+            if document.spec.hosts
+            and document.spec.applies_to_mesh()
+            and self._sees(document, namespace, imports)
+        )
+        wanted = self._destinations(routes) if imports is not None else frozenset()
+        services: dict[str, MeshService] = {}
+        for host, candidates in self.by_host.items():
+            found = [one for one in candidates if exported(one.export_to, one.namespace, namespace)]
+            if imports is not None:
+                admitted = [one for one in found if any(i.admits(one.namespace, host) for i in imports)]
+                found = admitted or (found if host in wanted else [])
+            if found:
+                own = [one for one in found if one.namespace == namespace]
+                services[host] = (own or found)[0]
+        parts = [namespace, policy, self.key(sidecar) if sidecar else "", self.mesh_key]
+        parts += [service.key for service in services.values()]
+        parts += [f"{document.resource.key}{self.key(document)}" for document in routes]
+        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        return Scope(namespace, sidecar, services, routes, policy == "REGISTRY_ONLY", key)
+
+    def _sees(
+        self, document: Document[VirtualService], namespace: str, imports: tuple[EgressHost, ...] | None
+    ) -> bool:
+        home = document.resource.namespace
+        export_to = document.spec.export_to or self.mesh.default_virtual_service_export_to
+        if not exported(export_to, home, namespace):
+            return False
+        if imports is None:
+            return True
+        hosts = [self.resolve(host, home) for host in document.spec.hosts]
+        return any(one.meets(home, host) for one in imports for host in hosts)
+
+    def _destinations(self, routes: Iterable[Document[VirtualService]]) -> frozenset[str]:
+        """The hosts that the visible VirtualServices send calls to: they are imported with them."""
+        hosts: set[str] = set()
+        for document in routes:
+            home = document.resource.namespace
+            for rule in document.spec.http:
+                hosts.update(self.resolve(target.destination.host, home) for target in rule.route)
+            for opaque in (*document.spec.tcp, *document.spec.tls):
+                hosts.update(self.resolve(target.destination.host, home) for target in opaque.route)
+        return frozenset(hosts)
+
+
+def build(
+    services: Iterable[Service],
+    instances: Iterable[Instance],
+    resources: Iterable[Resource],
+    mesh: MeshConfig,
+    previous: Snapshot | None = None,
+) -> Snapshot:
+    """A snapshot of the registry's values; `previous` spares reading unchanged resources again."""
+    members = tuple(instances)
+    known = previous._typed if previous is not None else {}  # noqa: SLF001 - a Snapshot made by this function
+    read: dict[tuple[ResourceKey, str], Typed] = {}
+    kinds: dict[str, list[Document[Any]]] = {}
+    keys: dict[ResourceKey, str] = {}
+    problems: list[Problem] = []
+    for resource in sorted(resources, key=lambda one: (one.created, one.namespace, one.name)):
+        mark = (resource.key, resource.version)
+        entry = known.get(mark) if resource.version else None
+        if entry is None:
+            try:
+                entry = (typed(resource), _content_key(resource))
+            except InvalidResourceError as error:
+                problems += error.problems
+                continue
+        read[mark] = entry
+        kinds.setdefault(resource.kind, []).append(entry[0])
+        keys[resource.key] = entry[1]
+    found = from_registry(services, members, mesh)
+    taken = {address for service in found for address in service.addresses}
+    found += from_entries(kinds.get("ServiceEntry", ()), kinds.get("WorkloadEntry", ()), members, mesh, taken)
+    by_host: dict[str, list[MeshService]] = {}
+    for service in found:
+        by_host.setdefault(service.host, []).append(service)
+    rules: dict[tuple[str, str], tuple[Document[DestinationRule], ...]] = {}
+    patterns: dict[str, tuple[str, ...]] = {}
+    snapshot = Snapshot(
+        mesh=mesh,
+        mesh_key=hashlib.sha256(mesh.model_dump_json().encode()).hexdigest()[:16],
+        services=tuple(found),
+        by_host={host: tuple(same) for host, same in by_host.items()},
+        documents={kind: tuple(members_of) for kind, members_of in kinds.items()},
+        keys=keys,
+        problems=tuple(problems),
+        instances=members,
+        _typed=read,
+        _rules=rules,
+        _patterns=patterns,
+    )
+    # Filled in here because hosts are resolved by the snapshot; nobody else has seen it yet.
+    for rule in snapshot.of("DestinationRule"):
+        home = rule.resource.namespace
+        host = snapshot.resolve(rule.spec.host, home)
+        rules[home, host] = (*rules.get((home, host), ()), rule)
+        if host.startswith("*"):
+            known_patterns = {host, *patterns.get(home, ())}
+            patterns[home] = tuple(sorted(known_patterns, key=lambda text: (-len(text), text)))
+    return snapshot
+
+
+def selector_labels(spec: Any) -> Mapping[str, str]:
+    """The labels that a resource selects workloads by; empty for all."""
+    selector = getattr(spec, "selector", None)
+    if selector is None:
+        selector = getattr(spec, "workload_selector", None)
+    if selector is None:
+        return {}
+    labels: Mapping[str, str] = (
+        getattr(selector, "match_labels", None) or getattr(selector, "labels", None) or {}
+    )
+    return labels
+
+
+def _content_key(resource: Resource) -> str:
+    content = [resource.kind, resource.namespace, resource.name, resource.spec, dict(resource.labels)]
+    text = json.dumps(content, sort_keys=True, default=dict)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
