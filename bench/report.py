@@ -38,10 +38,10 @@ def table(results: dict[str, Rounds], scenarios: tuple[Scenario, ...], settings:
         f"{settings.seconds:g} s a round, {os.cpu_count()} cores",
         caption="medians over the rounds, in turn; client and backend share the machine",
     )
-    for heading, justify in (
-        ("", "left"), ("Envoy 1.40", "right"), ("ours", "right"), ("unit", "left"), ("ratio", "right"), ("goal", "right"),
+    for heading, right in (
+        ("", False), ("Envoy 1.40", True), ("ours", True), ("unit", False), ("ratio", True), ("goal", True),
     ):  # fmt: skip
-        made.add_column(heading, justify="right" if justify == "right" else "left")
+        made.add_column(heading, justify="right" if right else "left")
     for scenario in scenarios:
         rounds = results.get(scenario.name)
         if rounds is None:
