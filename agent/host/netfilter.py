@@ -74,6 +74,14 @@ class Netfilter:
             raise NetfilterError(error.decode(errors="replace").strip() or f"nft status {status}")
         return bytes(output).decode(errors="replace")
 
+    @staticmethod
+    def library_path() -> str:
+        """The file that is mapped as libnftables, with its full version."""
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+            if "libnftables" in line:
+                return line.split()[-1]
+        return _LIBRARY
+
     def close(self) -> None:
         """Close the netlink socket; the kernel removes the tables that it owned."""
         if self._context is not None:

@@ -28,6 +28,10 @@ class ServiceNotifier:
         """Start-up is done."""
         self._send(f"READY=1\nSTATUS={status}")
 
+    def waiting(self, status: str, seconds: float) -> None:
+        """Start-up goes on, for another so many seconds at least."""
+        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}\nSTATUS={status}")
+
     def stopping(self) -> None:
         """Shutdown has begun."""
         self._send("STOPPING=1\nSTATUS=draining")

@@ -125,7 +125,7 @@ def with_authority(test: Callable[[CertificateAuthority, trio.Nursery], Awaitabl
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 (the deadline is the test's)
+    while not condition():
         await trio.sleep(0.01)
 
 

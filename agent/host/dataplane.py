@@ -1,0 +1,191 @@
+"""The workers of this host as one: what one of them uses all of them use, and a dead one is replaced.
+
+Rule: a configuration is in force when every live worker has applied it; if one refuses, all go back to the one
+before. A worker that starts later gets the one in force. Replacing a worker waits longer each time it dies.
+Not for: the conversation with one worker (`worker_process`), where configurations come from (`xds_client`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from agent.host.log import fields
+from agent.host.worker_process import PROGRAM, RunAs, WorkerGone, WorkerProcess
+from agent.worker.control import Config, WorkloadConfig
+from wire.grpc import Backoff
+
+log = logging.getLogger("hostmesh.dataplane")
+APPLY_SECONDS = 30.0
+"""A worker that has not answered by then is taken for stuck and replaced."""
+_STABLE_SECONDS = 30.0
+_KILL_SECONDS = 5.0
+
+Bodies = Mapping[str, Mapping[str, bytes]]
+"""Type URL, name, serialised google.protobuf.Any."""
+
+
+class Refused(Exception):  # noqa: N818 (an answer, not a fault)
+    """A worker cannot use the configuration; the former one is in force again."""
+
+
+@dataclass(slots=True)
+class WorkerStatus:
+    """What `status` shows of one worker."""
+
+    pid: int
+    generation: int
+    restarts: int
+
+
+class Dataplane:
+    """All workers. `generation` is the configuration in force; 0 before the first."""
+
+    def __init__(
+        self,
+        count: int,
+        run_as: RunAs | None,
+        chance: Callable[[], float],
+        program: Sequence[str] = PROGRAM,
+    ) -> None:
+        self.generation = 0
+        self.on_worker: Callable[[WorkerProcess], None] = lambda worker: None
+        """Called with each worker that starts, before it is told anything."""
+        self._count, self._run_as, self._chance, self._program = count, run_as, chance, program
+        self._workers: dict[int, WorkerProcess] = {}
+        self._restarts = [0] * count
+        self._in_force: dict[str, Bodies] = {}
+        self._last_generation = 0
+        self._changing = trio.Lock()
+        self._draining = False
+
+    @property
+    def workers(self) -> list[WorkerProcess]:
+        """The live workers in order."""
+        return [self._workers[index] for index in sorted(self._workers)]
+
+    def status(self) -> list[WorkerStatus]:
+        """One line a live worker."""
+        return [
+            WorkerStatus(worker.process.pid, worker.generation, self._restarts[worker.index])
+            for worker in self.workers
+        ]
+
+    def resources(self, key: str) -> Bodies:
+        """What is in force for a workload."""
+        return self._in_force.get(key, {})
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the workers running until cancelled or drained; started when all have been spawned."""
+        async with trio.open_nursery() as nursery:
+            for index in range(self._count):
+                await nursery.start(self._keep, index)
+            task_status.started()
+
+    async def change(self, key: str, resources: Bodies) -> None:
+        """Bring a workload's resources into force in all workers, or raise `Refused` with nothing changed."""
+        async with self._changing:
+            before = dict(self._in_force)
+            self._in_force[key] = resources
+            reasons = await self._tell_all()
+            if not reasons:
+                self.generation = self._last_generation
+                return
+            self._in_force = before
+            if before:
+                back = await self._tell_all()
+                if back:
+                    log.error("the former configuration is refused now: %s", "; ".join(back))
+            raise Refused("; ".join(sorted(set(reasons))))
+
+    async def drain(self, seconds: float) -> None:
+        """Let all workers finish and end; those that do not end in time are killed."""
+        self._draining = True
+        for worker in self.workers:
+            try:
+                await worker.drain(seconds)
+            except WorkerGone:
+                log.info("worker %d ended by itself", worker.index)
+        with trio.move_on_after(seconds + _KILL_SECONDS):
+            for worker in self.workers:
+                await worker.process.wait()
+        for worker in self.workers:
+            if worker.process.returncode is None:
+                log.warning("a worker did not end in time", extra=fields(pid=worker.process.pid))
+                worker.process.kill()
+
+    async def reopen_logs(self) -> None:
+        """Have all workers open their log files anew."""
+        for worker in self.workers:
+            try:
+                await worker.reopen_logs()
+            except WorkerGone:
+                continue  # its successor opens them anyway
+
+    async def _tell_all(self) -> list[str]:
+        self._last_generation += 1
+        reasons: list[str] = []
+        async with trio.open_nursery() as nursery:
+            for worker in self.workers:
+                nursery.start_soon(self._tell, worker, self._last_generation, reasons)
+        return reasons
+
+    async def _tell(self, worker: WorkerProcess, generation: int, reasons: list[str]) -> None:
+        payload = self._payload(worker.index, generation)
+        try:
+            with trio.fail_after(APPLY_SECONDS):
+                reason = await worker.configure(generation, payload)
+        except WorkerGone:
+            return  # its successor is told what is in force
+        except trio.TooSlowError:
+            log.error("a worker is stuck and is replaced", extra=fields(pid=worker.process.pid))  # noqa: TRY400
+            worker.process.kill()
+            return
+        if reason is not None:
+            reasons.append(reason)
+
+    def _payload(self, index: int, generation: int) -> bytes:
+        workloads = [WorkloadConfig(key, resources) for key, resources in self._in_force.items()]
+        return Config(generation, workloads, {"worker": index, "workers": self._count}).encode()
+
+    async def _keep(self, index: int, task_status: trio.TaskStatus[None]) -> None:
+        backoff = Backoff(self._chance, initial=0.1, maximum=10.0)
+        first = True
+        while not self._draining:
+            began = trio.current_time()
+            worker = await WorkerProcess.start(index, self._run_as, self._program)
+            self.on_worker(worker)
+            self._workers[index] = worker
+            if first:
+                first = False
+                task_status.started()
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._catch_up, worker)
+                    status = await worker.run()
+                    nursery.cancel_scope.cancel()
+            finally:
+                del self._workers[index]
+                await worker.end()
+            if self._draining:
+                return
+            if trio.current_time() - began > _STABLE_SECONDS:
+                backoff.reset()
+            self._restarts[index] += 1
+            delay = backoff.next_delay()
+            log.error(
+                "a worker ended and is replaced",
+                extra=fields(worker=index, pid=worker.process.pid, status=status, seconds=round(delay, 2)),
+            )
+            await trio.sleep(delay)
+
+    async def _catch_up(self, worker: WorkerProcess) -> None:
+        async with self._changing:
+            if self._in_force:
+                reasons: list[str] = []
+                await self._tell(worker, self.generation, reasons)
+                if reasons:
+                    log.error("a new worker refuses the configuration in force: %s", "; ".join(reasons))

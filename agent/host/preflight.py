@@ -1,0 +1,107 @@
+"""`hostmesh-agent capture check`: can this host be captured, before anything is changed?
+
+Rule: nothing is changed: the kernel is asked with a dry run of the very rules that would be loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from agent.host import ports, privileges
+from agent.host.capture import rules_for
+from agent.host.capture_rules import TABLE, render
+from agent.host.config import AgentConfig, AgentConfigError
+from agent.host.netfilter import Netfilter, NetfilterError
+from agent.host.node import all_users
+from agent.host.resolv_conf import Resolvers
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the list. `state` is `ok`, `note` (works, worth knowing) or `problem`."""
+
+    topic: str
+    state: str
+    detail: str
+
+
+def check(config: AgentConfig, *, agent_running: bool) -> list[Finding]:
+    """All findings. With the agent running, its own table and ports are as they should be."""
+    findings = [_rights(), _library()]
+    try:
+        users = all_users(config)
+        run_as = privileges.workers_run_as(config)
+    except AgentConfigError as error:
+        return [*findings, Finding("users", "problem", "; ".join(error.problems))]
+    own = (run_as.uid if run_as is not None else 0, privileges.own_uid())
+    names = ", ".join(f"{user}={uid}" for user, uid in users.items())
+    findings.append(Finding("users", "ok", names or "no workload has a user of its own"))
+    if all(finding.state != "problem" for finding in findings):
+        findings += _tables(agent_running)
+        if not agent_running:
+            findings.append(_kernel(render(rules_for(config, users, own))))
+    findings.append(_ports(config, agent_running))
+    servers = Resolvers().current()
+    findings.append(
+        Finding(
+            "resolvers", "ok" if servers else "note", ", ".join(servers) or "none: only mesh names resolve"
+        )
+    )
+    return findings
+
+
+def _rights() -> Finding:
+    if privileges.may_administer_network():
+        return Finding("rights", "ok", "CAP_NET_ADMIN")
+    return Finding("rights", "problem", "CAP_NET_ADMIN is missing: run as root or as the service's user")
+
+
+def _library() -> Finding:
+    try:
+        with Netfilter() as netfilter:
+            return Finding("libnftables", "ok", netfilter.library_path())
+    except NetfilterError as error:
+        return Finding("libnftables", "problem", str(error))
+
+
+def _kernel(rules: str) -> Finding:
+    try:
+        with Netfilter(dry_run=True) as netfilter:
+            netfilter.run(rules)
+    except NetfilterError as error:
+        return Finding("kernel", "problem", f"refuses the rules: {error}")
+    return Finding("kernel", "ok", "accepts the rules (owned table, inet nat, fib, skuid, ct status)")
+
+
+def _tables(agent_running: bool) -> list[Finding]:
+    try:
+        with Netfilter(json=True) as netfilter:
+            objects = json.loads(netfilter.run("list ruleset"))["nftables"]
+    except NetfilterError as error:
+        return [Finding("tables", "problem", str(error))]
+    tables = {
+        item["table"]["name"] for item in objects if "table" in item and item["table"]["family"] == "inet"
+    }
+    findings = []
+    if TABLE in tables and not agent_running:
+        findings.append(Finding("tables", "problem", f"table inet {TABLE} exists and is not this agent's"))
+    for item in objects:
+        chain = item.get("chain", {})
+        if (
+            chain.get("type") == "nat"
+            and chain.get("hook") in ("output", "prerouting")
+            and chain["table"] != TABLE
+        ):
+            where = f"{chain['family']} {chain['table']} {chain['name']} (priority {chain['prio']})"
+            earlier = chain["prio"] <= -100
+            note = "may decide before us" if earlier else "comes after us"
+            findings.append(Finding("tables", "note", f"also redirects {chain['hook']}: {where}: {note}"))
+    return findings or [Finding("tables", "ok", "no other nat chains")]
+
+
+def _ports(config: AgentConfig, agent_running: bool) -> Finding:
+    if agent_running:
+        return Finding("ports", "ok", "served by the running agent")
+    taken = ports.taken(config)
+    return Finding("ports", "problem", "; ".join(taken)) if taken else Finding("ports", "ok", "all are free")

@@ -1,0 +1,224 @@
+"""`hostmesh-agent run`: everything that one host needs, started and stopped in the right order.
+
+Start: configuration, identities, last good or fresh xDS configuration, workers listening, capture last.
+Stop: capture first, then "leaving" to istiod, then the workers drain. So traffic is never brought to a proxy
+that cannot serve it. Rule: what istiod or the network does after the start never ends the agent.
+Not for: how any of the parts works.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+import time
+from typing import Any
+
+import trio
+
+from agent.host import local_socket, pages, ports, privileges
+from agent.host.capture import Capture, CaptureError, rules_for
+from agent.host.config import AgentConfig
+from agent.host.config_session import ConfigSession
+from agent.host.control_plane import ControlPlane
+from agent.host.dataplane import Dataplane
+from agent.host.debug_channel import Page
+from agent.host.dns_forward import Forwarder
+from agent.host.dns_names import Names
+from agent.host.dns_server import DnsServer
+from agent.host.identity import IdentityKeeper
+from agent.host.local_socket import CommandError
+from agent.host.node import HostFacts, all_users, host_facts, istiod_id, node_of, spiffe_id
+from agent.host.resolv_conf import Resolvers
+from agent.host.service_notify import ServiceNotifier
+from agent.host.state import State
+from agent.host.status import status_of
+from agent.host.workload import HostWorkload, Parts
+from agent.host.xds_client import XdsClient
+
+log = logging.getLogger("hostmesh.agent")
+SOCKET_NAME = "agent.sock"
+_random = random.SystemRandom()
+_PATIENCE_SECONDS = 10.0
+
+
+class AgentService:
+    """One run of the agent. Invariant: capture is up only while every workload has a configuration in force."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self.facts: HostFacts = host_facts(config)
+        users = all_users(config)
+        run_as = privileges.workers_run_as(config)
+        own = (run_as.uid if run_as is not None else 0, privileges.own_uid())
+        self.capture = Capture(rules_for(config, users, own))
+        self.dataplane = Dataplane(config.proxy.worker_count(), run_as, _random.random)
+        self.state = State(config.state_dir)
+        self.control_plane = ControlPlane(config.istiod, istiod_id(config))
+        self.resolvers = Resolvers()
+        self.forwarder = Forwarder(self.resolvers.current)
+        self.workloads = [self._workload(index) for index in range(len(config.workloads))]
+        self.notifier = ServiceNotifier()
+        self.started = time.time()
+        self.ready = False
+        self.stopping = trio.Event()
+        self.ending = False
+
+    async def run(self) -> None:
+        """Serve until told to stop by a signal or the local socket, then stop in order."""
+        privileges.keep_capabilities_to_ourselves()
+        self.state.prepare(workload.key for workload in self.workloads)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._signals)
+            path = self.config.run_dir / SOCKET_NAME
+            await nursery.start(local_socket.serve, path, self._commands())
+            await self._serve_pages(nursery)
+            for index, workload in enumerate(self.workloads):
+                await nursery.start(workload.parts.dns.serve, self.config.proxy_ports(index).dns)
+            await nursery.start(self.dataplane.run)
+            nursery.start_soon(self.notifier.watchdog)
+            for workload in self.workloads:
+                nursery.start_soon(self._serve_workload, workload)
+            nursery.start_soon(self._open_up, nursery)
+            await self.stopping.wait()
+            await self._stop()
+            nursery.cancel_scope.cancel()
+
+    async def _serve_workload(self, workload: HostWorkload) -> None:
+        async with trio.open_nursery() as nursery:
+            if not workload.parts.identity.load():
+                log.info("joining the mesh as %s", spiffe_id(self.config, workload.parts.config))
+            await nursery.start(workload.parts.identity.run)
+            await workload.restore()
+            await workload.parts.xds.run()
+            nursery.cancel_scope.cancel()
+
+    async def _open_up(self, nursery: trio.Nursery) -> None:
+        """Let traffic in once every workload can serve it."""
+        for workload in self.workloads:
+            while not workload.parts.configured.is_set():
+                self.notifier.waiting(
+                    f"waiting for istiod: {workload.key} has no configuration", 3 * _PATIENCE_SECONDS
+                )
+                with trio.move_on_after(_PATIENCE_SECONDS):
+                    await workload.parts.configured.wait()
+        if self.stopping.is_set():
+            return
+        if self.config.capture.enabled:
+            try:
+                self.capture.up()
+            except CaptureError as error:
+                raise SystemExit(f"hostmesh-agent: capture: {error}") from error
+        self.ready = True
+        self.notifier.ready(f"serving {', '.join(workload.key for workload in self.workloads)}")
+        log.info("ready: traffic is %s", "captured" if self.capture.active else "not captured")
+        for workload in self.workloads:
+            nursery.start_soon(workload.watch_health)
+
+    async def _stop(self) -> None:
+        self.ending, self.ready = True, False
+        self.notifier.stopping()
+        log.info("stopping: capture down, then up to %g s of draining", self.config.proxy.drain_seconds)
+        self.capture.down()
+        async with trio.open_nursery() as nursery:
+            for workload in self.workloads:
+                nursery.start_soon(workload.parts.xds.leave)
+        await self.dataplane.drain(self.config.proxy.drain_seconds)
+
+    async def _signals(self, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    await self.dataplane.reopen_logs()
+                elif self.ending:
+                    log.warning("a second signal: not waiting for connections to end")
+                    for worker in self.dataplane.workers:
+                        worker.process.kill()
+                else:
+                    self.stopping.set()
+
+    def _workload(self, index: int) -> HostWorkload:
+        config = self.config.workloads[index]
+        workload = HostWorkload(self.dataplane, self.state)
+        spiffe, node = spiffe_id(self.config, config), node_of(self.config, index, self.facts)
+        identity = IdentityKeeper(
+            config.key,
+            spiffe,
+            state=self.state,
+            control_plane=self.control_plane,
+            token=self.config.join_token,
+            on_change=workload.identity_changed,
+            clock=time.time,
+            chance=_random.random,
+        )
+        session = ConfigSession(node)
+        xds = XdsClient(
+            config.key,
+            session=session,
+            identity=identity,
+            control_plane=self.control_plane,
+            apply=workload.apply,
+            chance=_random.random,
+        )
+        names = Names({}, {}, config.namespace, self.config.domain, known=False)
+        workload.parts = Parts(
+            config=config,
+            node_id=node.id,
+            domain=self.config.domain,
+            identity=identity,
+            session=session,
+            xds=xds,
+            dns=DnsServer(names, self.forwarder),
+        )
+        return workload
+
+    async def _serve_pages(self, nursery: trio.Nursery) -> None:
+        own = self.config.proxy.ports
+        listeners = ports.listen(own.readiness, "readiness", everywhere=True)
+        await nursery.start(pages.serve, listeners, self._readiness_page)
+
+    async def _readiness_page(self, method: str, path: str, body: bytes) -> Page:
+        await trio.lowlevel.checkpoint()
+        if path.partition("?")[0] != "/healthz/ready":
+            return Page(404, "text/plain", b"only /healthz/ready is served here\n")
+        if method not in ("GET", "HEAD"):
+            return Page(405, "text/plain", b"GET or HEAD\n")
+        return Page(200, "text/plain", b"ready\n") if self.ready else Page(503, "text/plain", b"not ready\n")
+
+    def _commands(self) -> dict[str, local_socket.Command]:
+        return {
+            "ping": self._ping,
+            "status": self._status,
+            "drain": self._drain,
+            "capture-up": self._capture_up,
+            "capture-down": self._capture_down,
+        }
+
+    async def _ping(self, question: dict[str, Any]) -> str:
+        await trio.lowlevel.checkpoint()
+        return "pong"
+
+    async def _status(self, question: dict[str, Any]) -> dict[str, Any]:
+        await trio.lowlevel.checkpoint()
+        return status_of(self)
+
+    async def _drain(self, question: dict[str, Any]) -> str:
+        self.stopping.set()
+        await trio.lowlevel.checkpoint()
+        return f"draining, for {self.config.proxy.drain_seconds:g} s at most"
+
+    async def _capture_up(self, question: dict[str, Any]) -> str:
+        await trio.lowlevel.checkpoint()
+        if not self.ready:
+            raise CommandError("not before every workload has a configuration (see hostmesh-agent status)")
+        try:
+            self.capture.up()
+        except CaptureError as error:
+            raise CommandError(str(error)) from error
+        return "capture is up, held by the agent"
+
+    async def _capture_down(self, question: dict[str, Any]) -> str:
+        await trio.lowlevel.checkpoint()
+        self.capture.down()
+        return "capture is down until `capture up` or the agent's next start"

@@ -1,0 +1,157 @@
+"""Several real worker processes as one data plane: applying, refusing, replacing, draining."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from agent.host.dataplane import Dataplane, Refused
+from agent.host.worker_process import RunAs, WorkerProcess
+
+PROGRAM = (sys.executable, str(Path(__file__).with_name("worker_in_small.py")))
+TYPE = "type.googleapis.com/x"
+
+
+def with_dataplane(
+    test: Callable[[Dataplane], Awaitable[None]],
+    run_as: RunAs | None = None,
+    program: tuple[str, ...] = PROGRAM,
+) -> None:
+    async def main() -> None:
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                dataplane = Dataplane(2, run_as, lambda: 0.5, program)
+                await nursery.start(dataplane.run)
+                await test(dataplane)
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await trio.sleep(0.01)
+
+
+def test_a_configuration_is_in_force_when_every_worker_has_it() -> None:
+    async def test(dataplane: Dataplane) -> None:
+        await dataplane.change("default/a", {TYPE: {"one": b"1"}})
+        assert dataplane.generation == 1
+        assert [status.generation for status in dataplane.status()] == [1, 1]
+
+    with_dataplane(test)
+
+
+def test_a_refused_configuration_leaves_the_former_one_in_force() -> None:
+    async def test(dataplane: Dataplane) -> None:
+        await dataplane.change("default/a", {TYPE: {"one": b"1"}})
+        with pytest.raises(Refused, match="bad"):
+            await dataplane.change("default/a", {TYPE: {"bad": b""}})
+        assert dataplane.resources("default/a") == {TYPE: {"one": b"1"}}
+        await dataplane.change("default/b", {TYPE: {"two": b"2"}})
+        assert set(dataplane.resources("default/a")[TYPE]) == {"one"}
+
+    with_dataplane(test)
+
+
+def test_a_dead_worker_is_replaced_and_told_what_is_in_force() -> None:
+    async def test(dataplane: Dataplane) -> None:
+        await dataplane.change("default/a", {TYPE: {"one": b"1"}})
+        victim = dataplane.workers[0].process.pid
+        os.kill(victim, signal.SIGKILL)
+        await eventually(
+            lambda: (
+                len(dataplane.workers) == 2
+                and dataplane.workers[0].process.pid != victim
+                and dataplane.workers[0].generation == 1
+            )
+        )
+        assert [status.restarts for status in dataplane.status()] == [1, 0]
+
+    with_dataplane(test)
+
+
+def test_a_worker_that_dies_while_it_is_told_does_not_hold_the_others_up() -> None:
+    async def test(dataplane: Dataplane) -> None:
+        with trio.fail_after(5):
+            await dataplane.change("default/a", {TYPE: {"crash": b""}})
+
+    with_dataplane(test)
+
+
+def test_questions_are_answered_by_the_worker_that_was_asked() -> None:
+    async def test(dataplane: Dataplane) -> None:
+        for worker in dataplane.workers:
+            assert (await worker.query("stats"))["pid"] == worker.process.pid
+
+    with_dataplane(test)
+
+
+def test_the_statistics_region_comes_with_the_worker() -> None:
+    seen: list[bytes] = []
+
+    def take(descriptor: int) -> None:
+        seen.append(os.pread(descriptor, 100, 0))
+        os.close(descriptor)
+
+    def watch(worker: WorkerProcess) -> None:
+        worker.on_stats = take
+
+    async def main() -> None:
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                dataplane = Dataplane(1, None, lambda: 0.5, PROGRAM)
+                dataplane.on_worker = watch
+                await nursery.start(dataplane.run)
+                await eventually(lambda: seen == [b"numbers"])
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_drained_workers_end_and_are_not_replaced() -> None:
+    async def test(dataplane: Dataplane) -> None:
+        processes = [worker.process for worker in dataplane.workers]
+        await dataplane.drain(5)
+        assert [process.returncode for process in processes] == [0, 0]
+        await eventually(lambda: dataplane.workers == [])
+
+    with_dataplane(test)
+
+
+def test_workers_can_be_another_user() -> None:
+    assert os.geteuid() == 0, "becoming another user needs root"
+
+    async def test(dataplane: Dataplane) -> None:
+        for worker in dataplane.workers:
+            status = Path(f"/proc/{worker.process.pid}/status").read_text()
+            assert "Uid:\t65534\t65534\t65534\t65534" in status
+            assert "Groups:\t \n" in status
+            assert "CapEff:\t0000000000000000" in status
+            assert "CapPrm:\t0000000000000000" in status
+
+    with_dataplane(test, RunAs(65534, 65534), ("sleep",))
+
+
+def test_a_worker_inherits_no_descriptor_but_its_own() -> None:
+    async def test(dataplane: Dataplane) -> None:
+        with open(__file__, "rb") as secret:  # noqa: PTH123
+            os.set_inheritable(secret.fileno(), True)
+            victim = dataplane.workers[0].process.pid
+            os.kill(victim, signal.SIGKILL)
+            await eventually(
+                lambda: len(dataplane.workers) == 2 and dataplane.workers[0].process.pid != victim
+            )
+            held = [
+                str(path.readlink())
+                for path in Path(f"/proc/{dataplane.workers[0].process.pid}/fd").iterdir()
+            ]
+            assert not any(__file__ in target for target in held)
+
+    with_dataplane(test)
