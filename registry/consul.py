@@ -48,8 +48,6 @@ async def open_consul(
         await client.leader()
         await _check_format(client, f"{root}/format")
         folders = f"{root}/catalog/", f"{root}/config/"
-        for folder in folders:
-            await client.make_folder(folder)
         catalog_changes, store_changes = Changes(), Changes()
         async with beside(
             partial(_follow, client, folders[0], catalog_changes),
@@ -88,6 +86,8 @@ async def _follow(client: ConsulClient, folder: str, changes: Changes) -> None:
     pause = _FIRST_PAUSE
     while True:
         try:
+            if index == 0:
+                await client.make_folder(folder)
             seen = await client.changed(folder, index)
         except RegistryError as error:
             _log.warning("not watching %s for now: %s", folder, error)

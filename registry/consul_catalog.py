@@ -12,7 +12,6 @@ watched; `vips/SLOT` (who has it), `nodes/NODE` (its instances' ids) and `owners
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -33,18 +32,15 @@ from registry.document import (
     served,
 )
 from registry.errors import ConflictError, NotARegistryError, RegistryError
-from registry.lease import sweep
+from registry.lease import hold
 from registry.marks import Changes
 from registry.model import ABSENT, Health, Instance, Service, VirtualIps
 from registry.vips import CAPACITY, candidates, virtual_ips
 
 __all__ = ["ConsulCatalog"]
 
-_log = logging.getLogger(__name__)
-
 _LEASE_SECONDS = 15
 _RENEW_SECONDS = _LEASE_SECONDS / 3
-_GIVE_UP_SECONDS = 2.0
 _CLOSING = 1
 """Flags of a service that somebody is about to forget: whoever registers must write it, and so save it."""
 
@@ -57,6 +53,7 @@ class ConsulCatalog(Catalog):
         self._root = root
         self._changes = changes
         self._owner = owner
+        self._session: str | None = None
 
     def watch(self) -> AsyncIterator[int]:
         return self._changes.watch()
@@ -188,34 +185,19 @@ class ConsulCatalog(Catalog):
     async def hold_lease(
         self, *, grace: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        session: str | None = None
-        started = False
-        try:
-            async with trio.open_nursery() as nursery:
-                while True:
-                    try:
-                        if session is None or not await self._client.renew_session(session):
-                            session = await self._client.create_session(self._owner, _LEASE_SECONDS)
-                        held = await self._client.acquire(self._owner_path, self._owner, session)
-                    except RegistryError as error:
-                        _log.warning("this istiod's lease is not renewed: %s", error)
-                    else:
-                        if held and not started:
-                            started = True
-                            task_status.started()
-                            nursery.start_soon(sweep, self, grace)
-                    await trio.sleep(_RENEW_SECONDS if started else _RENEW_SECONDS / 10)
-        finally:
-            with trio.move_on_after(_GIVE_UP_SECONDS, shield=True):
-                await self._give_up(session)
+        await hold(
+            self, self._renew, self._give_up, grace=grace, period=_RENEW_SECONDS, task_status=task_status
+        )
 
-    async def _give_up(self, session: str | None) -> None:
-        if session is None:
-            return
-        try:
+    async def _renew(self) -> bool:
+        if self._session is None or not await self._client.renew_session(self._session):
+            self._session = await self._client.create_session(self._owner, _LEASE_SECONDS)
+        return await self._client.acquire(self._owner_path, self._owner, self._session)
+
+    async def _give_up(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
             await self._client.destroy_session(session)
-        except RegistryError as error:
-            _log.info("the lease ends by itself in %d s: %s", _LEASE_SECONDS, error)
 
     @property
     def _owner_path(self) -> str:

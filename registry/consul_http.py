@@ -11,7 +11,7 @@ import base64
 import json
 import ssl
 import warnings
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ __all__ = ["WAIT_SECONDS", "ConsulClient", "Entry", "kv"]
 _CALL_SECONDS = 10.0
 WAIT_SECONDS = 60
 """How long Consul may hold a blocking query (and a sixteenth more: the read timeout is longer)."""
+_BUSY = ("408", "429")
 _CONNECTIONS = 32  # Consul refuses a client address its 201st
 
 Answer = Callable[[Any], Any]
@@ -45,6 +46,26 @@ class Entry:
     flags: int
 
 
+class _Body(httpx.AsyncByteStream):
+    """A request's body in one piece.
+
+    httpx's own is an async generator; when a request is cancelled while it is being sent, that generator is left
+    for the garbage collector, of which trio warns.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._content: bytes | None = content
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        content, self._content = self._content, None
+        if content is None:
+            raise StopAsyncIteration
+        return content
+
+
 class _HttpClient(base.HTTPClient):  # type: ignore[misc]
     """The four verbs that python-consul2 asks for, each a coroutine that ends in `callback(Response)`."""
 
@@ -58,9 +79,12 @@ class _HttpClient(base.HTTPClient):  # type: ignore[misc]
     ) -> Any:
         wait = any(name == "wait" for name, _ in params or ())
         timeout = httpx.Timeout(_CALL_SECONDS, read=WAIT_SECONDS * 1.25 if wait else _CALL_SECONDS)
-        response = await self._client.request(
-            method, self.uri(path, params), content=data or None, headers=headers, timeout=timeout
+        content = data.encode() if isinstance(data, str) else data or b""
+        request = self._client.build_request(
+            method, self.uri(path, params), content=content, headers=headers, timeout=timeout
         )
+        request.stream = _Body(content)
+        response = await self._client.send(request)
         return callback(
             base.Response(response.status_code, response.headers, response.text, response.content)
         )
@@ -84,16 +108,21 @@ class _HttpClient(base.HTTPClient):  # type: ignore[misc]
         return await self._request(callback, "POST", path=path, params=params, headers=headers, data=data)
 
 
-class _Consul(base.Consul):  # type: ignore[misc]
-    def __init__(self, client: httpx.AsyncClient, token: str | None) -> None:
-        self._client = client
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # raised by the library's own constructor
-            super().__init__()
-        self.token = token  # not CONSUL_HTTP_TOKEN, which the constructor prefers
+class _Endpoints:
+    """The parts of python-consul2's client that we use, each of which asks this object for what they share.
 
-    def http_connect(self, *_address: object) -> _HttpClient:
-        return _HttpClient(self._client)
+    Not made by its own constructor: that lets CONSUL_HTTP_ADDR and CONSUL_HTTP_TOKEN overrule its arguments.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, token: str | None) -> None:
+        self.http = _HttpClient(client)
+        self.token = token
+        self.dc = None
+        self.consistency = "default"
+        self.kv = base.Consul.KV(self)
+        self.session = base.Consul.Session(self)
+        self.status = base.Consul.Status(self)
+        self.txn = base.Consul.Txn(self)
 
 
 class ConsulClient:
@@ -102,7 +131,7 @@ class ConsulClient:
     def __init__(self, address: str, token: str | None, ca_file: Path | None) -> None:
         self.address = address
         self._client = _http_client(address, ca_file)
-        self._consul = _Consul(self._client, token)
+        self._consul = _Endpoints(self._client, token)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -120,10 +149,15 @@ class ConsulClient:
         except (base.ACLPermissionDenied, base.ACLDisabled) as error:
             raise RegistryDeniedError(f"Consul at {self.address} refused the ACL token: {error}") from error
         except (base.BadRequest, base.ClientError, base.NotFound) as error:
-            raise RegistryError(f"Consul at {self.address}: {error}") from error
-        except (base.ConsulException, ValueError) as error:
-            # 5xx: no leader, or a server on its way down; ValueError: not Consul's JSON
+            kind = RegistryUnavailableError if str(error).startswith(_BUSY) else RegistryError
+            raise kind(f"Consul at {self.address}: {error}") from error
+        except base.ConsulException as error:
+            # 5xx: no leader, or a server on its way down
             raise RegistryUnavailableError(f"Consul at {self.address}: {error}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise RegistryUnavailableError(
+                f"{self.address} does not answer as Consul does: {error!r}"
+            ) from error
 
     async def leader(self) -> str:
         """The leader's address. Raises RegistryUnavailableError when there is none."""
@@ -162,6 +196,8 @@ class ConsulClient:
                 folder, index=index or None, wait=f"{WAIT_SECONDS}s", keys=True, separator="/"
             )
         )
+        if not text or int(text) < 1:  # Consul's own rule: never wait on such an index, it would spin
+            raise RegistryUnavailableError(f"Consul at {self.address} gave no index for {folder}")
         return int(text)
 
     async def transact(self, operations: Sequence[dict[str, Any]]) -> int | None:

@@ -1,6 +1,6 @@
-"""Cleans up after istiod processes that died: instances that nobody vouches for leave after a grace period.
+"""Keeps this istiod's lease, and cleans up after istiods that died: what nobody vouches for leaves after a grace.
 
-Rule: `Orphans` only decides (time is an argument); `sweep` does what it decided, on any catalog. An instance
+Rule: `Orphans` only decides (time is an argument); `hold` and `sweep` do it, on any catalog. An instance
 without an owner is nobody's to remove. Not for an agent's broken connection: istiod has its
 own grace period for that.
 """
@@ -8,7 +8,7 @@ own grace period for that.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import trio
 
@@ -16,11 +16,12 @@ from registry.catalog import Catalog
 from registry.errors import RegistryError
 from registry.model import Instance
 
-__all__ = ["Orphans", "sweep"]
+__all__ = ["Orphans", "hold", "sweep"]
 
 _log = logging.getLogger(__name__)
 _SWEEPS_PER_GRACE = 4
 _LONGEST_PAUSE = 10.0
+_GIVE_UP_SECONDS = 2.0
 
 
 class Orphans:
@@ -49,6 +50,41 @@ class Orphans:
     def forget(self) -> None:
         """Start every grace anew: the registry was away, so nobody could renew a lease."""
         self._missing_since.clear()
+
+
+async def hold(
+    catalog: Catalog,
+    renew: Callable[[], Awaitable[bool]],
+    give_up: Callable[[], Awaitable[None]],
+    *,
+    grace: float,
+    period: float,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    """What Catalog.hold_lease promises, by a backend's own `renew` (False: not held yet) and `give_up`.
+
+    The lease is renewed every `period` seconds, tried for more often until it is held.
+    """
+    started = False
+    try:
+        async with trio.open_nursery() as nursery:
+            while True:
+                try:
+                    held = await renew()
+                except RegistryError as error:
+                    _log.warning("this istiod's lease is not renewed: %s", error)
+                else:
+                    if held and not started:
+                        started = True
+                        task_status.started()
+                        nursery.start_soon(sweep, catalog, grace)
+                await trio.sleep(period if started else period / 10)
+    finally:
+        with trio.move_on_after(_GIVE_UP_SECONDS, shield=True):
+            try:
+                await give_up()
+            except RegistryError as error:
+                _log.info("the lease ends by itself later: %s", error)
 
 
 async def sweep(catalog: Catalog, grace: float) -> None:

@@ -23,8 +23,8 @@ from registry.document import (
     encode_service,
     served,
 )
-from registry.errors import ConflictError, RegistryError, RegistryUnavailableError
-from registry.lease import sweep
+from registry.errors import ConflictError, RegistryError
+from registry.lease import hold
 from registry.marks import Changes
 from registry.model import ABSENT, Health, Instance, Service, VirtualIps
 from registry.vips import CAPACITY, candidates, virtual_ips
@@ -160,30 +160,19 @@ class SqliteCatalog(Catalog):
     async def hold_lease(
         self, *, grace: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        await self._renew()
-        task_status.started()
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(sweep, self, grace)
-                while True:
-                    await trio.sleep(_RENEW_SECONDS)
-                    try:
-                        await self._renew()
-                    except RegistryUnavailableError:
-                        continue  # The next renewal comes before the lease ends; sweep() has logged it.
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._give_up()
+        await hold(
+            self, self._renew, self._give_up, grace=grace, period=_RENEW_SECONDS, task_status=task_status
+        )
 
-    async def _renew(self) -> None:
-        def write(connection: sqlite3.Connection) -> None:
+    async def _renew(self) -> bool:
+        def write(connection: sqlite3.Connection) -> bool:
             now = time.time()
             connection.execute("DELETE FROM leases WHERE expires <= ?", (now,))
-            connection.execute(
-                "INSERT OR REPLACE INTO leases VALUES (?, ?)", (self._owner, now + _LEASE_SECONDS)
-            )
+            lease = (self._owner, now + _LEASE_SECONDS)
+            connection.execute("INSERT OR REPLACE INTO leases VALUES (?, ?)", lease)
+            return True
 
-        await self._database.write(write)
+        return await self._database.write(write)
 
     async def _give_up(self) -> None:
         await self._database.write(

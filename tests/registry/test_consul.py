@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import urllib.request
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ def put(consul: ConsulProcess, path: str, body: bytes) -> Any:
 @pytest.fixture
 def environment_of_another_consul(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a shell with Consul's own tools set up looks like; istiod.yaml must win over it."""
-    monkeypatch.setenv("CONSUL_HTTP_ADDR", "127.0.0.1:1")
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", "no-address")
     monkeypatch.setenv("CONSUL_HTTP_TOKEN", "another's")
     return iter((None,))
 
@@ -166,7 +167,7 @@ def test_a_watcher_resumes_when_consul_comes_back_even_without_its_state(own_con
                         await trio.sleep(0.05)
                 while await registry.catalog.instances() != (REVIEWS,):
                     await anext(marks)
-                while registry.owner not in await registry.catalog.owners():  # noqa: ASYNC110 - Consul's, no event
+                while registry.owner not in await registry.catalog.owners():
                     await trio.sleep(0.1)
                 await registry.catalog.set_health(REVIEWS.id, Health.UNHEALTHY)
                 while (await registry.catalog.instances())[0].health is not Health.UNHEALTHY:
@@ -193,3 +194,17 @@ def test_a_token_without_rights_is_a_denial_not_an_outage(own_consul: ConsulProc
             trio.run(opened, token)
         assert "nobody's" not in str(denial.value)
     assert "root-secret" not in repr(ConsulSettings(own_consul.address, token="root-secret"))
+
+
+def test_a_cancelled_call_leaves_nothing_behind(shared_consul: ConsulProcess) -> None:
+    """Calls are cut off at every point of their way; warnings are errors here, and so are lost generators."""
+
+    async def main() -> None:
+        async with open_registry(ConsulSettings(shared_consul.address, prefix="cancelled")) as registry:
+            for number in range(40):
+                with trio.move_on_after(number * 0.0002):
+                    await registry.records.put("a", "b", "x" * 10_000)
+                gc.collect()
+            await registry.records.put("a", "b", "y")
+
+    trio.run(main)
