@@ -184,8 +184,9 @@ class Snapshot:
             home = document.resource.namespace
             for rule in document.spec.http:
                 hosts.update(self.resolve(target.destination.host, home) for target in rule.route)
-            for opaque in (*document.spec.tcp, *document.spec.tls):
-                hosts.update(self.resolve(target.destination.host, home) for target in opaque.route)
+            opaque = [rule.route for rule in document.spec.tcp] + [rule.route for rule in document.spec.tls]
+            for targets in opaque:
+                hosts.update(self.resolve(target.destination.host, home) for target in targets)
         return frozenset(hosts)
 
 
@@ -198,7 +199,7 @@ def build(
 ) -> Snapshot:
     """A snapshot of the registry's values; `previous` spares reading unchanged resources again."""
     members = tuple(instances)
-    known = previous._typed if previous is not None else {}  # noqa: SLF001 - a Snapshot made by this function
+    known = previous._typed if previous is not None else {}
     read: dict[tuple[ResourceKey, str], Typed] = {}
     kinds: dict[str, list[Document[Any]]] = {}
     keys: dict[ResourceKey, str] = {}

@@ -8,6 +8,7 @@ DENY or AUDIT policy, so that both err on the safe side. Dry-run policies (`isti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TypeVar
 
 from envoy.config.listener.v3 import listener_components_pb2
@@ -111,14 +112,15 @@ def _rules(
 
 def _policy(rule: Rule, home: str, mesh: MeshConfig, *, tcp: bool, strict: bool) -> rbac_pb2.Policy:
     build = _Builder(home, mesh, tcp=tcp, strict=strict)
-    sources = [one.source for one in rule.from_ or ()] or [None]
-    operations = [one.operation for one in rule.to or ()] or [None]
+    sources: list[Source | None] = [one.source for one in rule.from_ or ()]
+    operations: list[Operation | None] = [one.operation for one in rule.to or ()]
     callers = [
-        who.all_ids([*build.source(source), *build.caller_conditions(rule.when)]) for source in sources
+        who.all_ids([*build.source(source), *build.caller_conditions(rule.when)])
+        for source in sources or [None]
     ]
     calls = [
         who.all_rules([*build.operation(operation), *build.call_conditions(rule.when)])
-        for operation in operations
+        for operation in operations or [None]
     ]
     return rbac_pb2.Policy(principals=callers, permissions=calls)
 
@@ -189,11 +191,10 @@ class _Builder:
                 found += self._ids(values, others, who.request_principals, http=True)
             elif key.startswith("request.headers["):
                 name = key.removeprefix("request.headers[").removesuffix("]")
-                found += self._ids(values, others, lambda v, name=name: who.header_ids(name, v), http=True)
-            elif path := _claim_path(key):
-                if self._judges(http=True):
-                    found += [who.claim(path, values)] if values else []
-                    found += [who.not_id(who.claim(path, others))] if others else []
+                found += self._ids(values, others, partial(who.header_ids, name), http=True)
+            elif (path := _claim_path(key)) and self._judges(http=True):
+                found += [who.claim(path, values)] if values else []
+                found += [who.not_id(who.claim(path, others))] if others else []
         return found
 
     def call_conditions(self, conditions: Iterable[Condition]) -> list[rbac_pb2.Permission]:

@@ -11,6 +11,7 @@ uid, and the application sees the host's own address.)
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
@@ -38,7 +39,7 @@ from istiod.compile.traffic_policy import (
 from istiod.resources.mesh_config import MeshConfig
 from istiod.services import MeshService, Protocol, Resolution, ServicePort
 
-Type = cluster_pb2.Cluster.DiscoveryType
+Type: TypeAlias = cluster_pb2.Cluster.DiscoveryType
 _DISCOVERY = {
     Resolution.ENDPOINTS: Type.EDS,
     Resolution.DNS: Type.STRICT_DNS,
@@ -63,6 +64,7 @@ def outbound_cluster(
     port: ServicePort,
     subset: str,
     rule: HostRule,
+    *,
     sans: tuple[str, ...],
     mesh: MeshConfig,
 ) -> cluster_pb2.Cluster | None:
@@ -137,11 +139,11 @@ def inbound_cluster(
         lb_policy=cluster_pb2.Cluster.CLUSTER_PROVIDED,
         connect_timeout=duration(mesh.connect_timeout),
     )
-    target = default_endpoint or ("" if port.target == port.number else f"0.0.0.0:{port.target}")  # noqa: S104
+    target = default_endpoint or ("" if port.target == port.number else f"0.0.0.0:{port.target}")
     if target:
         host, _, number = target.rpartition(":")
         host = host.strip("[]")
-        if host in ("0.0.0.0", "::"):  # noqa: S104 - means: the workload's own address
+        if host in ("0.0.0.0", "::"):  # noqa: S104 - means the own address
             host = next(iter(addresses), "127.0.0.1")
         cluster.type = Type.STATIC
         cluster.lb_policy = cluster_pb2.Cluster.ROUND_ROBIN

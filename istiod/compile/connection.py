@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from envoy.config.listener.v3 import listener_components_pb2
 from envoy.config.route.v3 import route_pb2
@@ -20,8 +21,8 @@ from istiod.resources.mesh_config import MeshConfig
 HCM = "envoy.filters.network.http_connection_manager"
 TCP_PROXY = "envoy.filters.network.tcp_proxy"
 ROUTER = "envoy.filters.http.router"
-Hcm = hcm_pb2.HttpConnectionManager
-Filter = listener_components_pb2.Filter
+Hcm: TypeAlias = hcm_pb2.HttpConnectionManager
+Filter: TypeAlias = listener_components_pb2.Filter
 
 
 def outbound_http(stat_prefix: str, route_name: str, mesh: MeshConfig) -> Filter:

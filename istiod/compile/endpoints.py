@@ -70,7 +70,7 @@ def sort_by_locality(
         groups.setdefault(endpoint.locality, []).append((endpoint, member))
     result = []
     for locality, group in sorted(groups.items()):
-        region, zone, sub_zone = (locality.split("/") + ["", "", ""])[:3]
+        region, zone, sub_zone = [*locality.split("/"), "", "", ""][:3]
         part = endpoint_components_pb2.LocalityLbEndpoints(
             load_balancing_weight=uint32(sum(endpoint.weight for endpoint, _ in group)),
             lb_endpoints=[member for _, member in group],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from envoy.config.core.v3 import base_pb2
 from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
@@ -31,8 +32,8 @@ from istiod.resources.sidecar import Sidecar
 from istiod.services import Protocol, ServicePort, protocol_of
 
 ORIGINAL_DST = "envoy.filters.listener.original_dst"
-Chain = listener_components_pb2.FilterChain
-Match = listener_components_pb2.FilterChainMatch
+Chain: TypeAlias = listener_components_pb2.FilterChain
+Match: TypeAlias = listener_components_pb2.FilterChainMatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from envoy.config.core.v3 import address_pb2, base_pb2
 from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
@@ -25,8 +26,8 @@ from istiod.compile.tcp_route import OpaqueRoute, opaque_routes
 from istiod.compile.view import View
 from istiod.services import MeshService, Protocol, ServicePort
 
-Chain = listener_components_pb2.FilterChain
-ANY_V4, ANY_V6 = "0.0.0.0", "::"  # noqa: S104 - capture decides who gets here
+Chain: TypeAlias = listener_components_pb2.FilterChain
+ANY_V4, ANY_V6 = "0.0.0.0", "::"  # noqa: S104 - capture decides who comes
 SNIFFED_HTTP = ("http/1.1", "h2c")
 TLS_INSPECTOR = "envoy.filters.listener.tls_inspector"
 HTTP_INSPECTOR = "envoy.filters.listener.http_inspector"
@@ -162,7 +163,7 @@ def _opaque_chains(view: View, service: MeshService, port: ServicePort, *, by_na
         routes.append(OpaqueRoute(cluster, ((cluster, 1),), names))
     pool = view.rule(service).effective(port.number, "").connection_pool
     idle = pool.tcp.idle_timeout if pool and pool.tcp else None
-    chains = []
+    chains: list[Chain] = []
     for route in routes:
         match = listener_components_pb2.FilterChainMatch(server_names=route.server_names)
         match.prefix_ranges.extend(cidr(block) for block in route.subnets or blocks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from envoy.config.core.v3 import address_pb2
 from envoy.config.rbac.v3 import rbac_pb2
@@ -18,7 +19,7 @@ from envoy.type.matcher.v3 import metadata_pb2, path_pb2, regex_pb2, string_pb2,
 from istiod.resources.mesh_config import MeshConfig
 from istiod.resources.security import network_of
 
-Text = string_pb2.StringMatcher
+Text: TypeAlias = string_pb2.StringMatcher
 JWT = "envoy.filters.http.jwt_authn"
 _SEGMENT = r"[a-zA-Z0-9-._~%!$&'()*+,;:@=]+"
 """What one `{*}` of a path template may hold (Envoy's uri_template)."""

@@ -7,21 +7,25 @@ the key of everything it reads.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
+from istiod.compile import naming
 from istiod.compile.authentication import disabling_key, peer_modes
 from istiod.compile.authorization import http_filters, policies_of, tcp_filters
 from istiod.compile.cache import Cache
 from istiod.compile.clusters import fixed_clusters, identities, inbound_cluster, outbound_cluster
 from istiod.compile.endpoints import load_assignment
-from istiod.compile.inbound import Inbound, inbound_ports, virtual_inbound
+from istiod.compile.inbound import Inbound, InboundPort, inbound_ports, virtual_inbound
 from istiod.compile.name_table import name_table
 from istiod.compile.outbound import (
     OutboundPlan,
+    PortPlan,
     entry_key,
     opaque_key,
     plan,
@@ -32,7 +36,7 @@ from istiod.compile.outbound import (
 from istiod.compile.routes import Keyed, port_routes, route_configuration, service_routes
 from istiod.compile.view import View
 from istiod.proxy import ProxyInfo
-from istiod.services import Endpoint, MeshService, Protocol, Resolution
+from istiod.services import Endpoint, MeshService, Protocol, Resolution, ServicePort
 from istiod.snapshot import Snapshot
 from wire.xds import CLUSTER, ENDPOINT, LISTENER, NAME_TABLE, ROUTE, EncodedResource, encode
 
@@ -77,38 +81,29 @@ def _clusters(view: View, cache: Cache) -> Encoded:
     mesh, mesh_key = view.mesh, view.snapshot.mesh_key
     found: Encoded = {}
     for service in view.scope.services.values():
-        rule = view.rule(service)
-        sans = cache.get(
-            ("identities", service.endpoints_key, service.sans, mesh_key),
-            lambda s=service: identities(s, mesh),
-        )
-        key = (service.key, view.rule_key(service), sans, mesh_key)
-
-        def make(
-            service: MeshService = service, rule: object = rule, sans: object = sans
-        ) -> list[EncodedResource]:
-            return _service_clusters(view, service, sans)  # type: ignore[arg-type]
-
-        for resource in cache.get(("clusters", *key), make):
+        names_key = ("identities", service.endpoints_key, service.sans, mesh_key)
+        sans = cache.get(names_key, partial(identities, service, mesh))
+        key = ("clusters", service.key, view.rule_key(service), sans, mesh_key)
+        for resource in cache.get(key, partial(_service_clusters, view, service, sans)):
             found[resource.name] = resource
     sidecar = view.scope.sidecar
     proxy = view.proxy
-    described = None
-    if proxy.service:
-        host = f"{proxy.service}.{proxy.namespace}.svc.{mesh.domain_suffix}"
-        described = {"host": host, "name": proxy.service, "namespace": proxy.namespace}
     for one in inbound_ports(proxy, sidecar.spec if sidecar else None):
-        inbound_key: Hashable = ("inbound", one, proxy.addresses, proxy.service, proxy.namespace, mesh_key)
-        resource = cache.get(
-            inbound_key,
-            lambda one=one: _encode(
-                inbound_cluster(one.port, one.default_endpoint, proxy.addresses, described, mesh)
-            ),
-        )
+        inbound_key = ("inbound", one, proxy.addresses, proxy.service, proxy.namespace, mesh_key)
+        resource = cache.get(inbound_key, partial(_inbound_cluster, view, one))
         found[resource.name] = resource
     for resource in cache.get(("fixed", mesh_key), lambda: [_encode(one) for one in fixed_clusters(mesh)]):
         found[resource.name] = resource
     return found
+
+
+def _inbound_cluster(view: View, one: InboundPort) -> EncodedResource:
+    proxy, mesh = view.proxy, view.mesh
+    described = None
+    if proxy.service:
+        host = f"{proxy.service}.{proxy.namespace}.svc.{mesh.domain_suffix}"
+        described = {"host": host, "name": proxy.service, "namespace": proxy.namespace}
+    return _encode(inbound_cluster(one.port, one.default_endpoint, proxy.addresses, described, mesh))
 
 
 def _service_clusters(view: View, service: MeshService, sans: tuple[str, ...]) -> list[EncodedResource]:
@@ -118,7 +113,7 @@ def _service_clusters(view: View, service: MeshService, sans: tuple[str, ...]) -
         if port.protocol is Protocol.UDP:
             continue
         for subset in ("", *rule.subsets):
-            cluster = outbound_cluster(service, port, subset, rule, sans, view.mesh)
+            cluster = outbound_cluster(service, port, subset, rule, sans=sans, mesh=view.mesh)
             if cluster is not None:
                 found.append(_encode(cluster))
     return found
@@ -131,9 +126,7 @@ def _endpoints(view: View, cache: Cache) -> Encoded:
         if service.resolution is not Resolution.ENDPOINTS:
             continue
         key = ("endpoints", service.key, service.endpoints_key, view.rule_key(service), disabling)
-        for resource in cache.get(
-            key, lambda service=service: _service_endpoints(view, service, disabling=bool(disabling))
-        ):
+        for resource in cache.get(key, partial(_service_endpoints, view, service, disabling=bool(disabling))):
             found[resource.name] = resource
     return found
 
@@ -154,30 +147,32 @@ def _service_endpoints(view: View, service: MeshService, *, disabling: bool) -> 
             if balancer is not None and balancer.simple == "PASSTHROUGH":
                 continue
             labels = rule.subsets[subset].labels if subset else {}
-            name = f"outbound|{port.number}|{subset}|{service.host}"
-            found.append(_encode_named(name, load_assignment(name, service, port, labels, tls_disabled)))
+            name = naming.outbound_cluster(port.number, subset, service.host)
+            found.append(encode(name, load_assignment(name, service, port, labels, tls_disabled)))
     return found
 
 
 def _listeners(view: View, outbound: OutboundPlan, cache: Cache) -> Encoded:
     proxy = view.proxy
     shape = (proxy.ipv4, proxy.ipv6, view.scope.registry_only, view.snapshot.mesh_key)
-    made: list[EncodedResource] = [
-        cache.get(
-            ("virtualOutbound", proxy.outbound_port, proxy.inbound_port, shape),
-            lambda: _encode(virtual_outbound(view)),
-        )
-    ]
-    for port, entry in outbound.ports.items():
-        key = ("wildcard", port, entry_key(view, entry), shape)
-        made.append(
-            cache.get(key, lambda port=port, entry=entry: _encode(wildcard_listener(view, port, entry)))
-        )
-    for service, service_port in outbound.vips:
-        vip_key = ("vip", opaque_key(view, service, service_port), shape)
-        made.append(cache.get(vip_key, lambda s=service, p=service_port: _encode(vip_listener(view, s, p))))
+    outbound_key = ("virtualOutbound", proxy.outbound_port, shape)
+    made = [cache.get(outbound_key, lambda: _encode(virtual_outbound(view)))]
+    for number, entry in outbound.ports.items():
+        key = ("wildcard", number, entry_key(view, entry), shape)
+        made.append(cache.get(key, partial(_wildcard, view, number, entry)))
+    for service, port in outbound.vips:
+        vip_key = ("vip", opaque_key(view, service, port), shape)
+        made.append(cache.get(vip_key, partial(_vip, view, service, port)))
     made.append(_inbound_listener(view, cache))
     return {resource.name: resource for resource in made}
+
+
+def _wildcard(view: View, port: int, entry: PortPlan) -> EncodedResource:
+    return _encode(wildcard_listener(view, port, entry))
+
+
+def _vip(view: View, service: MeshService, port: ServicePort) -> EncodedResource:
+    return _encode(vip_listener(view, service, port))
 
 
 def _inbound_listener(view: View, cache: Cache) -> EncodedResource:
@@ -234,13 +229,9 @@ def _routes(view: View, outbound: OutboundPlan, cache: Cache) -> Encoded:
 def _name_table(view: View, cache: Cache) -> Encoded:
     text = "\n".join(service.key for service in view.scope.services.values())
     key = ("names", view.proxy.namespace, hashlib.sha256(text.encode()).hexdigest()[:16])
-    return {"": cache.get(key, lambda: _encode_named("", name_table(view)))}
+    return {"": cache.get(key, lambda: encode("", name_table(view)))}
 
 
-def _encode(message: Message) -> EncodedResource:
-    name: str = message.name  # type: ignore[attr-defined] # listeners, clusters and routes all have one
-    return _encode_named(name, message)
-
-
-def _encode_named(name: str, message: Message) -> EncodedResource:
-    return encode(name, message)
+def _encode(message: Any) -> EncodedResource:
+    """Listeners, clusters and route configurations carry their own names."""
+    return encode(message.name, message)

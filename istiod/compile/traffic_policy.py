@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
@@ -25,7 +26,7 @@ from istiod.resources.destination_rule import (
 from istiod.resources.document import Document
 from istiod.services import Protocol
 
-Lb = cluster_pb2.Cluster.LbPolicy
+Lb: TypeAlias = cluster_pb2.Cluster.LbPolicy
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _SIMPLE = {
     "ROUND_ROBIN": Lb.ROUND_ROBIN,

@@ -131,6 +131,7 @@ class View:
 
 def source_labels(spec: VirtualService) -> set[str]:
     """The names of the labels that a VirtualService looks at."""
-    matches = [*(m for r in spec.http for m in r.match), *(m for r in spec.tcp for m in r.match)]
-    names = {name for match in matches for name in match.source_labels}
-    return names | {name for rule in spec.tls for match in rule.match for name in match.source_labels}
+    labels = [match.source_labels for http in spec.http for match in http.match]
+    labels += [match.source_labels for tcp in spec.tcp for match in tcp.match]
+    labels += [match.source_labels for tls in spec.tls for match in tls.match]
+    return {name for wanted in labels for name in wanted}
