@@ -90,7 +90,8 @@ async def _follow(client: ConsulClient, folder: str, changes: Changes) -> None:
                 await client.make_folder(folder)
             seen = await client.changed(folder, index)
         except RegistryError as error:
-            _log.warning("not watching %s for now: %s", folder, error)
+            level = logging.WARNING if pause == _FIRST_PAUSE else logging.DEBUG  # once for each absence
+            _log.log(level, "not watching %s for now: %s", folder, error)
             # Chance keeps the istiods of a mesh from coming back all at once.
             await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
             pause = min(pause * 2, _LONGEST_PAUSE)
