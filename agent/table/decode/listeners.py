@@ -70,7 +70,6 @@ def _more_addresses(r: Reader) -> tuple[Address, ...]:
 
 def _check_matches(reader: Reader, listener: Listener) -> None:
     seen: dict[ChainMatch, int] = {}
-    names: set[str] = set()
     for position, chain in enumerate(listener.chains):
         if chain.match in seen:
             reader.fail(
@@ -78,9 +77,6 @@ def _check_matches(reader: Reader, listener: Listener) -> None:
                 f"multiple filter chains with the same matching rules: see filter_chains[{seen[chain.match]}]",
             )
         seen[chain.match] = position
-        if chain.name in names:
-            reader.fail(f"filter_chains[{position}].name", f"duplicate filter chain {chain.name}")
-        names.add(chain.name)
 
 
 def _listener_filters(r: Reader) -> dict[str, Any]:
