@@ -20,8 +20,9 @@ MARK = 0x539
 SSH = 22
 HOST_MARK = 0x53A
 """SO_MARK of the host process's own sockets (control plane, DNS, probes): never touched at all."""
-_APPLICATION_SOURCE = "127.0.0.6"
-"""The source address of proxy-to-application connections (Istio's; Envoy upstream_bind_config)."""
+_APPLICATION_SOURCE_V4 = "127.0.0.6"
+_APPLICATION_SOURCE_V6 = "::1"
+"""The source of proxy-to-application connections (Istio's 127.0.0.6; Envoy upstream_bind_config)."""
 
 Network = IPv4Network | IPv6Network
 
@@ -117,9 +118,10 @@ def _output(rules: Rules) -> Iterator[str]:
     yield f'meta mark {HOST_MARK:#x} return comment "the host process"'
     # The proxy calling an own address of this host (a service calling itself, or a neighbour workload) must
     # arrive at the inbound listener; loopback and the proxy's hop to the application must not: circles.
-    yield f'oifname "lo" ip saddr {_APPLICATION_SOURCE} return comment "proxy to application"'
     for agent in agents:
         yield f'{agent} oifname != "lo" return comment "the agent\'s own traffic"'
+        yield f"{agent} ip saddr {_APPLICATION_SOURCE_V4} return"
+        yield f"{agent} ip6 saddr {_APPLICATION_SOURCE_V6} return"
         yield f"{agent} ip daddr 127.0.0.0/8 return"
         yield f"{agent} ip6 daddr ::1 return"
         for work in rules.workloads:

@@ -164,6 +164,9 @@ class Cluster:
     dns_refresh: float = 5.0
     dns_family: str = "auto"
     bind_source: str = ""
+    """Source address of connections to it: to v4 addresses, unless it is a v6 one and the only one."""
+    bind_source_v6: str = ""
+    """Source address of connections to v6 addresses (BindConfig.extra_source_addresses)."""
     use_http_header: bool = False
     """original_dst: take the address from x-envoy-original-dst-host."""
     upstream_port: int = 0

@@ -4,8 +4,8 @@ How an inbound call reaches the application: `inbound|PORT||` is ORIGINAL_DST, s
 very address that the caller connected to, by way of `lo`. Applications on 0.0.0.0, [::] or the host's own
 address are reached without configuration, and one call address is never turned into another. One that
 listens on 127.0.0.1 only is reached by saying so: Sidecar.ingress.defaultEndpoint 127.0.0.1:PORT.
-(Istio binds 127.0.0.6 as the source to tell its own connections apart; here capture does that by mark and
-uid, and the application sees the host's own address.)
+Like Istio's, these connections have the source 127.0.0.6 (for v6: ::1): capture tells by it the proxy's call
+of its own application, which must pass, from its call of an endpoint on its own host, which must not.
 """
 
 from __future__ import annotations
@@ -151,11 +151,18 @@ def inbound_cluster(
         member.endpoint.address.CopyFrom(socket_address(host, int(number)))
         cluster.load_assignment.cluster_name = cluster.name
         cluster.load_assignment.endpoints.add().lb_endpoints.append(member)
+    _bind_to_loopback(cluster)
     apply_connection_pool(cluster, None, None)
     apply_http_options(cluster, port.protocol, None)
     if described is not None:
         cluster.metadata.filter_metadata["istio"].CopyFrom(struct({"services": [described]}))
     return cluster
+
+
+def _bind_to_loopback(cluster: cluster_pb2.Cluster) -> None:
+    cluster.upstream_bind_config.source_address.CopyFrom(socket_address("127.0.0.6", 0).socket_address)
+    extra = cluster.upstream_bind_config.extra_source_addresses.add()
+    extra.address.CopyFrom(socket_address("::1", 0).socket_address)
 
 
 def fixed_clusters(mesh: MeshConfig) -> list[cluster_pb2.Cluster]:
@@ -171,6 +178,8 @@ def fixed_clusters(mesh: MeshConfig) -> list[cluster_pb2.Cluster]:
             lb_policy=cluster_pb2.Cluster.CLUSTER_PROVIDED,
             connect_timeout=duration(mesh.connect_timeout),
         )
+        if name == naming.INBOUND_PASSTHROUGH:
+            _bind_to_loopback(cluster)
         apply_connection_pool(cluster, None, None)
         cluster.typed_extension_protocol_options[HTTP_OPTIONS].CopyFrom(any_of(options))
         result.append(cluster)

@@ -314,6 +314,12 @@ def _connections(r: Reader) -> dict[str, Any]:
         with bind as b:
             source = b.child("source_address")
             values["bind_source"] = "" if source is None else socket_address(source).host
+            for extra in b.children("extra_source_addresses"):
+                with extra as e, e.must("address") as address:
+                    host = socket_address(address).host
+                    if ":" not in host or values.get("bind_source_v6"):
+                        e.fail("address", "only one extra source address, of IPv6, is supported")
+                    values["bind_source_v6"] = host
             b.only("freebind", False)
     if (options := r.child("upstream_connection_options")) is not None:
         with options as o:

@@ -68,6 +68,7 @@ def test_own_addresses_and_loopback(hosts: Any, tmp_path: Path) -> None:
     assert host.call("10.99.0.1", 9080, "--mark", MARK) == "15006 10.99.0.1 9080"
     assert host.call("fd99::1", 9080, "--mark", MARK) == "15006 fd99::1 9080"
     assert host.call("10.99.0.1", 9080, "--mark", MARK, "--source", "127.0.0.6").startswith("9080 ")
+    assert host.call("fd99::1", 9080, "--mark", MARK, "--source", "::1").startswith("9080 ")
     assert host.call("10.99.0.1", 9080, "--mark", str(0x53A)).startswith("9080 ")
 
 
