@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 
 import trio
@@ -38,6 +38,8 @@ class _Claim:
         self.wanted: Instance | None = instance
         self.reported = False
         self.expires = math.inf
+        self.written = False
+        self.missing = False
         self.changed = trio.Event()
 
     def touch(self) -> None:
@@ -124,6 +126,13 @@ class Registration:
         claim.expires = trio.current_time() + self._grace
         claim.touch()
 
+    def seen(self, instance_ids: Set[str]) -> None:
+        """What the catalog holds now: an instance of ours that somebody removed is written again."""
+        for instance_id, claim in self._claims.items():
+            if claim.wanted is not None and claim.written and instance_id not in instance_ids:
+                claim.missing = True
+                claim.touch()
+
     async def _serve(self, instance_id: str, claim: _Claim) -> None:
         """Make the catalog say what is wanted, until the instance is gone."""
         written: Instance | None = None
@@ -131,12 +140,14 @@ class Registration:
         while True:
             changed = claim.changed
             wanted = claim.wanted
+            if claim.missing:
+                written, claim.missing = None, False
             try:
                 if wanted is None:
                     await self._catalog.deregister(instance_id, owner=self._owner)
                 elif written is None or replace(wanted, health=written.health) != written:
                     await self._catalog.register(wanted)
-                    written = wanted
+                    written, claim.written = wanted, True
                 elif wanted.health is not written.health:
                     if await self._catalog.set_health(instance_id, wanted.health, owner=self._owner):
                         written = wanted

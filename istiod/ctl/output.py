@@ -8,6 +8,7 @@ Not for: what to print (the commands).
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
@@ -75,11 +76,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: st
     if not count:
         stderr.print(empty)
         return
+    # Rich fits tables to the terminal; these are for grep and awk too, so they get the width they need.
     width = stdout.measure(table, options=stdout.options.update(width=_WIDE_ENOUGH)).maximum
-    with stdout.capture() as captured:
-        stdout.print(table, width=max(width, 1), crop=False, no_wrap=True)
+    text = io.StringIO()
+    Console(
+        file=text,
+        width=max(width, 1),
+        force_terminal=stdout.is_terminal,
+        no_color=stdout.no_color,
+        highlight=False,
+    ).print(table)
     # Padding after the last column would make every line as long as the longest.
-    typer.echo("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
+    typer.echo("\n".join(line.rstrip() for line in text.getvalue().rstrip("\n").split("\n")))
 
 
 def _style(cell: str) -> str:

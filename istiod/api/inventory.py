@@ -1,0 +1,104 @@
+"""The admin API's view of the catalog: workloads and services.
+
+Job: instances as their agents registered them, services with their addresses, and the bootstrap with which a
+real Envoy takes a workload's place.
+Rule: read from the current snapshot's facts, never from the backend: a list costs nothing.
+Not for: registering (agents do).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from istiod.api.envoy_bootstrap import bootstrap
+from istiod.api.errors import not_found
+from istiod.feed import Feed
+from istiod.xds.status import ProxyTable
+from registry.model import Health, Instance, Port, Service
+
+
+class InventoryApi:
+    """The handlers over the feed's latest facts."""
+
+    def __init__(self, feed: Feed, table: ProxyTable, domain: str, xds_address: str) -> None:
+        self._feed = feed
+        self._table = table
+        self._domain = domain
+        self._xds_address = xds_address
+
+    def routes(self) -> list[BaseRoute]:
+        """Paths below /api/v1."""
+        return [
+            Route("/workloads", self.workloads, methods=["GET"]),
+            Route("/workloads/{namespace}/{name}/envoy-bootstrap", self.envoy_bootstrap, methods=["GET"]),
+            Route("/services", self.services, methods=["GET"]),
+        ]
+
+    async def workloads(self, request: Request) -> Response:
+        """GET /workloads?namespace=NS."""
+        namespace = request.query_params.get("namespace")
+        found = [one for one in self._feed.instances if namespace in (None, one.namespace)]
+        return JSONResponse({"items": [self._workload(instance) for instance in found]})
+
+    async def services(self, request: Request) -> Response:
+        """GET /services?namespace=NS."""
+        namespace = request.query_params.get("namespace")
+        found = [one for one in self._feed.services if namespace in (None, one.namespace)]
+        return JSONResponse({"items": [self._service(service) for service in found]})
+
+    async def envoy_bootstrap(self, request: Request) -> Response:
+        """GET the bootstrap; ?identity=DIRECTORY of its certificate files, ?istiod=HOST:PORT."""
+        key = f"{request.path_params['namespace']}/{request.path_params['name']}"
+        instance = next((one for one in self._feed.instances if one.id == key), None)
+        if instance is None:
+            raise not_found(f"workload {key}")
+        address = request.query_params.get("istiod", self._xds_address)
+        directory = request.query_params.get("identity", "/var/lib/hostmesh/identity")
+        return JSONResponse(bootstrap(instance, self._domain, address, directory))
+
+    def _workload(self, instance: Instance) -> dict[str, Any]:
+        return {
+            "namespace": instance.namespace,
+            "name": instance.id.partition("/")[2] or instance.id,
+            "service": instance.service,
+            "workload": instance.workload,
+            "addresses": list(instance.addresses),
+            "ports": [_port(port) for port in instance.ports],
+            "labels": dict(instance.labels),
+            "serviceAccount": instance.service_account,
+            "locality": instance.locality,
+            "weight": instance.weight,
+            "health": instance.health.value,
+            "node": instance.node,
+            "owner": instance.owner,
+            "connected": self._table.find(instance.id) is not None,
+        }
+
+    def _service(self, service: Service) -> dict[str, Any]:
+        instances = [
+            one
+            for one in self._feed.instances
+            if one.service == service.name and one.namespace == service.namespace
+        ]
+        return {
+            "namespace": service.namespace,
+            "name": service.name,
+            "hostname": f"{service.name}.{service.namespace}.svc.{self._domain}",
+            "addresses": [address for address in (service.vip4, service.vip6) if address],
+            "ports": [_port(port) for port in service.ports],
+            "instances": len(instances),
+            "healthy": sum(one.health is Health.HEALTHY for one in instances),
+        }
+
+
+def _port(port: Port) -> dict[str, Any]:
+    document: dict[str, Any] = {"name": port.name, "port": port.number}
+    if port.protocol:
+        document["protocol"] = port.protocol
+    if port.target_port and port.target_port != port.number:
+        document["targetPort"] = port.target_port
+    return document

@@ -1,0 +1,147 @@
+"""From the registry's changes to numbered snapshots.
+
+Job: watch catalog and store, wait until a burst is over, read everything, build the next snapshot, wake
+the streams.
+Rule: a snapshot is published only when it differs from the one before; while the registry is away the last
+one stays in force. Everybody reads `snapshot` and `number` together, without awaiting in between.
+Not for: what proxies get of it (`istiod.xds`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+
+import trio
+
+from istiod.debounce import Debounce
+from istiod.log import fields
+from istiod.monitoring import Metrics
+from istiod.resources.mesh_config import MeshConfig
+from istiod.snapshot import Snapshot, build
+from registry.errors import RegistryError
+from registry.model import Health, Instance, Resource, ResourceKey, Service
+from registry.store import Registry
+
+log = logging.getLogger("istiod.feed")
+
+_RETRY_SECONDS = 1.0
+
+Facts = tuple[tuple[Service, ...], tuple[Instance, ...], tuple[Resource, ...]]
+
+
+class Feed:
+    """The newest snapshot and its number (0: none yet)."""
+
+    def __init__(
+        self, registry: Registry, mesh: MeshConfig, metrics: Metrics, debounce: Debounce | None = None
+    ) -> None:
+        self._registry = registry
+        self._mesh = mesh
+        self._mesh_changed = False
+        self._metrics = metrics
+        self._debounce = debounce if debounce is not None else Debounce()
+        self._facts: Facts = ((), (), ())
+        self._reported: frozenset[str] = frozenset()
+        self._published = trio.Event()
+        self.number = 0
+        self.snapshot: Snapshot = build((), (), (), mesh)
+        self.changed_at = 0.0
+        """When the first change of the newest snapshot was noticed (trio's clock)."""
+
+    @property
+    def services(self) -> tuple[Service, ...]:
+        """The catalog's services."""
+        return self._facts[0]
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """The catalog's instances."""
+        return self._facts[1]
+
+    def health_of(self, instance_id: str) -> Health | None:
+        """What the catalog says about an instance, None when it is not there."""
+        return next((one.health for one in self._facts[1] if one.id == instance_id), None)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Publish snapshots until cancelled; started when the first one is there."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, self._registry.catalog.watch())
+            nursery.start_soon(self._watch, self._registry.store.watch())
+            started = False
+            while True:
+                if not started and await self._read():
+                    task_status.started()
+                    started = True
+                changed_at = await self._debounce.settled()
+                self._metrics.debounced.inc(self._debounce.merged)
+                if await self._read():
+                    self.changed_at = changed_at
+                else:
+                    await trio.sleep(_RETRY_SECONDS)
+                    self._debounce.poke()
+
+    def set_mesh(self, mesh: MeshConfig) -> None:
+        """Use other settings of the mesh from the next snapshot on, which comes soon."""
+        if mesh != self._mesh:
+            self._mesh = mesh
+            self._mesh_changed = True
+            self._debounce.poke()
+
+    async def newer_than(self, number: int) -> None:
+        """Wait for a snapshot with a higher number."""
+        while self.number <= number:
+            await self._published.wait()
+
+    async def contains(self, wanted: Mapping[ResourceKey, str]) -> int:
+        """Wait until these versions ("": not there) or later ones are in a snapshot; returns its number."""
+        while not self._has(wanted):
+            await self._published.wait()
+        return self.number
+
+    def _has(self, wanted: Mapping[ResourceKey, str]) -> bool:
+        stored = {resource.key: resource.version for resource in self._facts[2]}
+        return all(_at_least(stored.get(key, ""), version) for key, version in wanted.items())
+
+    async def _watch(self, marks: AsyncIterator[int]) -> None:
+        async for _ in marks:
+            self._debounce.poke()
+
+    async def _read(self) -> bool:
+        """Read the registry and publish when it says something new. False: it does not answer."""
+        try:
+            services = await self._registry.catalog.services()
+            instances = await self._registry.catalog.instances()
+            resources = await self._registry.store.list()
+        except RegistryError as error:
+            log.warning("registry: %s; the last snapshot stays in force", error)
+            return False
+        facts = (services, instances, resources)
+        if self.number and facts == self._facts and not self._mesh_changed:
+            return True
+        self._mesh_changed = False
+        self.snapshot = build(services, instances, resources, self._mesh, self.snapshot)
+        self._facts = facts
+        self.number += 1
+        self._metrics.snapshots.inc()
+        self._report_problems()
+        log.debug(
+            "snapshot", extra=fields(number=self.number, instances=len(instances), resources=len(resources))
+        )
+        self._published.set()
+        self._published = trio.Event()
+        return True
+
+    def _report_problems(self) -> None:
+        """Say once which stored resources cannot be used."""
+        problems = frozenset(str(problem) for problem in self.snapshot.problems)
+        for problem in sorted(problems - self._reported):
+            log.warning("stored resource is not used: %s", problem)
+        self._reported = problems
+
+
+def _at_least(stored: str, wanted: str) -> bool:
+    """Whether a stored version is the wanted one or a later one; versions of both backends count upwards."""
+    if stored == wanted or not wanted:
+        return stored == wanted
+    return stored.isdigit() and wanted.isdigit() and int(stored) >= int(wanted)

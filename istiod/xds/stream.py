@@ -1,0 +1,228 @@
+"""One ADS stream: from the first request to the end of the proxy's connection.
+
+Job: read requests into the session, compile the newest snapshot for this proxy, send what the session gives,
+keep the proxy's status and its registration.
+Rule: at most one push is pending: however many snapshots come while the proxy is slow, only the newest is
+compiled next. Sending and receiving are two tasks; only the sending one compiles and sends.
+Not for: protocol state (`wire.xds`), what a proxy gets (`istiod.compile`), order (`istiod.xds.phases`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import trio
+
+from istiod.log import fields
+from istiod.xds.node import NodeError, ProxyNode, check_identity, parse_node
+from istiod.xds.phases import PhasedContent, Session
+from istiod.xds.plane import Plane
+from istiod.xds.status import SHORT_NAMES, ProxyStatus
+from wire.grpc import GrpcError, GrpcStatus, ServerCall
+from wire.xds import HEALTH, DeltaSession, Kind, Received, SotwSession, XdsError
+
+log = logging.getLogger("istiod.xds")
+
+DELTA_PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+SOTW_PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+
+FIRST_REQUEST_SECONDS = 15.0
+PATIENCE = 2.0
+"""Seconds for which listeners and routes wait for a proxy to take the clusters they need."""
+LEAVING = "leaving"
+"""The error text of the last health report of an agent that stops."""
+
+
+async def serve_delta(plane: Plane, call: ServerCall) -> None:
+    """The handler of DeltaAggregatedResources."""
+    await _serve(plane, call, DeltaSession(control_plane=plane.identifier), "delta")
+
+
+async def serve_sotw(plane: Plane, call: ServerCall) -> None:
+    """The handler of StreamAggregatedResources."""
+    await _serve(plane, call, SotwSession(control_plane=plane.identifier), "sotw")
+
+
+async def _serve(plane: Plane, call: ServerCall, session: Session, protocol: str) -> None:
+    with trio.move_on_after(FIRST_REQUEST_SECONDS) as scope:
+        data = await call.receive()
+    if scope.cancelled_caught:
+        raise GrpcError(GrpcStatus.DEADLINE_EXCEEDED, "no request came")
+    if data is None:
+        return
+    received = _understood(session, data)
+    node = _identified(plane, call, received)
+    status = ProxyStatus(
+        number=plane.table.next_number(),
+        node=node,
+        peer=call.peer.spiffe_id,
+        address=call.peer.address,
+        protocol=protocol,
+        connected_at=trio.current_time(),
+    )
+    await _Stream(plane, call, session, status).run(received)
+
+
+def _understood(session: Session, data: bytes) -> Received:
+    try:
+        return session.receive(data)
+    except XdsError as error:
+        raise GrpcError(GrpcStatus.INVALID_ARGUMENT, str(error)) from error
+
+
+def _identified(plane: Plane, call: ServerCall, received: Received) -> ProxyNode:
+    """The node of the first request, checked against the certificate; refusals are logged."""
+    reason = "node"
+    try:
+        if received.node is None:
+            raise NodeError("the first request names no node")
+        node = parse_node(received.node)
+        if call.peer.spiffe_id is not None:
+            reason = "identity"
+            check_identity(node, call.peer.spiffe_id, plane.trust_domain)
+    except NodeError as error:
+        plane.metrics.refused.labels(reason).inc()
+        log.warning("ADS stream refused: %s", error, extra=fields(peer=call.peer))
+        status = GrpcStatus.PERMISSION_DENIED if reason == "identity" else GrpcStatus.INVALID_ARGUMENT
+        raise GrpcError(status, str(error)) from error
+    return node
+
+
+class _Stream:
+    """The state of one stream. `status.settled` is the newest snapshot that the proxy has answered whole."""
+
+    def __init__(self, plane: Plane, call: ServerCall, session: Session, status: ProxyStatus) -> None:
+        self._plane = plane
+        self._call = call
+        self._session = session
+        self._status = status
+        self._info = status.node.info()
+        self._phases = PhasedContent(session)
+        self._number = 0
+        self._pushed = False
+        self._held_since = math.inf
+        self._wake = trio.Event()
+        self._left = False
+        # Only an agent over mTLS may put its workload into the catalog; the plaintext port proves nothing.
+        self._instance = status.node.instance(plane.owner) if call.peer.spiffe_id is not None else None
+
+    async def run(self, first: Received) -> None:
+        """Serve until the client ends the stream or goes away."""
+        plane, status, node = self._plane, self._status, self._status.node
+        plane.table.add(status)
+        plane.contents[status.number] = self._phases
+        plane.metrics.connections.inc()
+        about = fields(proxy=node.key, peer=self._call.peer, protocol=status.protocol, version=node.version)
+        log.info("proxy connected", extra=about)
+        if self._instance is not None:
+            plane.registration.connected(self._instance, status.number)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._take(first)
+                nursery.start_soon(self._send)
+                nursery.start_soon(self._follow_snapshots)
+                while (data := await self._call.receive()) is not None:
+                    self._take(_understood(self._session, data))
+                nursery.cancel_scope.cancel()
+        finally:
+            plane.table.remove(status)
+            plane.contents.pop(status.number, None)
+            plane.metrics.connections.dec()
+            if self._instance is not None and not self._left:
+                plane.registration.lost(self._instance.id, status.number)
+            log.info("proxy disconnected", extra=fields(proxy=node.key, clean=self._left))
+
+    def _take(self, received: Received) -> None:
+        """One request: a report of health, an answer, or a changed subscription."""
+        if received.type_url == HEALTH:
+            self._report(received)
+            return
+        if received.kind in (Kind.ACK, Kind.NACK):
+            status = self._status.of_type(received.type_url)
+            reason = received.nack.reason if received.nack is not None else ""
+            status.answered(trio.current_time(), reason)
+            if received.nack is not None:
+                short = SHORT_NAMES.get(received.type_url, received.type_url)
+                self._plane.metrics.rejects.labels(short).inc()
+                log.warning(
+                    "proxy refused its configuration",
+                    extra=fields(proxy=self._status.node.key, type=short, reason=reason[:2000]),
+                )
+        else:
+            self._status.of_type(received.type_url)
+        self._wake.set()
+
+    def _report(self, received: Received) -> None:
+        registration, error = self._plane.registration, received.error
+        if error is not None and error[1] == LEAVING:
+            self._left, self._status.health = True, "LEAVING"
+            if self._instance is not None:
+                registration.left(self._instance.id, self._status.number)
+            return
+        self._status.health = "HEALTHY" if error is None else "UNHEALTHY"
+        if self._instance is not None:
+            registration.reported(
+                self._instance.id, self._status.number, error is None, error[1] if error is not None else ""
+            )
+
+    async def _follow_snapshots(self) -> None:
+        number = self._plane.feed.number
+        while True:
+            await self._plane.feed.newer_than(number)
+            number = self._plane.feed.number
+            self._wake.set()
+
+    async def _send(self) -> None:
+        """The one task that compiles and sends."""
+        while True:
+            self._wake = trio.Event()
+            self._compile_newest()
+            while (message := self._session.next_response()) is not None:
+                self._note_sent()
+                await self._call.send(message)
+            now = trio.current_time()
+            if self._phases.waiting:
+                self._held_since = min(self._held_since, now)
+                if self._phases.step(patience_over=now >= self._held_since + PATIENCE):
+                    self._held_since = math.inf
+                    continue
+            self._note_settled()
+            with trio.move_on_at(self._held_since + PATIENCE):
+                await self._wake.wait()
+
+    def _compile_newest(self) -> None:
+        feed = self._plane.feed
+        if feed.number == self._number:
+            return
+        self._number = feed.number
+        if not self._phases.waiting:
+            self._held_since = math.inf
+        self._phases.replace(self._plane.compile(self._info))
+
+    def _note_sent(self) -> None:
+        """Find which type the response is of: the one whose nonce is new."""
+        now = trio.current_time()
+        for type_url in self._session.types:
+            state = self._session.state(type_url)
+            status = self._status.of_type(type_url)
+            if state.nonce != status.nonce:
+                given = self._phases.given.get(type_url, {})
+                wanted = sum(
+                    state.interest.covers(name, by_wildcard=resource.wildcard)
+                    for name, resource in given.items()
+                )
+                status.sent(now, state.nonce, state.sent, wanted)
+                self._plane.metrics.pushes.labels(SHORT_NAMES.get(type_url, type_url)).inc()
+                self._pushed = True
+
+    def _note_settled(self) -> None:
+        """Nothing is left to send: if nothing is unanswered either, the proxy has taken this snapshot."""
+        if self._phases.waiting or any(self._session.state(url).outstanding for url in self._session.types):
+            return
+        if self._status.settled < self._number:
+            if self._pushed and self._plane.feed.changed_at > self._status.connected_at:
+                self._plane.metrics.convergence.observe(trio.current_time() - self._plane.feed.changed_at)
+            self._pushed = False
+            self._status.settled = self._number
+            self._plane.table.progressed()

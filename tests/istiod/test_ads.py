@@ -1,0 +1,416 @@
+"""Agents against a real istiod: enrolment, registration, pushes, refusals, restarts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import trio
+from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.config.route.v3 import route_pb2
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from tests.istiod.conftest import CASES, Istiod
+from tests.istiod.proxies import ISTIOD, Identity, Proxy, connected, enrol, node
+from wire import tls
+from wire.grpc import CREATE_CERTIFICATE, DEBUG_ATTACH, GrpcError, GrpcStatus, open_channel
+from wire.proto import debug_pb2, istio_ca_pb2
+from wire.spiffe import SpiffeId
+from wire.x509 import make_csr, new_key
+from wire.xds import CLUSTER, ENDPOINT, LISTENER, NAME_TABLE, ROUTE
+
+SAMPLES = CASES / "istio-samples"
+REVIEWS = "outbound|9080||reviews.default.svc.cluster.local"
+
+
+async def _in_thread(call: Any, *arguments: Any) -> Any:
+    return await trio.to_thread.run_sync(call, *arguments)
+
+
+async def joined(istiod: Istiod, *accounts: str) -> list[Identity]:
+    """Identities default/ACCOUNT, one for each, by one join token."""
+    options = [part for account in accounts for part in ("-s", account)]
+    token = (await _in_thread(istiod.ok, "token", "create", *options)).strip()
+    address = istiod.address("xds")
+    return [
+        await enrol(address, token, SpiffeId("cluster.local", "default", account)) for account in accounts
+    ]
+
+
+async def workloads(istiod: Istiod) -> dict[str, dict[str, Any]]:
+    items = json.loads(await _in_thread(istiod.api, "/api/v1/workloads"))["items"]
+    return {item["name"]: item for item in items}
+
+
+async def eventually(condition: Any, seconds: float = 10.0) -> None:
+    with trio.fail_after(seconds):
+        while not await condition():
+            await trio.sleep(0.05)
+
+
+def endpoints(proxy: Proxy, cluster: str) -> dict[str, int]:
+    """Address to health status (core.v3.HealthStatus) of a cluster's endpoints."""
+    resource = proxy.client.held(ENDPOINT).get(cluster)
+    if resource is None:
+        return {}
+    message = endpoint_pb2.ClusterLoadAssignment()
+    AnyMessage.FromString(resource.body).Unpack(message)
+    return {
+        entry.endpoint.address.socket_address.address: entry.health_status
+        for group in message.endpoints
+        for entry in group.lb_endpoints
+    }
+
+
+def weights(proxy: Proxy) -> list[tuple[str, int]]:
+    """The split of route 9080 for reviews, as (cluster, weight)."""
+    resource = proxy.client.held(ROUTE).get("9080")
+    if resource is None:
+        return []
+    message = route_pb2.RouteConfiguration()
+    AnyMessage.FromString(resource.body).Unpack(message)
+    for host in message.virtual_hosts:
+        if host.name.startswith("reviews."):
+            action = host.routes[0].route
+            return [(one.name.split("|")[2], one.weight.value) for one in action.weighted_clusters.clusters]
+    return []
+
+
+def test_a_workload_comes_with_its_agent_follows_its_probe_and_leaves_with_it(istiod: Istiod) -> None:
+    async def story() -> None:
+        reviews, caller = await joined(istiod, "reviews", "caller")
+        xds = istiod.address("xds")
+        async with connected(xds, node("caller-a", service_account="caller"), caller) as watcher:
+            me = node("reviews-a", "reviews", service_account="reviews", address="127.0.0.7")
+            async with connected(xds, me, reviews) as agent:
+                await watcher.until(lambda: REVIEWS in watcher.names(CLUSTER))
+                assert (await workloads(istiod))["reviews-a"]["health"] == "unhealthy"
+                await agent.report(True)
+                await watcher.until(lambda: endpoints(watcher, REVIEWS).get("127.0.0.7") in (0, 1))
+                await agent.report(False, "probe: connection refused")
+                await watcher.until(lambda: endpoints(watcher, REVIEWS).get("127.0.0.7") not in (0, 1))
+                listed = (await workloads(istiod))["reviews-a"]
+                assert (listed["health"], listed["connected"]) == ("unhealthy", True)
+                await agent.report(True)
+                await watcher.until(lambda: endpoints(watcher, REVIEWS).get("127.0.0.7") in (0, 1))
+                await agent.report(False, "leaving")
+                await watcher.until(lambda: "127.0.0.7" not in endpoints(watcher, REVIEWS))
+            assert "reviews-a" not in await workloads(istiod)
+
+    trio.run(story)
+
+
+def test_a_broken_connection_keeps_the_instance_for_the_grace_period(istiod: Istiod) -> None:
+    async def story() -> None:
+        (reviews,) = await joined(istiod, "reviews")
+        me = node("reviews-a", "reviews", service_account="reviews")
+        async with connected(istiod.address("xds"), me, reviews) as agent:
+            await agent.report(True)
+
+            async def healthy() -> bool:
+                return (await workloads(istiod)).get("reviews-a", {}).get("health") == "healthy"
+
+            await eventually(healthy)
+        still = (await workloads(istiod))["reviews-a"]
+        assert still["health"] == "healthy"
+
+        async def gone() -> bool:
+            return "reviews-a" not in await workloads(istiod)
+
+        await eventually(gone)
+        assert "connection broke" in istiod.log
+
+    trio.run(story)
+
+
+def test_apply_reaches_the_proxies_and_waits_for_their_answer(istiod: Istiod) -> None:
+    async def story() -> None:
+        reviews, caller = await joined(istiod, "reviews", "caller")
+        xds = istiod.address("xds")
+        async with (
+            connected(xds, node("reviews-a", "reviews", service_account="reviews"), reviews) as agent,
+            connected(xds, node("caller-a", service_account="caller"), caller) as watcher,
+        ):
+            await agent.report(True)
+            await watcher.until(lambda: "9080" in watcher.names(ROUTE))
+            first = await _in_thread(
+                istiod.ok,
+                "apply",
+                "--wait",
+                "-f",
+                SAMPLES / "destination-rule-reviews.yaml",
+                "-f",
+                SAMPLES / "virtual-service-reviews-90-10.yaml",
+            )
+            assert "in effect on 2 proxies after " in first
+            assert weights(watcher) == [("v1", 90), ("v2", 10)]
+            second = await _in_thread(
+                istiod.ok, "apply", "--wait", "-f", SAMPLES / "virtual-service-reviews-50-v3.yaml"
+            )
+            assert weights(watcher) == [("v1", 50), ("v3", 50)]
+            milliseconds = int(second.rsplit("after ", 1)[1].split(" ms")[0])
+            assert milliseconds < 2000
+            table = await _in_thread(istiod.ok, "proxy-status")
+            line = next(row for row in table.splitlines() if row.startswith("default/caller-a"))
+            assert line.count("SYNCED") == 5, table
+            detail = await _in_thread(istiod.json, "proxy-status", "default/caller-a")
+            assert detail["identity"] == "spiffe://cluster.local/ns/default/sa/caller"
+            assert detail["synced"] is True
+            assert all(entry["lastPushSeconds"] is not None for entry in detail["types"])
+
+    trio.run(story)
+
+
+def test_a_refusal_is_shown_with_its_reason_and_apply_wait_fails(istiod: Istiod) -> None:
+    async def story() -> None:
+        (caller,) = await joined(istiod, "caller")
+        me = node("caller-a", "reviews", service_account="caller")
+        async with connected(istiod.address("xds"), me, caller) as proxy:
+            await proxy.until(lambda: "9080" in proxy.names(ROUTE))
+            proxy.refuse[ROUTE] = "no such thing as a weight of 90"
+            done = await _in_thread(
+                istiod.meshctl, "apply", "--wait=10", "-f", SAMPLES / "virtual-service-reviews-90-10.yaml"
+            )
+            assert done.returncode == 1
+            assert "default/caller-a: RDS: refused the configuration: no such thing" in done.stderr
+            status = await _in_thread(istiod.meshctl, "proxy-status")
+            assert "ERROR" in status.stdout
+            assert "default/caller-a refused RDS: no such thing" in status.stderr
+            assert 'pilot_total_xds_rejects_total{type="RDS"} 1.0' in istiod.monitoring("/metrics")[1]
+            proxy.refuse.clear()
+            await _in_thread(istiod.ok, "delete", "--wait", "vs", "reviews")
+
+    trio.run(story)
+
+
+def test_a_proxy_must_be_who_its_certificate_says(istiod: Istiod) -> None:
+    async def refused(proxy_node: Any, identity: Identity | None, status: GrpcStatus) -> None:
+        with pytest.RaisesGroup(pytest.RaisesExc(GrpcError), flatten_subgroups=True) as refusal:
+            async with connected(istiod.address("xds"), proxy_node, identity) as proxy:
+                await proxy.until(lambda: proxy.updates > 0)
+        assert refusal.value.exceptions[0].status is status
+
+    async def story() -> None:
+        (caller,) = await joined(istiod, "caller")
+        await refused(node("a", service_account="other"), caller, GrpcStatus.PERMISSION_DENIED)
+        await refused(
+            node("a", namespace="prod", service_account="caller"), caller, GrpcStatus.PERMISSION_DENIED
+        )
+        assert "ADS stream refused" in istiod.log
+        assert "spiffe://cluster.local/ns/default/sa/caller" in istiod.log
+
+    trio.run(story)
+
+
+def test_without_a_certificate_there_is_no_configuration(istiod: Istiod) -> None:
+    async def story() -> None:
+        (caller,) = await joined(istiod, "caller")
+        anonymous = tls.client_context(caller.root)
+
+        async def connect() -> trio.abc.Stream:
+            return await tls.connect(*istiod.address("xds"), anonymous, ISTIOD)
+
+        async with open_channel(connect, "istiod") as channel:
+            for path in (
+                "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
+                "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
+                DEBUG_ATTACH,
+            ):
+                async with channel.stream(path) as call:
+                    with pytest.raises(GrpcError) as refusal:
+                        await call.receive()
+                    assert refusal.value.status is GrpcStatus.UNAUTHENTICATED
+
+    trio.run(story)
+
+
+def test_a_token_gives_its_identities_once_and_no_others(istiod: Istiod) -> None:
+    async def story() -> None:
+        token = (await _in_thread(istiod.ok, "token", "create", "-s", "reviews")).strip()
+        reviews = SpiffeId("cluster.local", "default", "reviews")
+        with pytest.raises(GrpcError) as other:
+            await enrol(istiod.address("xds"), token, SpiffeId("cluster.local", "default", "ratings"))
+        assert other.value.status is GrpcStatus.PERMISSION_DENIED
+        identity = await enrol(istiod.address("xds"), token, reviews)
+        assert (
+            SpiffeId.of_certificate(
+                tls.ssl.PEM_cert_to_DER_cert(
+                    identity.chain.decode().split("-----END")[0] + "-----END CERTIFICATE-----\n"
+                )
+            )
+            == reviews
+        )
+        with pytest.raises(GrpcError) as again:
+            await enrol(istiod.address("xds"), token, reviews)
+        assert again.value.status is GrpcStatus.PERMISSION_DENIED
+        assert "certificate refused" in istiod.log
+
+        async def connect() -> trio.abc.Stream:
+            return await tls.connect(*istiod.address("xds"), identity.context(), ISTIOD)
+
+        async with open_channel(connect, "istiod") as channel:
+            renewal = istio_ca_pb2.IstioCertificateRequest(csr=make_csr(new_key(), reviews).decode())
+            answer = await channel.unary(CREATE_CERTIFICATE, renewal.SerializeToString(), deadline=10)
+            assert len(istio_ca_pb2.IstioCertificateResponse.FromString(answer).cert_chain) == 2
+            stolen = SpiffeId("cluster.local", "default", "ratings")
+            request = istio_ca_pb2.IstioCertificateRequest(csr=make_csr(new_key(), stolen).decode())
+            with pytest.raises(GrpcError) as refusal:
+                await channel.unary(CREATE_CERTIFICATE, request.SerializeToString(), deadline=10)
+            assert refusal.value.status is GrpcStatus.PERMISSION_DENIED
+
+    trio.run(story)
+
+
+def test_the_plaintext_port_gives_configuration_and_registers_nothing(istiod: Istiod) -> None:
+    async def story() -> None:
+        me = node("reviews-a", "reviews")
+        async with connected(istiod.address("xdsPlaintext"), me, None) as proxy:
+            await proxy.until(lambda: {"virtualOutbound", "virtualInbound"} <= proxy.names(LISTENER))
+            await proxy.report(True)
+            shown = await _in_thread(istiod.json, "proxy-status", "default/reviews-a")
+            assert shown["identity"] == ""
+            assert await workloads(istiod) == {}
+
+    trio.run(story)
+
+
+def test_an_istiod_that_was_killed_takes_up_where_it_was(istiod: Istiod) -> None:
+    async def story() -> None:
+        reviews, caller = await joined(istiod, "reviews", "caller")
+        agent_node = node("reviews-a", "reviews", service_account="reviews")
+        caller_node = node("caller-a", service_account="caller")
+        async with connected(istiod.address("xds"), caller_node, caller) as watcher:
+            async with connected(istiod.address("xds"), agent_node, reviews) as agent:
+                await agent.report(True)
+                await watcher.until(lambda: endpoints(watcher, REVIEWS).get("127.0.0.1") in (0, 1))
+            held = watcher.client
+            await _in_thread(istiod.kill)
+        await _in_thread(istiod.start)
+        async with (
+            connected(istiod.address("xds"), agent_node, reviews),
+            connected(istiod.address("xds"), caller_node, caller) as back,
+        ):
+            # What was held before is named with its versions, as an agent does.
+            back.client = held
+            await back.call.send(held.start()[0])
+
+            async def registered() -> bool:
+                return (await workloads(istiod)).get("reviews-a", {}).get("health") == "healthy"
+
+            await eventually(registered)
+
+    trio.run(story)
+
+
+def test_meshctl_reaches_a_hosts_admin_pages_over_the_agents_own_stream(istiod: Istiod) -> None:
+    async def story() -> None:
+        reviews, other = await joined(istiod, "reviews", "other")
+        me = node("reviews-a", "reviews", service_account="reviews")
+        dump = {
+            "configs": [
+                {
+                    "@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump",
+                    "dynamic_active_clusters": [
+                        {"cluster": {"name": "outbound|9080||from.the.host", "type": "EDS"}}
+                    ],
+                }
+            ]
+        }
+        async with connected(istiod.address("xds"), me, reviews) as agent:
+            recorded = await _in_thread(istiod.meshctl, "proxy-config", "clusters", "default/reviews-a")
+            assert "is not attached to istiod" in recorded.stderr
+            await agent.until(lambda: "PassthroughCluster" in agent.names(CLUSTER))
+            async with agent.channel.stream(DEBUG_ATTACH, [("hostmesh-node", me.id)]) as call:
+
+                async def answer() -> None:
+                    while (message := await call.receive()) is not None:
+                        request = debug_pb2.DebugRequest.FromString(message)
+                        assert request.method == "GET"
+                        assert request.path == "/config_dump?include_eds"
+                        response = debug_pb2.DebugResponse(
+                            id=request.id,
+                            status=200,
+                            content_type="application/json",
+                            body=json.dumps(dump).encode(),
+                        )
+                        await call.send(response.SerializeToString())
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(answer)
+
+                    async def attached() -> bool:
+                        return bool(
+                            (await _in_thread(istiod.json, "proxy-status", "default/reviews-a"))["attached"]
+                        )
+
+                    await eventually(attached)
+                    out = await _in_thread(istiod.ok, "proxy-config", "clusters", "default/reviews-a")
+                    assert "from.the.host" in out
+                    nursery.cancel_scope.cancel()
+
+            async def detached() -> bool:
+                return not (await _in_thread(istiod.json, "proxy-status", "default/reviews-a"))["attached"]
+
+            await eventually(detached)
+            rows = await _in_thread(istiod.ok, "proxy-config", "clusters", "default/reviews-a")
+            assert "PassthroughCluster" in rows
+            assert "virtualInbound" in str(
+                await _in_thread(istiod.json, "proxy-config", "listeners", "default/reviews-a")
+            )
+            assert "15001" in await _in_thread(istiod.ok, "proxy-config", "listeners", "default/reviews-a")
+            assert "9080" in await _in_thread(istiod.ok, "proxy-config", "routes", "default/reviews-a")
+            assert "127.0.0.1:9080" in await _in_thread(
+                istiod.ok, "proxy-config", "endpoints", "default/reviews-a"
+            )
+            assert "reviews" in await _in_thread(istiod.ok, "proxy-config", "all", "default/reviews-a")
+        async with connected(istiod.address("xds"), node("x", service_account="other"), other) as stranger:
+            async with stranger.channel.stream(
+                DEBUG_ATTACH, [("hostmesh-node", "sidecar~1.1.1.1~reviews-a.prod~prod.svc.cluster.local")]
+            ) as call:
+                with pytest.raises(GrpcError) as refusal:
+                    await call.receive()
+                assert refusal.value.status is GrpcStatus.PERMISSION_DENIED
+
+    trio.run(story)
+
+
+def test_at_sigterm_streams_end_and_instances_stay(istiod: Istiod) -> None:
+    async def story() -> None:
+        (reviews,) = await joined(istiod, "reviews")
+        me = node("reviews-a", "reviews", service_account="reviews")
+        async with connected(istiod.address("xds"), me, reviews) as agent:
+            await agent.report(True)
+
+            async def healthy() -> bool:
+                return (await workloads(istiod)).get("reviews-a", {}).get("health") == "healthy"
+
+            await eventually(healthy)
+            status = await _in_thread(istiod.stop)
+            assert status == 0
+            assert not agent.channel.usable
+        await _in_thread(istiod.start)
+        assert (await workloads(istiod))["reviews-a"]["health"] == "healthy"
+
+    trio.run(story)
+
+
+def test_names_reach_the_agents_name_table(istiod: Istiod) -> None:
+    async def story() -> None:
+        (reviews,) = await joined(istiod, "reviews")
+        me = node("reviews-a", "reviews", service_account="reviews")
+        async with connected(istiod.address("xds"), me, reviews) as agent:
+            await agent.until(lambda: bool(agent.names(NAME_TABLE)))
+
+            def resolved() -> bool:
+                return any(
+                    b"reviews.default.svc.cluster.local" in r.body
+                    for r in agent.client.held(NAME_TABLE).values()
+                )
+
+            await agent.until(resolved)
+            out = await _in_thread(istiod.ok, "service", "list")
+            assert "reviews.default.svc.cluster.local" in out
+            assert "240.240." in out
+
+    trio.run(story)
