@@ -1,7 +1,27 @@
-"""Which module compiles which kind of filter."""
+"""Which module compiles which kind of HTTP filter. A new filter: its value, its decoder, its module, and a
+line here."""
 
 from __future__ import annotations
 
+from agent.filters import (
+    cors,
+    csrf,
+    fault,
+    header_mutation,
+    health_check,
+    local_rate_limit,
+    rbac,
+    set_metadata,
+)
 from agent.filters.chain import Registry
 
-HTTP_FILTERS: Registry = {}
+HTTP_FILTERS: Registry = {
+    "cors": cors.compile,
+    "csrf": csrf.compile,
+    "fault": fault.compile,
+    "header_mutation": header_mutation.compile,
+    "health_check": health_check.compile,
+    "local_rate_limit": local_rate_limit.compile,
+    "rbac": rbac.compile,
+    "set_metadata": set_metadata.compile,
+}

@@ -74,12 +74,11 @@ def compile_response_changes(levels: Sequence[HeaderChanges]) -> ResponseChange 
     return apply
 
 
-def compile_option(
-    option: HeaderOption,
-) -> Callable[[Headers, RequestContext, ResponseHead | None], None]:
-    """One addition on its own, as the header_mutation filter applies them."""
-    prepared = _Prepared((), (option,))
-    return prepared.apply
+def prepare(changes: HeaderChanges) -> Callable[[Headers, RequestContext, ResponseHead | None], None] | None:
+    """One set of changes over any header map, as filters apply them; None where nothing changes."""
+    if not changes.add and not changes.remove:
+        return None
+    return _Prepared(changes.remove, changes.add).apply
 
 
 class _Prepared:

@@ -7,13 +7,11 @@ Not for: bytes of the body, timers, or anything that must be released.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any
 
 from agent.http.headers import Headers
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ class RequestContext:
     """One request. Header changes made before the upstream is chosen are what the upstream gets."""
 
     __slots__ = (
-        "authority", "client", "clear_route", "connection", "dynamic_metadata", "details", "flags",
+        "at_end", "authority", "client", "clear_route", "connection", "dynamic_metadata", "details", "filter_notes", "flags",
         "headers", "http_version", "method", "original_path", "path", "random", "received_at",
         "request_id", "route", "scheme", "started_at", "upgrade",
     )  # fmt: skip
@@ -134,15 +132,21 @@ class RequestContext:
         self.clear_route = False
         """A filter changed what routing reads: route again before the next step."""
         self.dynamic_metadata: dict[str, dict[str, object]] | None = None
+        self.filter_notes: dict[str, Any] | None = None
+        """What a filter's request step leaves for its response step."""
+        self.at_end: list[Callable[[], None]] | None = None
+        """Called once each by the exchange when the request is over, however it ended."""
 
 
-@dataclass(slots=True)
 class ResponseHead:
     """Status and headers on their way to the client."""
 
-    status: int
-    headers: Headers
-    reason: bytes = b""
-    local: bool = False
-    """Made by the proxy, not received from an upstream."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    __slots__ = ("headers", "local", "outcome", "status")
+
+    def __init__(self, status: int, headers: Headers, local: bool = False, outcome: Any = None) -> None:
+        self.status = status
+        self.headers = headers
+        self.local = local
+        """Made by the proxy, not received from an upstream."""
+        self.outcome = outcome
+        """agent.telemetry.outcome.Outcome of the exchange so far, for values with operators."""

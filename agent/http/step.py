@@ -1,8 +1,9 @@
 """What an HTTP filter is at run time: two functions, made from its configuration once.
 
-Here and not in agent/filters, because routing carries steps without knowing filters. A filter module offers `compile(config) -> Steps | None`. The request function looks at the context and
-either returns None (go on), a `LocalReply` (answer now) or a `Delay` (wait, then go on). The response function
-changes the response head in place. Neither waits, reads a clock or throws dice: time is
+Here and not in agent/filters, because routing carries steps without knowing filters. A filter module offers
+`compile(config) -> Steps | None`. The request function looks at the context and either returns None (go on),
+a `LocalReply` (answer now) or a `Delay` (wait, then go on). The response function changes the response head
+in place. Neither waits, reads a clock or throws dice: time is
 `context.started_at` (or the argument), chance is `context.random`.
 """
 

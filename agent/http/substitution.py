@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from agent.http.request import RequestContext, ResponseHead
+from agent.telemetry.format import compile_format
 from agent.telemetry.outcome import Outcome
 
 ValueMaker: TypeAlias = Callable[[RequestContext, ResponseHead | None], bytes]
@@ -20,8 +21,6 @@ def compile_value(text: str) -> bytes | ValueMaker:
         return text.encode()
     if "%" not in text.replace("%%", ""):
         return text.replace("%%", "%").encode()
-    from agent.telemetry.format import compile_format
-
     render = compile_format(text)
 
     def make(ctx: RequestContext, head: ResponseHead | None) -> bytes:

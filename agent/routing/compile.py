@@ -111,7 +111,7 @@ class _Builder:
         if vhost.require_tls == "none":
             return find
         secure = RoutePlan(name="", virtual_host=vhost.name, respond=to_https)
-        scope, steps = self._steps(NO_ROUTE)
+        steps = self._steps(NO_ROUTE)
         secure = replace(secure, request_steps=steps.request, response_steps=steps.response)
         external_only = vhost.require_tls == "external_only"
 
@@ -176,8 +176,7 @@ class _Builder:
         weight: ClusterWeight | None,
         respond: Callable[[RequestContext], LocalReply] | None = None,
     ) -> RoutePlan:
-        scope = self._scope(vhost, route, weight)
-        scope, steps = self._steps(scope)
+        steps = self._steps(self._scope(vhost, route, weight))
         request_changes = compile_request_changes(
             self._levels(
                 None if weight is None else weight.request_headers,
@@ -241,7 +240,8 @@ class _Builder:
             rate_limits=(forward.rate_limits if forward else (), vhost.rate_limits),
         )
 
-    def _steps(self, scope: RouteScope) -> tuple[RouteScope, Steps]:
+    def _steps(self, scope: RouteScope) -> Steps:
+        """The scope is kept beside its steps, so that the identities in the key stay taken."""
         key: tuple[object, ...] = (
             tuple((name, *map(id, entries)) for name, entries in sorted(scope.overrides.items())),
             tuple(map(id, scope.cors)),
@@ -250,7 +250,7 @@ class _Builder:
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = (scope, self._steps_for(scope))
-        return known
+        return known[1]
 
 
 def _mirror(policy: MirrorPolicy) -> Mirror:

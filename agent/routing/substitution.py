@@ -31,8 +31,9 @@ def compile_substitution(substitution: Substitution) -> Callable[[bytes], bytes]
             if match.start() == match.end() == last_end:
                 continue  # RE2::GlobalReplace takes no empty match right after a match
             result.append(subject[position : match.start()])
-            for piece in pieces:
-                result.append(piece if isinstance(piece, bytes) else (match.group(piece) or b""))
+            result.extend(
+                piece if isinstance(piece, bytes) else (match.group(piece) or b"") for piece in pieces
+            )
             position = last_end = match.end()
         result.append(subject[position:])
         return b"".join(result)

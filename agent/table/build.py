@@ -69,7 +69,7 @@ class TableBuilder:
             listeners=every(LISTENER, listener),
             routes=every(ROUTE, route_configuration),
             clusters=every(CLUSTER, cluster),
-            assignments=every(ENDPOINT, lambda reader: assignment(reader)),
+            assignments=every(ENDPOINT, assignment),
             secrets=every(SECRET, secret),
             version=digest.hexdigest()[:16],
         )

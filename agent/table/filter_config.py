@@ -7,11 +7,11 @@ Not for: state; a token bucket or a count of connections lives in agent/filters.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from agent.table.access_log import AccessLog
-from agent.table.matchers import EVERYTHING, Fraction, HeaderMatch, StringMatch
+from agent.table.matchers import EVERYTHING, NOTHING, Fraction, HeaderMatch, StringMatch
 from agent.table.route import HeaderOption
 
 
@@ -151,8 +151,8 @@ class LocalRateLimit:
     stat_prefix: str = ""
     status: int = 429
     bucket: TokenBucket | None = None
-    enabled: Fraction = Fraction(0)
-    enforced: Fraction = Fraction(0)
+    enabled: Fraction = NOTHING
+    enforced: Fraction = NOTHING
     request_headers: tuple[HeaderOption, ...] = ()
     response_headers: tuple[HeaderOption, ...] = ()
     descriptors: tuple[Descriptor, ...] = ()
@@ -194,18 +194,11 @@ class HeaderMutation:
 
 
 @dataclass(frozen=True, slots=True)
-class Buffer:
-    """envoy.filters.http.buffer."""
-
-    max_request_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Csrf:
     """envoy.filters.http.csrf."""
 
     enabled: Fraction = EVERYTHING
-    shadow_enabled: Fraction = Fraction(0)
+    shadow_enabled: Fraction = NOTHING
     additional_origins: tuple[StringMatch, ...] = ()
 
 
@@ -214,7 +207,6 @@ class HealthCheckFilter:
     """envoy.filters.http.health_check, answering here (pass_through_mode false)."""
 
     headers: tuple[HeaderMatch, ...] = ()
-    cluster_min_healthy: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,7 @@ class Fraction:
 
 
 EVERYTHING = Fraction(100)
+NOTHING = Fraction(0)
 
 
 _QUIET = re2.Options()

@@ -104,4 +104,4 @@ def access_log_filter(reader: Reader) -> AccessLogFilter:
                 return DynamicMetadata(
                     metadata_match(holder.must("matcher")), holder.boolean("match_if_key_not_found", True)
                 )
-        r.fail(kind, "unsupported field" if kind else "a filter must say what it filters")
+        return r.fail(kind, "unsupported field" if kind else "a filter must say what it filters")

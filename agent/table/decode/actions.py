@@ -30,9 +30,24 @@ from agent.table.route import (
 )
 
 RETRY_ON = frozenset(
-    "5xx gateway-error reset reset-before-request connect-failure envoy-ratelimited retriable-4xx refused-stream"
-    " retriable-status-codes retriable-headers http3-post-connect-failure cancelled deadline-exceeded internal"
-    " resource-exhausted unavailable".split()
+    [
+        "5xx",
+        "gateway-error",
+        "reset",
+        "reset-before-request",
+        "connect-failure",
+        "envoy-ratelimited",
+        "retriable-4xx",
+        "refused-stream",
+        "retriable-status-codes",
+        "retriable-headers",
+        "http3-post-connect-failure",
+        "cancelled",
+        "deadline-exceeded",
+        "internal",
+        "resource-exhausted",
+        "unavailable",
+    ]
 )
 
 _NOT_FOUND = {"SERVICE_UNAVAILABLE": "503", "NOT_FOUND": "404", "INTERNAL_SERVER_ERROR": "500"}
@@ -224,7 +239,7 @@ def hash_policy(reader: Reader) -> HashPolicy:
         if kind == "query_parameter":
             with r.must(kind) as query:
                 return HashPolicy("query", query.text("name"), terminal)
-        r.fail(kind, "unsupported field")
+        return r.fail(kind, "unsupported field")
 
 
 def retry_policy(reader: Reader | None) -> RetryPolicy | None:

@@ -51,10 +51,11 @@ def check_constraints(message: Message, path: str = "") -> None:
 
 @cache
 def _checks(descriptor: Descriptor) -> tuple[Check, ...]:
-    found: list[Check] = []
-    for oneof in descriptor.oneofs:
-        if oneof.GetOptions().Extensions[validate_pb2.required]:
-            found.append(_required_oneof(oneof.name, [field.name for field in oneof.fields]))
+    found: list[Check] = [
+        _required_oneof(oneof.name, [field.name for field in oneof.fields])
+        for oneof in descriptor.oneofs
+        if oneof.GetOptions().Extensions[validate_pb2.required]
+    ]
     for field in descriptor.fields:
         options = field.GetOptions()
         if options.HasExtension(validate_pb2.rules):

@@ -15,7 +15,6 @@ from agent.table.decode.matchers import (
     header_matches,
     header_option,
     header_options,
-    percent,
     runtime_fraction,
     string_match,
 )
@@ -23,7 +22,6 @@ from agent.table.decode.message import Reader, seconds, tree
 from agent.table.decode.rate_limits import rate_limits
 from agent.table.decode.rbac import http_rbac, rbac_per_route
 from agent.table.filter_config import (
-    Buffer,
     Cors,
     Csrf,
     Descriptor,
@@ -247,11 +245,6 @@ def _mutations(reader: Reader) -> HeaderMutation:
             )
 
 
-def _buffer(reader: Reader) -> Buffer:
-    with reader as r:
-        return Buffer(r.integer("max_request_bytes"))
-
-
 def _csrf(reader: Reader) -> Csrf:
     with reader as r:
         return Csrf(
@@ -265,10 +258,7 @@ def _health_check(reader: Reader) -> HealthCheckFilter:
     with reader as r:
         if r.boolean("pass_through_mode"):
             r.fail("pass_through_mode", "unsupported value true")
-        return HealthCheckFilter(
-            header_matches(r, "headers"),
-            {name: percent(item, 0.0) for name, item in r.entries("cluster_min_healthy_percentages")},
-        )
+        return HealthCheckFilter(header_matches(r, "headers"))
 
 
 def _set_metadata(reader: Reader) -> SetMetadata:
@@ -290,19 +280,10 @@ HTTP_FILTERS: Mapping[str, tuple[str, Decode]] = {
     f"{_HTTP}cors.v3.Cors": ("cors", _nothing(Cors)),
     f"{_HTTP}local_ratelimit.v3.LocalRateLimit": ("local_rate_limit", _local_rate_limit),
     f"{_HTTP}header_mutation.v3.HeaderMutation": ("header_mutation", _mutations),
-    f"{_HTTP}buffer.v3.Buffer": ("buffer", _buffer),
     f"{_HTTP}csrf.v3.CsrfPolicy": ("csrf", _csrf),
     f"{_HTTP}health_check.v3.HealthCheck": ("health_check", _health_check),
     f"{_HTTP}set_metadata.v3.Config": ("set_metadata", _set_metadata),
 }
-
-
-def _buffer_per_route(reader: Reader) -> Buffer | None:
-    with reader as r:
-        if r.which("override") == "disabled":
-            r.take("disabled")
-            return None
-        return _buffer(r.must("buffer"))
 
 
 PER_ROUTE: Mapping[str, Decode] = {
@@ -311,6 +292,5 @@ PER_ROUTE: Mapping[str, Decode] = {
     f"{_HTTP}cors.v3.CorsPolicy": cors_policy,
     f"{_HTTP}local_ratelimit.v3.LocalRateLimit": _local_rate_limit,
     f"{_HTTP}header_mutation.v3.HeaderMutationPerRoute": _mutations,
-    f"{_HTTP}buffer.v3.BufferPerRoute": _buffer_per_route,
     f"{_HTTP}csrf.v3.CsrfPolicy": _csrf,
 }

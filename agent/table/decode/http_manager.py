@@ -100,7 +100,7 @@ def _route(r: Reader) -> RouteConfiguration | str:
         with r.must(kind) as rds:
             config_source(rds.must("config_source"))
             return rds.text("route_config_name")
-    r.fail(kind, "unsupported field" if kind else "route_config or rds is required")
+    return r.fail(kind, "unsupported field" if kind else "route_config or rds is required")
 
 
 def _common(r: Reader) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def _ports(reader: Reader) -> tuple[tuple[int, int], ...]:
         if kind == "or_match":
             with r.must(kind) as group:
                 return tuple(ports for item in group.children("rules") for ports in _ports(item))
-        r.fail(kind, "unsupported field")
+        return r.fail(kind, "unsupported field")
 
 
 def _named(position: int, reader: Reader) -> FilterChain:

@@ -148,7 +148,7 @@ def value_match(reader: Reader) -> ValueMatch:
                 return ValueMatch(
                     "or", tuple(value_match(v) for v in alternatives.children("value_matchers"))
                 )
-        r.fail("", "a value matcher must say what it matches")
+        return r.fail("", "a value matcher must say what it matches")
 
 
 def path_match(reader: Reader) -> StringMatch:
@@ -310,7 +310,7 @@ def data_source(reader: Reader) -> DataSource:
             return DataSource(inline=r.text(kind).encode())
         if kind == "environment_variable":
             return DataSource(inline=_environment(r, kind))
-        r.fail("", "a data source must name a file or hold its data")
+        return r.fail("", "a data source must name a file or hold its data")
 
 
 def _environment(reader: Reader, kind: str) -> bytes:

@@ -7,7 +7,8 @@ from agent.table.route import FilterOverride
 
 
 def overrides(reader: Reader) -> dict[str, FilterOverride]:
-    """Filter name to what this level says about it. Not chained to filters here: a name without filter has no effect."""
+    """Filter name to what this level says about it. Not chained to filters here: a name without filter has
+    no effect."""
     from agent.table.decode.http_filters import PER_ROUTE
 
     found: dict[str, FilterOverride] = {}

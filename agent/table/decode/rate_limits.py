@@ -61,4 +61,4 @@ def _action(reader: Reader) -> tuple[str, Mapping[str, Any]]:
                     "expect": a.boolean("expect_match", True),
                     "query": tuple(query_match(item) for item in a.children("query_parameters")),
                 }
-        r.fail(kind, "unsupported field" if kind else "an action is required")
+        return r.fail(kind, "unsupported field" if kind else "an action is required")

@@ -110,4 +110,4 @@ def _rule(reader: Reader, of_connection: bool) -> Rule:
             with r.must(kind) as authenticated:
                 name = authenticated.child("principal_name")
                 return Rule(kind, None if name is None else string_match(name))
-        r.fail(kind, "unsupported field" if kind else "a rule must say what it matches")
+        return r.fail(kind, "unsupported field" if kind else "a rule must say what it matches")

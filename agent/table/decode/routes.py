@@ -151,7 +151,9 @@ def _action(reader: Reader) -> Forward | Redirect | Direct | NonForwarding:
     if kind == "non_forwarding_action":
         with reader.must(kind):
             return NonForwarding()
-    reader.fail(kind, "unsupported field" if kind else "one of route, redirect, direct_response is required")
+    return reader.fail(
+        kind, "unsupported field" if kind else "one of route, redirect, direct_response is required"
+    )
 
 
 def route_match(reader: Reader) -> RouteMatch:
@@ -201,4 +203,4 @@ def _path_specifier(r: Reader) -> tuple[str, str]:
                 if template.type != "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig":
                     template.fail("", f"unsupported type {template.type}")
                 return "template", template.text("path_template")
-    r.fail(kind, "unsupported field" if kind else "a path specifier is required")
+    return r.fail(kind, "unsupported field" if kind else "a path specifier is required")

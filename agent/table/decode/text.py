@@ -20,10 +20,23 @@ from agent.table.errors import ConfigError
 
 _OPAQUE = frozenset(
     f"google.protobuf.{name}"
-    for name in (
-        "Struct Value ListValue Duration Timestamp FieldMask BoolValue BytesValue DoubleValue FloatValue Int32Value"
-        " Int64Value StringValue UInt32Value UInt64Value"
-    ).split()
+    for name in [
+        "Struct",
+        "Value",
+        "ListValue",
+        "Duration",
+        "Timestamp",
+        "FieldMask",
+        "BoolValue",
+        "BytesValue",
+        "DoubleValue",
+        "FloatValue",
+        "Int32Value",
+        "Int64Value",
+        "StringValue",
+        "UInt32Value",
+        "UInt64Value",
+    ]
 )
 
 

@@ -84,8 +84,7 @@ def _common(reader: Reader, newest: str) -> dict[str, Any]:
                 values["curves"] = p.texts("ecdh_curves")
                 if p.has("signature_algorithms"):
                     p.fail("signature_algorithms", "unsupported field")
-        if low > high:
-            high = low
+        high = max(high, low)
         values["min_version"], values["max_version"] = low, high
         certificates: list[Secret | str] = [certificate(item, "") for item in r.children("tls_certificates")]
         certificates += [_sds_name(item) for item in r.children("tls_certificate_sds_secret_configs")]
@@ -145,7 +144,7 @@ def _validation(r: Reader) -> Validation | None:
                 certificate_hashes=default.certificate_hashes,
                 accept_untrusted=default.accept_untrusted,
             )
-    r.fail(kind, "unsupported field")
+    return r.fail(kind, "unsupported field")
 
 
 def validation(reader: Reader, name: str) -> Validation:
@@ -188,4 +187,6 @@ def secret(reader: Reader) -> Secret:
             if not isinstance(found.ca, Secret):
                 r.fail("validation_context.trusted_ca", "required")
             return found.ca
-        r.fail(kind, "unsupported field" if kind else "a certificate or a validation context is required")
+        return r.fail(
+            kind, "unsupported field" if kind else "a certificate or a validation context is required"
+        )

@@ -1,0 +1,79 @@
+"""Network filters in front of a chain's terminal: RBAC and connection limit.
+
+Rule: `compile_network` gives one gate; a connection that it lets in must be let out again when it closes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agent.filters.chain import FilterState
+from agent.filters.rbac import denial
+from agent.filters.rbac_rules import Verdict, compile_rules
+from agent.http.headers import Headers
+from agent.http.request import ConnectionInfo, RequestContext
+from agent.table.filter_config import ConnectionLimit, Rbac
+from agent.table.listener import FilterConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Close this connection after `delay` seconds; `details` is CONNECTION_TERMINATION_DETAILS."""
+
+    details: str
+    delay: float = 0.0
+
+
+class ActiveConnections:
+    """How many connections a connection_limit filter has let in on this worker."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class NetworkGate:
+    """All network filters of one chain."""
+
+    __slots__ = ("_limits", "_rules")
+
+    def __init__(
+        self, rules: Sequence[Verdict], limits: Sequence[tuple[ConnectionLimit, ActiveConnections]]
+    ) -> None:
+        self._rules = tuple(rules)
+        self._limits = tuple(limits)
+
+    def enter(self, connection: ConnectionInfo) -> Refusal | None:
+        """Judge a connection whose TLS handshake is over (RBAC reads its peer). None: it is in, call `leave` later."""
+        ctx = RequestContext(b"", b"", b"", Headers(), connection)
+        for verdict in self._rules:
+            allowed, policy = verdict(ctx)
+            if not allowed:
+                return Refusal(denial(policy).details)
+        for position, (limit, active) in enumerate(self._limits):
+            if active.count >= limit.max_connections:
+                for _, entered in self._limits[:position]:
+                    entered.count -= 1
+                return Refusal("connection_limit", limit.delay)
+            active.count += 1
+        return None
+
+    def leave(self) -> None:
+        """A connection that was let in has closed."""
+        for _, active in self._limits:
+            active.count -= 1
+
+
+def compile_network(filters: Sequence[FilterConfig], state: FilterState) -> NetworkGate | None:
+    """The gate of a chain; None where nothing stands in front of its terminal."""
+    rules: list[Verdict] = []
+    limits: list[tuple[ConnectionLimit, ActiveConnections]] = []
+    for config in filters:
+        value = config.value
+        if isinstance(value, Rbac) and value.rules is not None:
+            rules.append(compile_rules(value.rules))
+        elif isinstance(value, ConnectionLimit):
+            limits.append((value, state.of(value, ActiveConnections)))
+    return NetworkGate(rules, limits) if rules or limits else None

@@ -1,0 +1,76 @@
+"""Role-based access control (envoy.filters.http.rbac).
+
+Rule: shadow rules are judged and noted in dynamic metadata, enforced rules answer 403. Neither reads the body.
+"""
+
+from __future__ import annotations
+
+import re
+
+from agent.filters.chain import Placed, most_specific
+from agent.filters.rbac_rules import compile_rules
+from agent.filters.step import RequestStep, Steps
+from agent.http.request import LocalReply, RequestContext
+from agent.table.filter_config import Rbac
+
+NAMESPACE = "envoy.filters.http.rbac"
+_SPACE = re.compile(r"\s")
+
+
+def compile(placed: Placed) -> Steps | None:
+    """Steps for a place in a chain; None without rules."""
+    config = most_specific(placed, Rbac)
+    steps: list[RequestStep] = []
+    if config.shadow is not None:
+        steps.append(_shadow(config))
+    if config.rules is not None:
+        steps.append(_enforce(config))
+    return Steps(tuple(steps)) if steps else None
+
+
+def denial(policy: str) -> LocalReply:
+    """The answer to a request that is not allowed, with the policy that decided."""
+    details = f"rbac_access_denied_matched_policy[{_SPACE.sub('_', policy) or 'none'}]"
+    return LocalReply(403, b"RBAC: access denied", details=details)
+
+
+def _enforce(config: Rbac) -> RequestStep:
+    assert config.rules is not None
+    verdict = compile_rules(config.rules)
+    logs = config.rules.action == "log"
+    denials: dict[str, LocalReply] = {}
+
+    def enforce(ctx: RequestContext) -> LocalReply | None:
+        allowed, policy = verdict(ctx)
+        if logs:
+            note(ctx, "envoy.common", {"access_log_hint": bool(policy)})
+        if allowed:
+            return None
+        reply = denials.get(policy)
+        if reply is None:
+            reply = denials[policy] = denial(policy)
+        return reply
+
+    return enforce
+
+
+def _shadow(config: Rbac) -> RequestStep:
+    assert config.shadow is not None
+    verdict = compile_rules(config.shadow)
+    prefix = config.shadow_stat_prefix
+
+    def judge(ctx: RequestContext) -> None:
+        allowed, policy = verdict(ctx)
+        noted: dict[str, object] = {f"{prefix}shadow_engine_result": "allowed" if allowed else "denied"}
+        if policy:
+            noted[f"{prefix}shadow_effective_policy_id"] = policy
+        note(ctx, NAMESPACE, noted)
+
+    return judge
+
+
+def note(ctx: RequestContext, namespace: str, values: dict[str, object]) -> None:
+    """Add to the request's dynamic metadata."""
+    if ctx.dynamic_metadata is None:
+        ctx.dynamic_metadata = {}
+    ctx.dynamic_metadata.setdefault(namespace, {}).update(values)
