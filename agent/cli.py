@@ -246,7 +246,9 @@ def _show_status(answer: dict[str, Any]) -> None:
         f"[bold]{answer['host']}[/] {state}; capture {capture}; configuration {answer['generation']}; "
         f"workers {workers or 'none'}"
     )
-    table = Table("workload", "health", "istiod", "identity", "until", "resources", "dns", box=None)
+    table = Table(box=None)
+    for column in ("workload", "health", "istiod", "identity", "until", "resources", "dns"):
+        table.add_column(column, overflow="fold")
     for work in answer["workloads"]:
         istiod, identity = work["istiod"], work["identity"]
         health = {True: "healthy", False: "unhealthy", None: "unknown"}[work["healthy"]]

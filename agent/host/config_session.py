@@ -17,6 +17,7 @@ from wire.xds.client import DeltaClient, Update
 from wire.xds.references import endpoint_names, route_names
 
 Held = dict[str, dict[str, EncodedResource]]
+_FIRST = (CLUSTER, LISTENER, NAME_TABLE)
 TYPES = (CLUSTER, ENDPOINT, LISTENER, ROUTE, NAME_TABLE)
 
 
@@ -38,11 +39,14 @@ class ConfigSession:
         self._subscribed: dict[str, set[str]] = {ENDPOINT: set(), ROUTE: set()}
         self._absent: dict[str, set[str]] = {ENDPOINT: set(), ROUTE: set()}
         """Names that istiod said do not exist: not worth waiting for."""
+        self._received: set[str] = set()
 
     def preload(self, resources: Mapping[str, Mapping[str, EncodedResource]]) -> None:
         """Hold what was stored by a former process."""
         for type_url in TYPES:
             self._client.preload(type_url, resources.get(type_url, {}))
+            if resources.get(type_url):
+                self._received.add(type_url)
         self._subscribe(self.held(), exactly=True)
 
     def held(self) -> Held:
@@ -60,6 +64,7 @@ class ConfigSession:
         """Take a response in; the requests for what it newly refers to. XdsError ends the stream."""
         update = self._client.receive(data)
         self._pending[update.type_url] = update
+        self._received.add(update.type_url)
         if update.type_url in self._absent:
             self._absent[update.type_url] |= set(update.removed)
             self._absent[update.type_url] -= set(update.resources)
@@ -109,7 +114,9 @@ class ConfigSession:
     def _missing(self, resources: Held) -> set[str]:
         endpoints = endpoint_names(resources[CLUSTER].values()) - set(resources[ENDPOINT])
         routes = route_names(resources[LISTENER].values()) - set(resources[ROUTE])
-        return (endpoints - self._absent[ENDPOINT]) | (routes - self._absent[ROUTE])
+        # The very first set is whole: not clusters today and listeners a moment later.
+        types = {type_url.rpartition(".")[2] for type_url in _FIRST if type_url not in self._received}
+        return (endpoints - self._absent[ENDPOINT]) | (routes - self._absent[ROUTE]) | types
 
     def _subscribe(self, resources: Held, *, exactly: bool) -> list[bytes]:
         requests = []

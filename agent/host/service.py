@@ -12,6 +12,7 @@ import logging
 import random
 import signal
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import trio
@@ -33,6 +34,7 @@ from agent.host.resolv_conf import Resolvers
 from agent.host.service_notify import ServiceNotifier
 from agent.host.state import State
 from agent.host.status import status_of
+from agent.host.worker_process import PROGRAM
 from agent.host.workload import HostWorkload, Parts
 from agent.host.xds_client import XdsClient
 
@@ -45,14 +47,14 @@ _PATIENCE_SECONDS = 10.0
 class AgentService:
     """One run of the agent. Invariant: capture is up only while every workload has a configuration in force."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, program: Sequence[str] = PROGRAM) -> None:
         self.config = config
         self.facts: HostFacts = host_facts(config)
         users = all_users(config)
         run_as = privileges.workers_run_as(config)
         own = (run_as.uid if run_as is not None else 0, privileges.own_uid())
         self.capture = Capture(rules_for(config, users, own))
-        self.dataplane = Dataplane(config.proxy.worker_count(), run_as, _random.random)
+        self.dataplane = Dataplane(config.proxy.worker_count(), run_as, _random.random, program)
         self.state = State(config.state_dir)
         self.control_plane = ControlPlane(config.istiod, istiod_id(config))
         self.resolvers = Resolvers()

@@ -27,7 +27,7 @@ from agent.host.xds_client import Rejected, XdsClient
 from agent.table.build import TableBuilder
 from agent.table.errors import ConfigError
 from wire.proto import name_table_pb2
-from wire.xds import NAME_TABLE, SECRET
+from wire.xds import LISTENER, NAME_TABLE, SECRET
 
 log = logging.getLogger("hostmesh.workload")
 
@@ -86,7 +86,8 @@ class HostWorkload:
         self._resources = resources
         self.parts.dns.names = names
         await trio.to_thread.run_sync(self._store, resources)
-        self.parts.configured.set()
+        if resources.get(LISTENER):
+            self.parts.configured.set()
 
     async def restore(self) -> bool:
         """Bring the last good configuration on disk into force; False when there is none that can be used."""
