@@ -34,11 +34,12 @@ wire.grpc     Server side:
 wire.xds      LISTENER ROUTE CLUSTER ENDPOINT SECRET NAME_TABLE HEALTH, PUSH_ORDER, in_push_order(types)
               EncodedResource(name, version, body, wildcard=True), encode(name, message) -> EncodedResource
               Server, one session for one ADS stream (all types), SotwSession() or DeltaSession():
-                session.receive(request bytes) -> Received(type_url, node, kind, nack, error_detail, …)
+                session.receive(request bytes) -> Received(type_url, kind, node, nack, error)
                 session.update({type_url: {name: EncodedResource}})       the latest of these types
                 session.next_response() -> bytes | None    send until None; after either of both
+                session.types; XdsError ends the stream (INVALID_ARGUMENT)
                 session.interest(type_url) -> Interest(wildcard, names)   what to compile
-                session.state(type_url) -> TypeState(nonce, outstanding, acked, nack, …)   for proxy-status
+                session.state(type_url) -> TypeState(interest, sent, acked, nonce, outstanding, nack)
               Agent: DeltaClient(node, {type_url: names or WILDCARD})
                 client.start() -> [request bytes]                         on every new stream
                 client.receive(response bytes) -> Update(type_url, nonce, resources, removed)

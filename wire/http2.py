@@ -90,6 +90,7 @@ class Http2Connection:
         self._output = trio.Event()
         self._over = False
         self._ours_to_end = False
+        self._mid_write = False
         self._last_words = b""
         self._last_received = 0.0
         self._idle_since = 0.0
@@ -123,7 +124,8 @@ class Http2Connection:
             for stream in list(self.streams.values()):
                 stream.on_closed(lost)
             self.streams.clear()
-            if self._ours_to_end:
+            # A write that was cut off leaves a transport that takes nothing sensible any more.
+            if self._ours_to_end and not self._mid_write:
                 with trio.move_on_after(_FINAL_WRITE_SECONDS, shield=True):
                     await self._say_goodbye()
             await trio.aclose_forcefully(self._transport)
@@ -236,7 +238,9 @@ class Http2Connection:
                 while data := self._engine.data_to_send(_WRITE_BYTES):
                     self._dispatch()
                     self._wake_senders()
+                    self._mid_write = True
                     await self._transport.send_all(data)
+                    self._mid_write = False
                 self._dispatch()
                 self._wake_senders()
                 if self._finish_responses():

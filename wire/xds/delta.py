@@ -202,13 +202,12 @@ class DeltaSession:
     def _response(self, type_url: str, state: _Type, latest: Resources) -> bytes | None:
         if state.settled_with is latest and not state.must_send:
             return None
-        changed = self._changed(state, latest)
-        removed = self._gone(state, latest)
+        changed, removed = _difference(state, latest)
         later = bool(removed) and type_url in (CLUSTER, ENDPOINT) and not self._routing_settled()
         if later:
             # Break after make: routes that still point there are replaced first.
             removed = set()
-        removed |= {name for name in state.must_send if not self._exists(state, latest, name)}
+        removed |= {name for name in state.must_send if not _exists(state, latest, name)}
         if not changed and not removed and not state.must_answer:
             state.settled_with = None if later else latest
             return None
@@ -219,6 +218,7 @@ class DeltaSession:
             if entries and size > self._max_response:
                 break
             entries.append(resource)
+        complete = not later and len(entries) == len(changed)
         if type_url == CLUSTER:
             self._warm([resource.name for resource in entries if resource.name in state.known])
         for resource in entries:
@@ -227,36 +227,18 @@ class DeltaSession:
         for name in removed:
             state.forget(name)
             state.must_send.discard(name)
+        state.settled_with = latest if complete else None
         return self._encode(type_url, state, entries, sorted(removed))
-
-    @staticmethod
-    def _exists(state: _Type, latest: Resources, name: str) -> bool:
-        """Whether there is such a resource for this client."""
-        resource = latest.get(name)
-        return resource is not None and (name in state.names or (state.wildcard and resource.wildcard))
-
-    def _changed(self, state: _Type, latest: Resources) -> list[EncodedResource]:
-        known, must_send = state.known, state.must_send
-        changed = [
-            resource
-            for name in (latest if state.wildcard else state.names)
-            if (resource := latest.get(name)) is not None
-            and (known.get(name) != resource.version or name in must_send)
-            and self._exists(state, latest, name)
-        ]
-        return sorted(changed, key=lambda resource: resource.name)
-
-    def _gone(self, state: _Type, latest: Resources) -> set[str]:
-        """Names that the client has and should have no longer."""
-        return {name for name in state.known if not self._exists(state, latest, name)}
 
     def _routing_settled(self) -> bool:
         """Whether the client has answered all there is to say about listeners and routes."""
         for type_url in (LISTENER, ROUTE):
             state, latest = self._types.get(type_url), self._latest.get(type_url)
-            if state is None or latest is None or state.settled_with is latest:
+            if state is None or latest is None:
                 continue
-            if state.outstanding or self._changed(state, latest) or self._gone(state, latest):
+            if state.outstanding:
+                return False
+            if state.settled_with is not latest and any(_difference(state, latest)):
                 return False
         return True
 
@@ -273,7 +255,6 @@ class DeltaSession:
         state.nonce = f"{self._responses:x}"
         state.outstanding = True
         state.must_answer = False
-        state.settled_with = None
         state.in_flight = set_version(state.digest)
         # DeltaDiscoveryResponse: system_version_info = 1, resources = 2, type_url = 4, nonce = 5,
         # removed_resources = 6.
@@ -292,3 +273,39 @@ class DeltaSession:
     def _limit(names: int) -> None:
         if names > _MAX_NAMES:
             raise XdsError(f"more than {_MAX_NAMES} names of one type")
+
+
+def _exists(state: _Type, latest: Resources, name: str) -> bool:
+    """Whether there is such a resource for this client."""
+    resource = latest.get(name)
+    return resource is not None and (name in state.names or (state.wildcard and resource.wildcard))
+
+
+def _difference(state: _Type, latest: Resources) -> tuple[list[EncodedResource], set[str]]:
+    """What the client lacks, by name, and the names that it has and should have no longer.
+
+    Read for every client at every change: one pass, the rest by set operations.
+    """
+    known, names, must_send = state.known, state.names, state.must_send
+    gone = known.keys() - latest.keys()
+    if state.wildcard:
+        changed = [
+            resource
+            for name, resource in latest.items()
+            if (known.get(name) != resource.version or name in must_send)
+            and (resource.wildcard or name in names)
+        ]
+        gone |= {
+            name
+            for name, resource in latest.items()
+            if not resource.wildcard and name in known and name not in names
+        }
+    else:
+        changed = [
+            resource
+            for name in names
+            if (resource := latest.get(name)) is not None
+            and (known.get(name) != resource.version or name in must_send)
+        ]
+        gone |= known.keys() - names
+    return sorted(changed, key=lambda resource: resource.name), gone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Awaitable, Callable
 
@@ -20,6 +21,8 @@ from hyperframe.frame import (
     SettingsFrame,
     WindowUpdateFrame,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
 
 from wire.grpc import GrpcError, GrpcStatus, Handler, Limits, ServerCall, open_channel, serve
@@ -123,6 +126,17 @@ async def refuse(call: ServerCall) -> None:
     raise GrpcError(GrpcStatus.PERMISSION_DENIED, "no")
 
 
+class Errors(logging.Handler):
+    """Collects what the server logs as its own failures."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.records: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record.getMessage())
+
+
 HANDLERS: dict[str, Handler] = {"/t/wait": wait_for_ever, "/t/echo": echo, "/t/refuse": refuse}
 
 
@@ -149,7 +163,13 @@ def attack(
                     assert await channel.unary("/t/echo", b"x", deadline=5) == b"x"
                 nursery.cancel_scope.cancel()
 
-    trio.run(main, clock=MockClock(autojump_threshold=0.05))
+    errors = Errors()
+    logging.getLogger("wire").addHandler(errors)
+    try:
+        trio.run(main, clock=MockClock(autojump_threshold=0.05))
+    finally:
+        logging.getLogger("wire").removeHandler(errors)
+    assert errors.records == [], "a peer's doing is never an error of ours"
     return attackers[0]
 
 
@@ -341,3 +361,23 @@ def test_what_is_no_grpc_request_is_told_so() -> None:
     decoder = hpack.Decoder()
     answers = [decoder.decode(frame.data) for frame in attacker.frames if isinstance(frame, HeadersFrame)]
     assert [dict(answer)[":status"] for answer in answers] == ["405", "415"]
+
+
+raw_frames = st.builds(
+    lambda kind, flags, stream_id, payload: (
+        struct.pack("!I", len(payload))[1:] + bytes([kind, flags]) + struct.pack("!I", stream_id) + payload
+    ),
+    st.integers(0, 16),
+    st.integers(0, 255),
+    st.sampled_from([0, 1, 2, 3, 5, 2**31 - 1]),
+    st.binary(max_size=64),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(raw_frames, max_size=12))
+def test_no_sequence_of_frames_breaks_the_server(frames: list[bytes]) -> None:
+    async def deed(attacker: Attacker) -> None:
+        await attacker.send(attacker.request(1), *frames)
+
+    attack(deed)
