@@ -13,7 +13,7 @@ from envoy.config.core.v3 import base_pb2
 from google.protobuf import json_format
 
 from wire import tls, x509
-from wire.grpc import ADS_DELTA, CREATE_CERTIFICATE, Channel, ClientCall, open_channel
+from wire.grpc import ADS_DELTA, CREATE_CERTIFICATE, Channel, ClientCall, GrpcError, open_channel
 from wire.proto import istio_ca_pb2
 from wire.spiffe import SpiffeId
 from wire.xds import (
@@ -112,12 +112,21 @@ class Proxy:
         )
         self.refuse: dict[str, str] = {}
         self.updates = 0
+        self.ended: GrpcError | None = None
         self._changed = trio.Event()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         for request in self.client.start():
             await self.call.send(request)
         task_status.started()
+        try:
+            await self._follow()
+        except GrpcError as error:
+            self.ended = error
+        finally:
+            self._changed.set()
+
+    async def _follow(self) -> None:
         while (message := await self.call.receive()) is not None:
             update = self.client.receive(message)
             if update.type_url in self.refuse:
@@ -143,9 +152,11 @@ class Proxy:
         await self.call.send(health_request(healthy, message))
 
     async def until(self, condition: Any, seconds: float = 10.0) -> None:
-        """Wait until `condition()` holds, looking after every update."""
+        """Wait until `condition()` holds, looking after every update; raises what ended the stream."""
         with trio.fail_after(seconds):
             while not condition():
+                if self.ended is not None:
+                    raise self.ended
                 await self._changed.wait()
 
     def names(self, type_url: str) -> set[str]:

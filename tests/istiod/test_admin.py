@@ -272,9 +272,8 @@ def test_a_broken_configuration_is_named_and_nothing_starts(tmp_path: Path) -> N
 def test_two_istiods_cannot_have_one_port(istiod: Istiod, tmp_path: Path) -> None:
     config = tmp_path / "second.yaml"
     host, port = istiod.address("admin")
-    config.write_text(
-        f'stateDir: {tmp_path}/second\nlisten: {{xds: "127.0.0.1:0", xdsPlaintext: "127.0.0.1:0", admin: "{host}:{port}"}}\n'
-    )
+    listen = f'{{xds: "127.0.0.1:0", xdsPlaintext: "127.0.0.1:0", admin: "{host}:{port}"}}'
+    config.write_text(f"stateDir: {tmp_path}/second\nlisten: {listen}\n")
     done = subprocess.run(
         [BIN / "hostmesh-istiod", "run", "--config", config],
         capture_output=True,
