@@ -29,6 +29,8 @@ class Scope:
     registry_only: bool
     key: str
     """Changes whenever any of the above does."""
+    reads_key: str
+    """Changes whenever anything does that a proxy with this scope can see: also endpoints and their rules."""
 
 
 def exported(export_to: tuple[str, ...], home: str, namespace: str) -> bool:

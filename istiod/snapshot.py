@@ -162,8 +162,17 @@ class Snapshot:
         parts = [namespace, policy, self.key(sidecar) if sidecar else "", self.mesh_key]
         parts += [service.key for service in services.values()]
         parts += [f"{document.resource.key}{self.key(document)}" for document in routes]
-        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-        return Scope(namespace, sidecar, services, routes, policy == "REGISTRY_ONLY", key)
+        key = _digest(parts)
+        seen = [key, *(service.endpoints_key for service in services.values())]
+        for rule in self.of("DestinationRule"):
+            host = self.resolve(rule.spec.host, rule.resource.namespace)
+            if rule.resource.namespace != namespace and not self._exports_rule(rule, namespace):
+                continue
+            if host in services or (host.startswith("*") and any(host_covers(host, one) for one in services)):
+                seen.append(f"{rule.resource.key}{self.key(rule)}")
+        # A delegate is seen through the route that names it, whoever it is exported to.
+        seen += [self.key(one) for one in self.of("VirtualService") if not one.spec.hosts]
+        return Scope(namespace, sidecar, services, routes, policy == "REGISTRY_ONLY", key, _digest(seen))
 
     def _sees(
         self, document: Document[VirtualService], namespace: str, imports: tuple[EgressHost, ...] | None
@@ -259,6 +268,10 @@ def selector_labels(spec: Any) -> Mapping[str, str]:
         getattr(selector, "match_labels", None) or getattr(selector, "labels", None) or {}
     )
     return labels
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _content_key(resource: Resource) -> str:

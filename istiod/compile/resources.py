@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -62,9 +62,41 @@ class ProxyResources:
 
 
 def compile_proxy(snapshot: Snapshot, proxy: ProxyInfo, cache: Cache | None = None) -> ProxyResources:
-    """Everything for one proxy. Pure; with a shared `cache` only what changed is made again."""
-    view = View(snapshot, proxy)
+    """Everything for one proxy. Pure; with a shared `cache` only what changed is made again.
+
+    A proxy that cannot see what changed gets the very same object as before.
+    """
     memory = cache if cache is not None else Cache()
+    known = completed(snapshot, proxy)
+    key = ("proxy", known, tuple(sorted(known.labels.items())), reads_key(snapshot, known))
+    return memory.get(key, partial(_compile, snapshot, known, memory))
+
+
+def reads_key(snapshot: Snapshot, proxy: ProxyInfo) -> str:
+    """The content of everything that a compile for this proxy reads of the snapshot."""
+    homes = (proxy.namespace, snapshot.mesh.root_namespace)
+    parts = [snapshot.scope(proxy).reads_key, disabling_key(snapshot)]
+    for kind in ("PeerAuthentication", "AuthorizationPolicy"):
+        for document in snapshot.of(kind):
+            if document.resource.namespace in homes:
+                dry_run = document.resource.annotations.get("istio.io/dry-run", "")
+                parts.append(f"{document.resource.key}{snapshot.key(document)}{dry_run}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def completed(snapshot: Snapshot, proxy: ProxyInfo) -> ProxyInfo:
+    """A proxy that does not say what it serves (a plain Envoy in a workload's place) as the catalog knows it."""
+    if proxy.service or proxy.ports:
+        return proxy
+    for instance in snapshot.instances:
+        same = (instance.namespace, instance.service_account) == (proxy.namespace, proxy.service_account)
+        if same and instance.workload == proxy.workload and set(instance.addresses) & set(proxy.addresses):
+            return replace(proxy, service=instance.service, ports=instance.ports)
+    return proxy
+
+
+def _compile(snapshot: Snapshot, proxy: ProxyInfo, memory: Cache) -> ProxyResources:
+    view = View(snapshot, proxy)
     outbound = plan(view)
     return ProxyResources(
         {
