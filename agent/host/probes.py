@@ -85,11 +85,12 @@ async def _status(connection: h11.Connection, stream: trio.abc.Stream) -> int:
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
-            connection.receive_data(bytes(await stream.receive_some(_MAX_BODY)))
+            data = await stream.receive_some(_MAX_BODY)
+            if not data:
+                raise h11.RemoteProtocolError("the connection was closed before a response")
+            connection.receive_data(bytes(data))
         elif isinstance(event, h11.Response):
             return event.status_code
-        elif isinstance(event, h11.ConnectionClosed):
-            raise h11.RemoteProtocolError("the connection was closed before a response")
 
 
 async def _command(action: ExecAction) -> str | None:
