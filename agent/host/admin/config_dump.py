@@ -13,8 +13,8 @@ from google.protobuf import json_format
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError, Message
 
-import agent.table.build  # noqa: F401  (loads the classes that Any fields need in order to be shown)
 from agent.host.admin.sources import Resource, Resources
+from agent.table.decode.types import message_class
 from wire.xds import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
 
 _ADMIN = "type.googleapis.com/envoy.admin.v3."
@@ -41,7 +41,7 @@ def config_dump(
     configs: list[dict[str, Any]] = []
     static: Mapping[str, Any] = {}
     if bootstrap is not None:
-        shown = redacted(_as_dict(bootstrap))
+        shown = redacted(as_dict(bootstrap))
         static = shown.get("static_resources", {})
         configs.append({"@type": _ADMIN + "BootstrapConfigDump", "bootstrap": shown})
     configs.append(
@@ -149,15 +149,30 @@ def _decoded(resources: Iterable[Resource], wanted: Wanted) -> Iterable[tuple[Re
     for resource in resources:
         if wanted(resource.name):
             try:
-                value = _as_dict(AnyMessage.FromString(resource.body))
+                value = as_dict(AnyMessage.FromString(resource.body))
             except (DecodeError, TypeError, json_format.Error) as error:
                 # What was not understood here was refused before; a dump must not fail for it.
                 value = {"error": f"not decodable: {error}"}
             yield resource, redacted(value)
 
 
-def _as_dict(message: Message) -> dict[str, Any]:
-    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+class _EveryType:
+    """A descriptor pool for json_format that imports the classes inside Any fields when it meets them."""
+
+    def FindMessageTypeByName(self, full_name: str) -> Any:  # noqa: N802 (protobuf's name)
+        """The descriptor; KeyError for a type that nobody knows."""
+        kind = message_class(full_name)
+        if kind is None:
+            raise KeyError(full_name)
+        return kind.DESCRIPTOR
+
+
+EVERY_TYPE: Any = _EveryType()
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    """A message as Envoy prints it: proto field names, Any fields opened."""
+    return json_format.MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=EVERY_TYPE)
 
 
 def _inline_routes(static: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -17,7 +17,6 @@ from urllib.parse import parse_qs
 
 import re2
 import trio
-from google.protobuf import json_format
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 import agent.host.admin.config_dump as dumps
@@ -181,24 +180,14 @@ class AdminPages:
         return Page(200, _TEXT, clusters.as_text(found).encode())
 
     async def _listeners(self, query: Query) -> Page:
-        found: list[tuple[str, dict[str, Any]]] = []
+        addresses: list[tuple[str, dict[str, Any]]] = []
         bootstrap = self._sources.bootstrap()
         if bootstrap is not None:
-            found += [(item.name, item.address) for item in bootstrap.static_resources.listeners]  # type: ignore[attr-defined]
+            static = dumps.as_dict(bootstrap).get("static_resources", {})
+            addresses += [(item.get("name", ""), item["address"]) for item in static.get("listeners", ())]
         for resource in self._sources.resources("").get(LISTENER, ()):
-            message = json_format.MessageToDict(
-                AnyMessage.FromString(resource.body), preserving_proto_field_name=True
-            )
-            found.append((resource.name, message.get("address", {})))
-        addresses = [
-            (
-                name,
-                item
-                if isinstance(item, dict)
-                else json_format.MessageToDict(item, preserving_proto_field_name=True),
-            )
-            for name, item in found
-        ]
+            message = dumps.as_dict(AnyMessage.FromString(resource.body))
+            addresses.append((resource.name, message.get("address", {})))
         if query.get("format") == "json":
             return _json(
                 {
