@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
+from tests.hosts.lab.access import open_the_way
+
 _INSIDE = "HOSTMESH_LAB_INSIDE"
 BRIDGE = "hmbr0"
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
@@ -109,6 +111,7 @@ class Lab:
             raise RuntimeError("the lab runs only inside its own namespaces")
         self.folder = folder
         self.hosts: dict[str, Host] = {}
+        open_the_way(folder / "mounts")
         _ip("link", "set", "lo", "up")
         _ip("link", "add", BRIDGE, "type", "bridge")
         _ip("address", "add", "10.77.0.1/16", "dev", BRIDGE)
