@@ -8,6 +8,7 @@ Not for: text formats (prometheus.py).
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -17,6 +18,10 @@ from agent.telemetry.stats import Entry, StatsRegion
 
 Labels: TypeAlias = tuple[tuple[str, str], ...]
 Key: TypeAlias = tuple[str, Labels]
+
+log = logging.getLogger("hostmesh.statistics")
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
+"""What a garbled region makes of reading it (UnicodeDecodeError and JSONDecodeError are ValueErrors)."""
 
 _REQUEST_HISTOGRAMS = (
     ("istio_request_duration_milliseconds", 1e-3),
@@ -77,6 +82,13 @@ class Statistics:
             self.histograms[name, labels] = Histogram(bounds, list(counts), total)
         else:
             found.add(counts, total)
+
+    def add(self, other: Statistics) -> None:
+        """Add counters and histograms of another one."""
+        for (name, labels), value in other.counters.items():
+            self.count(name, value, labels)
+        for (name, labels), histogram in other.histograms.items():
+            self.observe(name, labels, histogram.bounds, histogram.counts, histogram.sum)
 
     def read(self, region: StatsRegion, *, with_gauges: bool = True) -> None:
         """Add everything of one region."""
@@ -164,15 +176,28 @@ class Workers:
 
     def retire(self, number: int) -> None:
         """A worker has ended: keep what it counted, forget its gauges, and close its region."""
-        region = self._regions.pop(number)
-        self._ended.read(region, with_gauges=False)
+        region = self._regions.pop(number, None)
+        if region is None:
+            return
+        ended = Statistics()
+        try:
+            ended.read(region, with_gauges=False)
+        except UNREADABLE as error:
+            log.warning("statistics of worker process %d are lost: %r", region.pid, error)
+        else:
+            self._ended.add(ended)
         region.close()
 
     def read(self) -> Statistics:
         """Everything, added up."""
-        total = Statistics(dict(self._ended.counters))
-        for (name, labels), histogram in self._ended.histograms.items():
-            total.observe(name, labels, histogram.bounds, histogram.counts, histogram.sum)
-        for region in self._regions.values():
-            total.read(region)
+        total = Statistics()
+        total.add(self._ended)
+        for number, region in list(self._regions.items()):
+            try:
+                total.read(region)
+            except UNREADABLE as error:
+                # A worker is not trusted: what it garbles is no reason to lose the others' numbers.
+                log.warning("statistics of worker process %d are left out: %r", region.pid, error)
+                del self._regions[number]
+                region.close()
         return total

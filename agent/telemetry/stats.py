@@ -9,6 +9,7 @@ Not for: the meaning of names and labels (scopes.py, series.py).
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
 import os
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 _MAGIC = 0x48_4D_53_54_41_54_53_31
 _HEADER_BYTES = 4096
+_MAX_BYTES = 256 << 20
 _MAGIC_AT, _INDEX_BYTES, _SLOTS, _INDEX_USED, _SLOTS_USED, _STARTED, _PID, _DROPPED = range(8)
 _ENTRY = struct.Struct("<HBII")
 """Length of the text, kind, first slot, number of slots."""
@@ -46,7 +48,8 @@ class StatsRegion:
         self._view = memoryview(memory)
         self._header = self._view[:_HEADER_BYTES].cast("q")
         self._index_at = _HEADER_BYTES
-        self._slots_at = _HEADER_BYTES + self._header[_INDEX_BYTES]
+        self._limit = self._header[_SLOTS]
+        self._slots_at = len(self._view) - self._limit * 8
         self.slots = self._view[self._slots_at :].cast("q")
         """All slots; only the worker that created the region may write."""
         self._known: dict[tuple[str, str], int] = {}
@@ -55,9 +58,10 @@ class StatsRegion:
     @classmethod
     def create(cls, *, slots: int = 1 << 20, index_bytes: int = 8 << 20) -> StatsRegion:
         """A new, empty region for this process to write. Pages that are never touched cost nothing."""
-        fd = os.memfd_create("hostmesh-stats", os.MFD_CLOEXEC)
+        fd = os.memfd_create("hostmesh-stats", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         size = _HEADER_BYTES + index_bytes + slots * 8
         os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         memory = mmap.mmap(fd, size)
         header = memoryview(memory)[:_HEADER_BYTES].cast("q")
         header[_INDEX_BYTES] = index_bytes
@@ -71,16 +75,34 @@ class StatsRegion:
 
     @classmethod
     def attach(cls, fd: int) -> StatsRegion:
-        """A read-only view of another process's region; takes the descriptor over. Raises ValueError."""
-        size = os.fstat(fd).st_size
-        if size < _HEADER_BYTES:
-            raise ValueError("not a statistics region: too small")
-        region = cls(fd, mmap.mmap(fd, size, prot=mmap.PROT_READ), writable=False)
-        header = region._header
-        if header[_MAGIC_AT] != _MAGIC or size < region._slots_at + header[_SLOTS] * 8:
-            region.close()
+        """A read-only view of another process's region; takes the descriptor over. Raises ValueError.
+
+        The writer is not trusted: a region that could shrink would end its readers by SIGBUS.
+        """
+        try:
+            sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+            size = os.fstat(fd).st_size
+        except OSError as error:
+            os.close(fd)
+            raise ValueError(f"not a statistics region: {error}") from None
+        if not sealed or not _HEADER_BYTES < size <= _MAX_BYTES:
+            os.close(fd)
             raise ValueError("not a statistics region")
-        return region
+        memory = mmap.mmap(fd, size, prot=mmap.PROT_READ)
+        with memoryview(memory) as view, view[:_HEADER_BYTES].cast("q") as header:
+            index, slots = header[_INDEX_BYTES], header[_SLOTS]
+            good = (
+                header[_MAGIC_AT] == _MAGIC
+                and index >= 0
+                and index % 8 == 0
+                and slots >= 0
+                and size == _HEADER_BYTES + index + slots * 8
+            )
+        if not good:
+            memory.close()
+            os.close(fd)
+            raise ValueError("not a statistics region")
+        return cls(fd, memory, writable=False)
 
     def close(self) -> None:
         """Give up the mapping and the descriptor. Nothing of this region may be used afterwards."""
@@ -143,13 +165,12 @@ class StatsRegion:
 
     def entries(self) -> Iterator[Entry]:
         """The index as it stands; entries that are being written are left for the next reading."""
-        end = self._index_at + min(self._header[_INDEX_USED], self._header[_INDEX_BYTES])
+        end = min(self._index_at + self._header[_INDEX_USED], self._slots_at)
         at = self._index_at
-        limit = self._header[_SLOTS]
         while at + _ENTRY.size <= end:
             length, kind, first, count = _ENTRY.unpack_from(self._memory, at)
             at += _ENTRY.size + length
-            if kind == 0 or at > end or first + count > limit:
+            if kind == 0 or at > end or first + count > self._limit:
                 return
             yield Entry(chr(kind), first, count, self._memory[at - length : at].decode())
 

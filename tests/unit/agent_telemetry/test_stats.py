@@ -243,8 +243,33 @@ def test_a_reader_cannot_write_and_a_stranger_is_no_region() -> None:
         reader.counter("x")
     with pytest.raises(TypeError):
         reader.slots[0] = 1
+    for name, size in (("empty", 0), ("zeros", 1 << 20)):
+        stranger = os.memfd_create(name)
+        os.ftruncate(stranger, size)
+        with pytest.raises(ValueError, match="not a statistics region"):
+            StatsRegion.attach(stranger)
     with pytest.raises(ValueError, match="not a statistics region"):
-        StatsRegion.attach(os.memfd_create("empty"))
+        StatsRegion.attach(os.open("/dev/null", os.O_RDONLY))
+
+
+def test_a_region_cannot_be_shrunk_under_its_readers() -> None:
+    recorder = Recorder()
+    with pytest.raises(PermissionError):
+        os.ftruncate(recorder.region.fd, 4096)
+
+
+def test_what_one_worker_garbles_costs_nobody_elses_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    workers = Workers()
+    for garbage in (None, ("r", "{}"), ("s", "nothing.like.it"), ("t", "[")):
+        recorder = Recorder(node_metadata=NODE)
+        recorder.record(finished())
+        if garbage is not None:
+            recorder.region.block(*garbage)
+        number = workers.add(StatsRegion.attach(os.dup(recorder.region.fd)))
+    workers.retire(number)
+    assert sum(by_labels(workers.read(), "istio_requests_total").values()) >= 1
+    assert "are left out" in caplog.text
+    assert "are lost" in caplog.text
 
 
 def test_reset_zeroes_counters_and_keeps_gauges() -> None:
