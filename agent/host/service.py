@@ -17,19 +17,19 @@ from typing import Any
 
 import trio
 
-from agent.host import local_socket, pages, ports, privileges
+from agent.host import local_socket, privileges
 from agent.host.capture import Capture, CaptureError, rules_for
 from agent.host.config import AgentConfig
 from agent.host.config_session import ConfigSession
 from agent.host.control_plane import ControlPlane
 from agent.host.dataplane import Dataplane
-from agent.host.debug_channel import Page
 from agent.host.dns_forward import Forwarder
 from agent.host.dns_names import Names
 from agent.host.dns_server import DnsServer
 from agent.host.identity import IdentityKeeper
 from agent.host.local_socket import CommandError
 from agent.host.node import HostFacts, all_users, host_facts, istiod_id, node_of, spiffe_id
+from agent.host.own_pages import OwnPages
 from agent.host.resolv_conf import Resolvers
 from agent.host.service_notify import ServiceNotifier
 from agent.host.state import State
@@ -65,6 +65,7 @@ class AgentService:
         self.ready = False
         self.stopping = trio.Event()
         self.ending = False
+        self.own_pages = OwnPages(self)
 
     async def run(self) -> None:
         """Serve until told to stop by a signal or the local socket, then stop in order."""
@@ -74,7 +75,7 @@ class AgentService:
             await nursery.start(self._signals)
             path = self.config.run_dir / SOCKET_NAME
             await nursery.start(local_socket.serve, path, self._commands())
-            await self._serve_pages(nursery)
+            await self.own_pages.serve(nursery)
             for index, workload in enumerate(self.workloads):
                 await nursery.start(workload.parts.dns.serve, self.config.proxy_ports(index).dns)
             await nursery.start(self.dataplane.run)
@@ -174,19 +175,6 @@ class AgentService:
             dns=DnsServer(names, self.forwarder),
         )
         return workload
-
-    async def _serve_pages(self, nursery: trio.Nursery) -> None:
-        own = self.config.proxy.ports
-        listeners = ports.listen(own.readiness, "readiness", everywhere=True)
-        await nursery.start(pages.serve, listeners, self._readiness_page)
-
-    async def _readiness_page(self, method: str, path: str, body: bytes) -> Page:
-        await trio.lowlevel.checkpoint()
-        if path.partition("?")[0] != "/healthz/ready":
-            return Page(404, "text/plain", b"only /healthz/ready is served here\n")
-        if method not in ("GET", "HEAD"):
-            return Page(405, "text/plain", b"GET or HEAD\n")
-        return Page(200, "text/plain", b"ready\n") if self.ready else Page(503, "text/plain", b"not ready\n")
 
     def _commands(self) -> dict[str, local_socket.Command]:
         return {
