@@ -10,14 +10,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from istiod.compile.tls import SDS_CLUSTER
 from registry.model import Instance
 
 ADMIN_PORT = 15000
+SDS_SOCKET = "/run/hostmesh/sds.sock"
 _EXTENSIONS = "type.googleapis.com/envoy.extensions."
 
 
-def bootstrap(instance: Instance, domain: str, istiod: str, directory: str) -> dict[str, Any]:
-    """Envoy's Bootstrap (config.bootstrap.v3); `directory` holds cert-chain.pem, key.pem, root-cert.pem."""
+def bootstrap(
+    instance: Instance, domain: str, istiod: str, directory: str, sds_socket: str
+) -> dict[str, Any]:
+    """Envoy's Bootstrap (config.bootstrap.v3); `directory` holds cert-chain.pem, key.pem, root-cert.pem.
+
+    With these Envoy talks to istiod; for the mesh's traffic it asks for the secrets `default` and `ROOTCA` by SDS
+    at `sds_socket`, as Istio's Envoys do.
+    """
     host, _, port = istiod.rpartition(":")
     name = instance.id.partition("/")[2] or instance.id
     address = instance.addresses[0] if instance.addresses else "127.0.0.1"
@@ -48,6 +56,18 @@ def bootstrap(instance: Instance, domain: str, istiod: str, directory: str) -> d
         "static_resources": {
             "clusters": [
                 {
+                    "name": SDS_CLUSTER,
+                    "type": "STATIC",
+                    "connect_timeout": "1s",
+                    "load_assignment": {
+                        "cluster_name": SDS_CLUSTER,
+                        "endpoints": [
+                            {"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": sds_socket}}}}]}
+                        ],
+                    },
+                    "typed_extension_protocol_options": _http2(),
+                },
+                {
                     "name": "xds-grpc",
                     "type": "STRICT_DNS",
                     "connect_timeout": "1s",
@@ -57,16 +77,7 @@ def bootstrap(instance: Instance, domain: str, istiod: str, directory: str) -> d
                             {"lb_endpoints": [{"endpoint": {"address": _address(host, int(port))}}]}
                         ],
                     },
-                    "typed_extension_protocol_options": {
-                        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                            "@type": _EXTENSIONS + "upstreams.http.v3.HttpProtocolOptions",
-                            "explicit_http_config": {
-                                "http2_protocol_options": {
-                                    "connection_keepalive": {"interval": "30s", "timeout": "10s"}
-                                }
-                            },
-                        }
-                    },
+                    "typed_extension_protocol_options": _http2(),
                     "transport_socket": {
                         "name": "envoy.transport_sockets.tls",
                         "typed_config": {
@@ -91,9 +102,19 @@ def bootstrap(instance: Instance, domain: str, istiod: str, directory: str) -> d
                             },
                         },
                     },
-                }
+                },
             ]
         },
+    }
+
+
+def _http2() -> dict[str, Any]:
+    keepalive = {"connection_keepalive": {"interval": "30s", "timeout": "10s"}}
+    return {
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": _EXTENSIONS + "upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": keepalive},
+        }
     }
 
 

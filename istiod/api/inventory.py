@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from istiod.api.envoy_bootstrap import bootstrap
+from istiod.api.envoy_bootstrap import SDS_SOCKET, bootstrap
 from istiod.api.errors import not_found
 from istiod.feed import Feed
 from istiod.xds.status import ProxyTable
@@ -51,14 +51,16 @@ class InventoryApi:
         return JSONResponse({"items": [self._service(service) for service in found]})
 
     async def envoy_bootstrap(self, request: Request) -> Response:
-        """GET the bootstrap; ?identity=DIRECTORY of its certificate files, ?istiod=HOST:PORT."""
+        """GET the bootstrap; ?identity=DIRECTORY of its certificate files, ?istiod=HOST:PORT,
+        ?sds=PATH of the socket that serves its secrets."""
         key = f"{request.path_params['namespace']}/{request.path_params['name']}"
         instance = next((one for one in self._feed.instances if one.id == key), None)
         if instance is None:
             raise not_found(f"workload {key}")
         address = request.query_params.get("istiod", self._xds_address)
         directory = request.query_params.get("identity", "/var/lib/hostmesh/identity")
-        return JSONResponse(bootstrap(instance, self._domain, address, directory))
+        sds_socket = request.query_params.get("sds", SDS_SOCKET)
+        return JSONResponse(bootstrap(instance, self._domain, address, directory, sds_socket))
 
     def _workload(self, instance: Instance) -> dict[str, Any]:
         return {

@@ -34,11 +34,14 @@ def envoy_bootstrap(
     istiod: Annotated[
         str | None, typer.Option("--istiod", help="HOST:PORT of istiod's xDS listener.")
     ] = None,
+    sds: Annotated[
+        str, typer.Option("--sds", help="Unix socket of the SDS server.")
+    ] = "/run/hostmesh/sds.sock",
     form: Annotated[output.DataFormat, typer.Option("-o", "--output")] = output.DataFormat.YAML,
 ) -> None:
     """Print an Envoy bootstrap for a registered workload."""
     namespace, name = split_name(workload)
-    params = {"identity": identity} | ({"istiod": istiod} if istiod else {})
+    params = {"identity": identity, "sds": sds} | ({"istiod": istiod} if istiod else {})
     with session_of(ctx).client() as client:
         data = client.get(f"/api/v1/workloads/{namespace}/{name}/envoy-bootstrap", params)
     output.print_data(

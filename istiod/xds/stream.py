@@ -104,6 +104,7 @@ class _Stream:
         self._held_since = math.inf
         self._wake = trio.Event()
         self._left = False
+        self._ending = False
         # Only an agent over mTLS may put its workload into the catalog; the plaintext port proves nothing.
         self._instance = status.node.instance(plane.owner) if call.peer.spiffe_id is not None else None
 
@@ -120,11 +121,13 @@ class _Stream:
         try:
             async with trio.open_nursery() as nursery:
                 self._take(first)
-                nursery.start_soon(self._send)
+                nursery.start_soon(self._send, nursery.cancel_scope)
                 nursery.start_soon(self._follow_snapshots)
                 while (data := await self._call.receive()) is not None:
                     self._take(_understood(self._session, data))
-                nursery.cancel_scope.cancel()
+                # Who asks and says no more (grpcurl) still gets what was asked for.
+                self._ending = True
+                self._wake.set()
         finally:
             plane.table.remove(status)
             plane.contents.pop(status.number, None)
@@ -173,14 +176,16 @@ class _Stream:
             number = self._plane.feed.number
             self._wake.set()
 
-    async def _send(self) -> None:
-        """The one task that compiles and sends."""
+    async def _send(self, stream: trio.CancelScope) -> None:
+        """The one task that compiles and sends; ends the stream when the client has ended its side."""
         while True:
             self._wake = trio.Event()
             self._compile_newest()
             while (message := self._session.next_response()) is not None:
                 self._note_sent()
                 await self._call.send(message)
+            if self._ending:
+                stream.cancel()
             now = trio.current_time()
             if self._phases.waiting:
                 self._held_since = min(self._held_since, now)
