@@ -44,7 +44,7 @@ def test_a_host_joins_serves_and_leaves(mesh: Any) -> None:
     assert workload["identity"]["spiffe"] == "spiffe://cluster.local/ns/default/sa/bookinfo-reviews"
     assert workload["istiod"] == {"connected": True, "error": None, "rejected": None}
     eventually("healthy in the registry", lambda: health(mesh) == ["healthy"])
-    (address,) = vip(agent)
+    (address,) = eventually("its name", lambda: vip(agent))
     assert address.startswith("240.240.")
     readiness = subprocess.run(
         ["curl", "-s", f"http://127.0.0.1:{agent.ports['readiness']}/healthz/ready"],
@@ -62,7 +62,7 @@ def test_a_host_joins_serves_and_leaves(mesh: Any) -> None:
 
 def test_a_host_reboots_into_service_with_istiod_down_and_its_token_gone(mesh: Any) -> None:
     agent = mesh.agent("one", REVIEWS).start().ready()
-    before = vip(agent)
+    before = eventually("its name", lambda: vip(agent))
     agent.process.kill()
     mesh.istiod.kill()
     agent.token.unlink()
@@ -75,6 +75,7 @@ def test_a_host_reboots_into_service_with_istiod_down_and_its_token_gone(mesh: A
 
 def test_an_agent_outlives_istiod(mesh: Any) -> None:
     agent = mesh.agent("one", REVIEWS).start().ready()
+    eventually("its name", lambda: vip(agent))
     generation = agent.status()["generation"]
     mesh.istiod.kill()
     eventually("it notices", lambda: not agent.status()["workloads"][0]["istiod"]["connected"])
