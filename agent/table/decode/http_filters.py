@@ -49,15 +49,11 @@ def http_filters(reader: Reader, name: str) -> tuple[tuple[FilterConfig, ...], R
     """A connection manager's chain without its router, and the router. The router must be last, and only there."""
     found: list[FilterConfig] = []
     router: RouterConfig | None = None
-    names: set[str] = set()
     for item in reader.children(name):
         if router is not None:
             item.fail("", "the router must be the last filter")
         with item as r:
             filter_name, disabled = r.text("name"), r.boolean("disabled")
-            if filter_name in names:
-                r.fail("name", f"duplicate filter {filter_name}")
-            names.add(filter_name)
             r.without_effect("is_optional")  # unknown filters are refused either way
             inner = r.typed("typed_config")
             if inner is None:
