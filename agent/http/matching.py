@@ -1,16 +1,18 @@
 """Header and query matchers compiled against a request or a response.
 
 Rule: the subject is fetched here, judged by agent/table/matchers; filters and routing share both. A header that came
-more than once is judged as its values joined by commas, as in Envoy.
+more than once matches if one of its values does, as in Envoy.
 Not for: paths of routes, which agent/routing orders and indexes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
+from agent.http.headers import Headers
 from agent.http.request import RequestContext, ResponseHead
+from agent.http.single import SINGLE
 from agent.table.matchers import HeaderMatch, QueryMatch, compile_header, compile_string
 
 RequestPredicate: TypeAlias = Callable[[RequestContext], bool]
@@ -18,18 +20,20 @@ ResponsePredicate: TypeAlias = Callable[[ResponseHead], bool]
 ValueOf: TypeAlias = Callable[[RequestContext], bytes | None]
 
 
+PSEUDO: Mapping[bytes, ValueOf] = {
+    b":method": lambda ctx: ctx.method,
+    b":path": lambda ctx: ctx.path or None,
+    b":authority": lambda ctx: ctx.authority or None,
+    b"host": lambda ctx: ctx.authority or None,
+    b":scheme": lambda ctx: ctx.scheme,
+    b":protocol": lambda ctx: ctx.upgrade or None if ctx.method == b"CONNECT" else None,
+}
+
+
 def request_value(name: bytes) -> ValueOf:
-    """How to read a header or pseudo-header of a request; `host` is the authority."""
-    pseudo: dict[bytes, ValueOf] = {
-        b":method": lambda ctx: ctx.method,
-        b":path": lambda ctx: ctx.path or None,
-        b":authority": lambda ctx: ctx.authority or None,
-        b"host": lambda ctx: ctx.authority or None,
-        b":scheme": lambda ctx: ctx.scheme,
-        b":protocol": lambda ctx: ctx.upgrade or None if ctx.method == b"CONNECT" else None,
-    }
-    if name in pseudo:
-        return pseudo[name]
+    """How to read a header (its values joined by commas) or pseudo-header of a request; `host` is the authority."""
+    if name in PSEUDO:
+        return PSEUDO[name]
 
     def value(ctx: RequestContext) -> bytes | None:
         headers = ctx.headers
@@ -39,10 +43,28 @@ def request_value(name: bytes) -> ValueOf:
 
 
 def compile_request_header(match: HeaderMatch) -> RequestPredicate:
-    """One HeaderMatcher over a request."""
+    """One HeaderMatcher over a request. Of a header that came more than once, one value has to match."""
     test = compile_header(match)
-    value = request_value(match.name)
-    return lambda ctx: test(value(ctx))
+    name = match.name
+    if name in PSEUDO:
+        value = PSEUDO[name]
+        return lambda ctx: test(value(ctx))
+    if name in SINGLE:
+        return lambda ctx: test(ctx.headers.joined(name))
+
+    def matches(ctx: RequestContext) -> bool:
+        headers = ctx.headers
+        return test(headers.get(name) if headers.repeated is None else header_values(headers, name))
+
+    return matches
+
+
+def header_values(headers: Headers, name: bytes) -> bytes | list[bytes] | None:
+    """The one value of a header, all of them where there are several, None where there is none."""
+    values = headers.get_all(name)
+    if len(values) > 1:
+        return b",".join(values) if name in SINGLE else values
+    return values[0] if values else None
 
 
 def compile_request_headers(matches: Sequence[HeaderMatch]) -> RequestPredicate | None:
@@ -58,7 +80,7 @@ def compile_response_headers(matches: Sequence[HeaderMatch]) -> ResponsePredicat
 
     def matches_one(head: ResponseHead) -> bool:
         return any(
-            test(str(head.status).encode() if name == b":status" else head.headers.joined(name))
+            test(str(head.status).encode() if name == b":status" else header_values(head.headers, name))
             for name, test in tests
         )
 

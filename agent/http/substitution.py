@@ -5,23 +5,33 @@ Rule: text without an operator is bytes at once; everything else is telemetry's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 from agent.http.request import RequestContext, ResponseHead
-from agent.telemetry.format import compile_format
+from agent.telemetry.format import compile_format, compile_json
 from agent.telemetry.outcome import Outcome
 
 ValueMaker: TypeAlias = Callable[[RequestContext, ResponseHead | None], bytes]
 
 
-def compile_value(text: str) -> bytes | ValueMaker:
+def compile_value(text: str, *, omit_empty: bool = False) -> bytes | ValueMaker:
     """Bytes where the text is constant, else a function of request and response. Raises ValueError."""
     if "%" not in text:
         return text.encode()
     if "%" not in text.replace("%%", ""):
         return text.replace("%%", "%").encode()
-    render = compile_format(text)
+    render = compile_format(text, omit_empty=omit_empty)
+
+    def make(ctx: RequestContext, head: ResponseHead | None) -> bytes:
+        return render(known_so_far(ctx, head)).encode("utf-8", "surrogateescape")
+
+    return make
+
+
+def compile_json_value(tree: Mapping[str, Any], *, omit_empty: bool = False) -> ValueMaker:
+    """As compile_value for a JSON body: one object and a line feed."""
+    render = compile_json(tree, omit_empty=omit_empty)
 
     def make(ctx: RequestContext, head: ResponseHead | None) -> bytes:
         return render(known_so_far(ctx, head)).encode("utf-8", "surrogateescape")

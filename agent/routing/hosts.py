@@ -90,14 +90,4 @@ class HostIndex(Generic[T]):
 def port_start(host: bytes) -> int:
     """Where `:port` begins in an authority, its length where there is none (Envoy HeaderUtility::getPortStart)."""
     colon = host.rfind(b":")
-    if colon < 0:
-        return len(host)
-    bracket = host.rfind(b"]")
-    if bracket >= 0 and bracket > colon:
-        return len(host)
-    if bracket < 0 and host.find(b":") != colon:
-        return len(host)
-    port = host[colon + 1 :]
-    if not port.isdigit() or int(port) > 65535:
-        return len(host)
-    return colon
+    return len(host) if colon < 0 or host.rfind(b"]") > colon else colon

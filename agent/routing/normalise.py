@@ -13,6 +13,7 @@ from typing import TypeAlias
 from agent.http.request import LocalReply, RequestContext
 from agent.routing.hosts import port_start
 from agent.table.listener import HttpManager
+from agent.table.matchers import decimal
 
 Normaliser: TypeAlias = Callable[[RequestContext], LocalReply | None]
 
@@ -141,12 +142,13 @@ def _compile_host(hcm: HttpManager) -> Callable[[RequestContext], None] | None:
     def strip(ctx: RequestContext) -> None:
         host = ctx.authority
         if dot:
+            last = host.rfind(b".")
+            if last >= 0 and (last == len(host) - 1 or host[last + 1] == 0x3A):
+                host = host[:last] + host[last + 1 :]
+        if (any_port or matching) and ctx.method != b"CONNECT":
             start = port_start(host)
-            if host[:start].endswith(b"."):
-                host = host[: start - 1] + host[start:]
-        if any_port or matching:
-            start = port_start(host)
-            if start < len(host) and (any_port or int(host[start + 1 :]) == ctx.connection.local[1]):
+            port = decimal(host[start + 1 :])
+            if port is not None and (any_port or port == ctx.connection.local[1]):
                 host = host[:start]
         ctx.authority = host
 

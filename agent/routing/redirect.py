@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.http.request import LocalReply, RequestContext
-from agent.http.substitution import compile_value
+from agent.http.substitution import ValueMaker, compile_json_value, compile_value
 from agent.routing.paths import PathRewrite, compile_rewrite
-from agent.table.filter_config import BodyFormat
 from agent.table.route import Direct, Redirect, RouteMatch
 
 DETAILS = "direct_response"
@@ -75,16 +74,32 @@ def to_https(ctx: RequestContext) -> LocalReply:
 
 
 def compile_direct(direct: Direct) -> Callable[[RequestContext], LocalReply]:
-    """The direct response; one shared value unless its body is formatted per request."""
-    if direct.body_format is None:
-        reply = LocalReply(direct.status, direct.body, details=DETAILS)
+    """The direct response; one shared value unless its body or its Location is made per request."""
+    makes_body = _body_maker(direct)
+    located = direct.status == 201 or 300 <= direct.status < 400
+    content_type = (direct.body_format.content_type if direct.body_format is not None else "").encode()
+    if not located and isinstance(makes_body, bytes):
+        reply = LocalReply(
+            direct.status, makes_body, details=DETAILS, content_type=content_type or b"text/plain"
+        )
         return lambda ctx: reply
-    body_format: BodyFormat = direct.body_format
-    make = compile_value(body_format.text)
-    content_type = (body_format.content_type or "text/plain").encode()
 
     def respond(ctx: RequestContext) -> LocalReply:
-        body = make if isinstance(make, bytes) else make(ctx, None)
-        return LocalReply(direct.status, body, details=DETAILS, content_type=content_type)
+        return LocalReply(
+            direct.status,
+            makes_body if isinstance(makes_body, bytes) else makes_body(ctx, None),
+            headers=((b"location", b"%s://%s%s" % (ctx.scheme, ctx.authority, ctx.path)),) if located else (),
+            details=DETAILS,
+            content_type=content_type or b"text/plain",
+        )
 
     return respond
+
+
+def _body_maker(direct: Direct) -> bytes | ValueMaker:
+    body_format = direct.body_format
+    if body_format is None:
+        return direct.body
+    if body_format.json is not None:
+        return compile_json_value(body_format.json, omit_empty=body_format.omit_empty)
+    return compile_value(body_format.text, omit_empty=body_format.omit_empty)

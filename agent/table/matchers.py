@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import re2
 
 BytesPredicate: TypeAlias = Callable[[bytes], bool]
-MaybePredicate: TypeAlias = Callable[[bytes | None], bool]
+HeaderPredicate: TypeAlias = Callable[[bytes | list[bytes] | None], bool]
 Network: TypeAlias = IPv4Network | IPv6Network
 
 
@@ -124,20 +124,27 @@ def compile_string(match: StringMatch) -> BytesPredicate:
     return literal[match.kind]
 
 
-def compile_header(match: HeaderMatch) -> MaybePredicate:
-    """Predicate over a header's joined value, None where the header is missing.
+def compile_header(match: HeaderMatch) -> HeaderPredicate:
+    """Predicate over a header's value: None where it is missing, a list where it came more than once.
 
-    A missing header matches only `present` tests, unless treat_missing_header_as_empty: inversion does not apply to
-    it (Envoy's HeaderUtility).
+    Of several values one has to match; inversion turns the result around. A missing header matches only `present`
+    tests, unless treat_missing_header_as_empty: inversion does not apply to it (Envoy's HeaderUtility).
     """
     invert = match.invert
     if match.string is None and match.range is None:
         present = match.present != invert
         return lambda value: (value is not None) == present
     test = compile_string(match.string) if match.string is not None else _compile_range(match.range)
-    if match.missing_as_empty:
-        return lambda value: test(b"" if value is None else value) != invert
-    return lambda value: value is not None and test(value) != invert
+    missing = test(b"") != invert if match.missing_as_empty else False
+
+    def matches(value: bytes | list[bytes] | None) -> bool:
+        if value is None:
+            return missing
+        if isinstance(value, list):
+            return any(map(test, value)) != invert
+        return test(value) != invert
+
+    return matches
 
 
 def _compile_range(limits: tuple[int, int] | None) -> BytesPredicate:

@@ -294,7 +294,7 @@ def redirect(reader: Reader) -> Redirect:
     with reader as r:
         https = r.boolean("https_redirect")
         return Redirect(
-            scheme="https" if https else r.text("scheme_redirect").lower(),
+            scheme="https" if https else r.text("scheme_redirect"),
             host=r.text("host_redirect"),
             port=r.integer("port_redirect"),
             path=r.text("path_redirect"),
