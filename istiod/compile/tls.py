@@ -69,6 +69,7 @@ def outbound_mtls(
     if not names:
         names = [_san(_URI, string_pb2.StringMatcher(prefix=f"spiffe://{mesh.trust_domain}/"))]
     context = tls_pb2.UpstreamTlsContext(common_tls_context=_mesh_context(names, alpn), sni=sni)
+    _client_versions(context.common_tls_context)
     return base_pb2.TransportSocket(name=TLS_SOCKET, typed_config=any_of(context))
 
 
@@ -96,8 +97,15 @@ def originated(
             kind = _URI if "://" in name else _DNS
             matcher = string_pb2.StringMatcher(exact=name)
             validation.match_typed_subject_alt_names.append(_san(kind, matcher))
+    _client_versions(common)
     context = tls_pb2.UpstreamTlsContext(common_tls_context=common, sni=server)
     return base_pb2.TransportSocket(name=TLS_SOCKET, typed_config=any_of(context))
+
+
+def _client_versions(common: tls_pb2.CommonTlsContext) -> None:
+    """Envoy's clients stop at TLS 1.2 unless they are told; Istio tells them, for mesh and originated TLS."""
+    common.tls_params.tls_minimum_protocol_version = common_pb2.TlsParameters.TLSv1_2
+    common.tls_params.tls_maximum_protocol_version = common_pb2.TlsParameters.TLSv1_3
 
 
 def _mesh_context(
