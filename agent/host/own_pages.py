@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from agent.host import debug_channel, pages, ports
+from agent.host import debug_channel, pages, ports, secrets
 from agent.host.admin import AdminPages, Certificates, MetricsPages, Resource, Sources
 from agent.host.debug_channel import Page
 from agent.host.worker_process import WorkerGone, WorkerProcess
 from agent.telemetry.reading import Workers
 from agent.telemetry.stats import StatsRegion
 from wire.grpc import Channel
+from wire.xds import SECRET
 
 if TYPE_CHECKING:
     from agent.host.service import AgentService
@@ -114,6 +115,12 @@ class OwnPages:
                 for type_url, held in workload.parts.session.held().items():
                     found.setdefault(type_url, []).extend(
                         Resource(name, item.version, item.body) for name, item in held.items()
+                    )
+                identity = workload.parts.identity.current
+                if identity is not None:
+                    bodies = secrets.bodies(identity, workload.parts.identity.roots)
+                    found.setdefault(SECRET, []).extend(
+                        Resource(name, identity.serial, secrets.redacted(body)) for name, body in bodies.items()
                     )
         return found
 
