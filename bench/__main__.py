@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from bench import certificates, report
+from bench import certificates, config_latency, report
 from bench.processes import PEERS, BenchError, backend
 from bench.scenarios import SCENARIOS, Scenario, Settings
 
+_CONFIG = "config"
+"""The name of bench.config_latency among the scenarios; it has no Envoy to compare with."""
 _console = Console(stderr=True)
 _RESULTS = Path(__file__).parent / "results"
 
@@ -35,8 +39,14 @@ def main() -> int:
                 results[scenario.name] = {peer: [] for peer in peers}
                 turns = _turns(peers, arguments.rounds)
                 failures += _run(scenario, turns, (port, folder, settings), results[scenario.name])
-    report.show(results, chosen, settings)
-    written = report.write(_RESULTS, report.as_json(results, chosen, settings))
+    latency: dict[str, Any] | None = None
+    if not arguments.peer and (not arguments.only or _CONFIG in arguments.only):
+        try:
+            latency = config_latency.measure()
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            failures.append(str(error))
+    report.show(results, chosen, settings, latency)
+    written = report.write(_RESULTS, report.as_json(results, chosen, settings, latency))
     _console.print(f"written to {written}")
     for failure in failures:
         _console.print(failure, style="red", markup=False, highlight=False)
@@ -72,7 +82,7 @@ def _run(
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    names = [scenario.name for scenario in SCENARIOS]
+    names = [*(scenario.name for scenario in SCENARIOS), _CONFIG]
     parser.add_argument("--only", action="append", choices=names, help="a scenario; may be repeated")
     parser.add_argument("--peer", choices=PEERS, help="only this proxy")
     parser.add_argument("--seconds", type=float, default=5.0, help="of load a round (5)")

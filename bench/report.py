@@ -79,7 +79,10 @@ def _judged(scenario: Scenario, value: float | None) -> str:
 
 
 def as_json(
-    results: dict[str, Rounds], scenarios: tuple[Scenario, ...], settings: Settings
+    results: dict[str, Rounds],
+    scenarios: tuple[Scenario, ...],
+    settings: Settings,
+    latency: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Everything that was measured, and where."""
     return {
@@ -112,6 +115,7 @@ def as_json(
             for scenario in scenarios
             if scenario.name in results
         },
+        "config": latency,
     }
 
 
@@ -130,6 +134,22 @@ def write(folder: Path, content: dict[str, Any]) -> Path:
     return path
 
 
-def show(results: dict[str, Rounds], scenarios: tuple[Scenario, ...], settings: Settings) -> None:
-    """Print the table."""
-    Console().print(table(results, scenarios, settings))
+def show(
+    results: dict[str, Rounds],
+    scenarios: tuple[Scenario, ...],
+    settings: Settings,
+    latency: dict[str, Any] | None,
+) -> None:
+    """Print the table, and a line about configuration."""
+    console = Console()
+    if results:
+        console.print(table(results, scenarios, settings))
+    if latency is not None:
+        console.print(
+            f"meshctl apply to the new split in effect on {latency['hosts']} hosts: "
+            f"median {latency['median_ms']:.0f} ms, at most {latency['max_ms']:.0f} ms "
+            f"over {latency['changes']} changes (goal ≤ {latency['goal_ms']:.0f} ms), "
+            f"{latency['failed_calls']} failed calls; "
+            f"with the start of the command {latency['median_with_command_start_ms']:.0f} ms",
+            highlight=False,
+        )

@@ -148,7 +148,7 @@ def grpc_status(outcome: Outcome) -> int | None:
 
 def path(argument: str, absent: Any) -> Getter:
     query, _, which = (argument or "WQ").partition(":")
-    which = which or "ORIG_OR_PATH" if argument else "PATH"
+    which = which or "ORIG_OR_PATH"
     if query not in ("WQ", "NQ") or which not in ("ORIG", "PATH", "ORIG_OR_PATH"):
         raise ValueError(f"PATH takes WQ or NQ, then ORIG, PATH or ORIG_OR_PATH, got {argument!r}")
     keep = query == "WQ"
@@ -325,12 +325,17 @@ def address_of(owner: str, attribute: str, part: str) -> Factory:
     return make
 
 
+def upstream_remote(_argument: str, absent: Any) -> Getter:
+    """The endpoint's address, once a connection to it stood (UPSTREAM_HOST tells it before that, too)."""
+    return lambda outcome: (outcome.upstream_address if outcome.upstream_local else "") or absent
+
+
 def upstream_part(attribute: str, part: str) -> Factory:
     read = attrgetter(attribute)
 
     def make(_argument: str, absent: Any) -> Getter:
         def get(outcome: Outcome) -> Any:
-            host, colon, port = read(outcome).rpartition(":")
+            host, colon, port = read(outcome).rpartition(":") if outcome.upstream_local else ("", "", "")
             if part == "port":
                 return int(port) if colon and port.isdigit() else absent
             return (host.strip("[]") if colon else port) or absent
@@ -364,9 +369,18 @@ def metadata_at(read: Callable[[Outcome], Any], argument: str, absent: Any) -> G
         node = read(outcome)
         for key in (namespace, *path):
             node = node.get(key) if isinstance(node, Mapping) else None
-        return absent if node is None else node
+        return absent if node is None else _whole(node)
 
     return get
+
+
+def _whole(node: Any) -> Any:
+    """Numbers of a protobuf Struct are floats; whole ones print without a fraction."""
+    if isinstance(node, float):
+        return int(node) if node.is_integer() else node
+    if isinstance(node, Mapping):
+        return {key: _whole(value) for key, value in node.items()}
+    return [_whole(value) for value in node] if isinstance(node, list | tuple) else node
 
 
 def _dynamic(outcome: Outcome) -> Any:

@@ -64,15 +64,34 @@ def compile_json(tree: Mapping[str, Any], *, omit_empty: bool = False) -> Callab
     """JSON formatter: one object and a line feed, keys sorted as Envoy's.
 
     A string of one operator keeps that operator's type; absent is null, or left out with `omit_empty`.
-    Bytes that are not UTF-8 become U+FFFD. Raises FormatError as compile_format does.
+    A value that is not UTF-8 is taken byte by byte (U+00FF for 0xff), as Envoy does.
+    Raises FormatError as compile_format does.
     """
     build = _compile_node(tree, omit_empty)
 
     def render(outcome: Outcome) -> str:
         line = _to_json(build(outcome)) + "\n"
-        return line if line.isascii() else line.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        try:
+            if not line.isascii():
+                line.encode()
+        except UnicodeEncodeError:
+            return _to_json(_bytewise(build(outcome))) + "\n"
+        return line
 
     return render
+
+
+def _bytewise(node: Any) -> Any:
+    """The same tree; texts that hold stray bytes become one character a byte."""
+    if isinstance(node, str):
+        raw = node.encode("utf-8", "surrogateescape")
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return raw.decode("latin-1")
+    if isinstance(node, Mapping):
+        return {key: _bytewise(value) for key, value in node.items()}
+    return [_bytewise(value) for value in node] if isinstance(node, list | tuple) else node
 
 
 def _parse(source: str, absent: Any) -> list[str | Getter]:

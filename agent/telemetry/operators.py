@@ -74,7 +74,7 @@ OPERATORS: dict[str, Operator] = {
     "UPSTREAM_HOST": Operator(fields.field("upstream_address")),
     "UPSTREAM_HOST_NAME": Operator(fields.upstream_name(without_port=False)),
     "UPSTREAM_HOST_NAME_WITHOUT_PORT": Operator(fields.upstream_name(without_port=True)),
-    "UPSTREAM_REMOTE_ADDRESS": Operator(fields.field("upstream_address")),
+    "UPSTREAM_REMOTE_ADDRESS": Operator(fields.upstream_remote),
     "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT": Operator(fields.upstream_part("upstream_address", "host")),
     "UPSTREAM_REMOTE_PORT": Operator(fields.upstream_part("upstream_address", "port")),
     "UPSTREAM_LOCAL_ADDRESS": Operator(fields.field("upstream_local")),

@@ -46,6 +46,7 @@ def outcome_of_a_request() -> Outcome:
     outcome.details = "upstream_reset_before_response_started{connection failure}"
     outcome.cluster = Cluster(name="outbound|9080||reviews", discovery="eds", alt_stat_name="reviews")
     outcome.upstream_address = "[fd00::2]:9080"
+    outcome.upstream_local = "[fd00::1]:50000"
     outcome.bytes_sent = 91
     outcome.received_at = 1481832756.1234
     outcome.started_at = 100.0
@@ -89,6 +90,7 @@ def test_the_default_line_is_envoys() -> None:
         ("%DOWNSTREAM_PEER_DNS_SAN% %DOWNSTREAM_PEER_FINGERPRINT_256%", "- ab"),
         ("%REQUESTED_SERVER_NAME% %FILTER_CHAIN_NAME% %DOWNSTREAM_TLS_VERSION%", "reviews chain TLSv1.3"),
         ("%CONNECTION_ID% %STREAM_ID% %UPSTREAM_REQUEST_ATTEMPT_COUNT%", "7 id-1 2"),
+        ("%DYNAMIC_METADATA(ns:number)% %UPSTREAM_LOCAL_PORT%", "3 50000"),
         ("%DYNAMIC_METADATA(ns:deep)%", '{"a":"x","b":true}'),
         ("%DYNAMIC_METADATA(ns:deep:a)% %METADATA(ROUTE:ns:x)%", "x -"),
         ("%QUERY_PARAM(b)% %PATH(NQ)% %PATH%", "2 /reviews/0 /reviews/0?a=1&b=2"),
@@ -152,8 +154,8 @@ def test_json_keeps_types_and_sorts_keys() -> None:
         "agent": "curl/8",
         "mixed": "HTTP/1.1 503",
         "nobody": None,
-        "deep": {"list": [None, 91], "metadata": {"number": 3.0, "deep": {"a": "x", "b": True}}},
-        "raw": "café\ufffd",
+        "deep": {"list": [None, 91], "metadata": {"number": 3, "deep": {"a": "x", "b": True}}},
+        "raw": "cafÃ©ÿ",
     }
     assert list(json.loads(line)) == sorted(tree)
     without = json.loads(compile_json(tree, omit_empty=True)(outcome_of_a_request()))
