@@ -8,7 +8,7 @@ Not for: framing (content-length, transfer-encoding), which belongs to the codec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 
 class Headers(dict[bytes, bytes]):
@@ -31,6 +31,16 @@ class Headers(dict[bytes, bytes]):
                 else:
                     self[name] = value
             self.repeated = later
+
+    @classmethod
+    def of_wire(cls, fields: Collection[tuple[bytes, bytes]]) -> Headers:
+        """The header map of fields as a codec found them: names in any case."""
+        headers = cls.__new__(cls)
+        headers.repeated = None
+        headers.update([(name.lower(), value) for name, value in fields])
+        if len(headers) != len(fields):
+            headers.__init__((name.lower(), value) for name, value in fields)  # type: ignore[misc]
+        return headers
 
     def get_all(self, name: bytes) -> list[bytes]:
         """Every value of a name, in the order received."""

@@ -67,7 +67,7 @@ class _Prepared:
     def __init__(self, remove: Sequence[bytes], add: Sequence[HeaderOption]) -> None:
         self._remove = tuple(name.lower() for name in remove)
         self._options: tuple[tuple[bytes, bytes | ValueMaker, str, bool], ...] = tuple(
-            (option.name.lower(), compile_value(option.value), option.action, option.keep_empty)
+            (option.name.lower(), compile_value(option.value, omit_empty=True), option.action, option.keep_empty)
             for option in add
         )
 

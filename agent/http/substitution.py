@@ -6,9 +6,11 @@ Rule: text without an operator is bytes at once; everything else is telemetry's 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from agent.http.request import RequestContext, ResponseHead
+from agent.table.cluster import Cluster
 from agent.telemetry.format import compile_format, compile_json
 from agent.telemetry.outcome import Outcome
 
@@ -58,7 +60,15 @@ def known_so_far(ctx: RequestContext, head: ResponseHead | None) -> Outcome:
         outcome.route_name = plan.name
         outcome.virtual_host = plan.virtual_host
         outcome.route_metadata = plan.metadata
+        if plan.cluster:
+            outcome.cluster = _named(plan.cluster)
     if head is not None:
         outcome.response_code = head.status
         outcome.response_headers = head.headers
     return outcome
+
+
+@lru_cache(maxsize=1024)
+def _named(cluster: str) -> Cluster:
+    """Enough of a cluster to print its name before it is looked up."""
+    return Cluster(cluster, "static")

@@ -1,0 +1,734 @@
+"""The life of one request, from its head to the line in the access log. Read it from top to bottom.
+
+    begin          head → cleaned (intake) → path normalised → route → request steps (filters), which may answer or wait
+    forward        the decision: cluster, timeouts, retries; then host → pool → connection → the request goes out
+    request_*      the client's body: passed on, kept for a retry, or kept back while nothing can take it
+    upstream_*     the response: retried, or through the response steps to the client
+    timer_fired    whatever took too long
+    finish         the one exit: outcome, statistics, access log
+
+Rule: decide first, act after; every way out leads to `finish`, once. No socket and no clock in here: streams and the
+time are given (streams.py, setting.py). Details: intake, normalise, local_reply, retry, cluster, pool, outgoing.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING
+
+from agent.exchange import local_reply as replies
+from agent.exchange.mirror import send_mirrors
+from agent.exchange.target import expected_timeout, host_for
+from agent.http.h1_message import H1Violation, InboundResponse, RequestHead
+from agent.http.headers import Headers
+from agent.http.request import Delay, LocalReply, RequestContext, ResponseHead
+from agent.telemetry.outcome import Outcome
+from agent.upstream import reset, retry
+
+if TYPE_CHECKING:
+    from agent.exchange.setting import Setting
+    from agent.exchange.streams import ClientStream, UpstreamStream
+    from agent.http.step import ResponseStep
+    from agent.routing.plan import RoutePlan
+    from agent.upstream.breaker import Breaker
+    from agent.upstream.cluster import ClusterRuntime
+    from agent.upstream.host import Host
+    from agent.upstream.pool import Pool
+
+_NO_STEPS: tuple[ResponseStep, ...] = ()
+
+
+class Exchange:
+    """One request and its response. Invariant: at most one of `waiting_in`, `upstream` and `resume_at` is set."""
+
+    __slots__ = (
+        "body", "buffered", "client", "cluster", "ctx", "head_sent", "host", "idle_at", "idle_timeout", "keep_body",
+        "max_at", "outcome", "over", "plan", "priority_breaker", "request_ended", "resume_at", "retry", "setting", "step",
+        "total_at", "total_timeout", "trailers", "tried", "try_at", "try_timeout", "tunnel", "upstream", "waiting_in",
+    )  # fmt: skip
+
+    def __init__(self, setting: Setting, client: ClientStream) -> None:
+        self.setting = setting
+        self.client = client
+        self.outcome = Outcome()
+        self.ctx: RequestContext
+        self.plan: RoutePlan | None = None
+        self.step = 0
+        """The next request step."""
+        self.cluster: ClusterRuntime | None = None
+        self.priority_breaker: Breaker
+        self.host: Host | None = None
+        self.upstream: UpstreamStream | None = None
+        self.waiting_in: Pool | None = None
+        self.retry: retry.RetryState | None = None
+        self.tried: list[Host] = []
+        self.body: list[bytes] = []
+        """Of the request: not sent yet, or kept to be sent again."""
+        self.buffered = 0
+        self.keep_body = False
+        self.trailers: Headers | None = None
+        self.request_ended = False
+        self.head_sent = False
+        self.tunnel = False
+        self.over = False
+        self.idle_timeout = setting.manager.stream_idle_timeout
+        self.total_timeout = 0.0
+        self.try_timeout = 0.0
+        self.idle_at = self.total_at = self.try_at = self.max_at = self.resume_at = inf
+
+    # A request arrives
+
+    def begin(self, head: RequestHead) -> None:
+        """The head is complete. What the body and the upstream do next comes in by the other methods."""
+        setting = self.setting
+        clock = setting.clock
+        now = clock.now
+        client = self.client
+        ctx = self.ctx = RequestContext(
+            head.method, head.path, head.authority, head.headers, client.connection,
+            http_version=b"1.0" if head.old else b"1.1", random=setting.random(), started_at=now,
+            received_at=clock.wall(),
+        )  # fmt: skip
+        ctx.upgrade = head.upgrade
+        outcome = self.outcome
+        outcome.request = ctx
+        outcome.flags = ctx.flags
+        outcome.request_headers_bytes = head.size
+        self._describe(now, ctx.received_at, "HTTP/1.0" if head.old else "HTTP/1.1")
+        slots, stats = setting.slots, setting.stats
+        slots[stats.downstream_rq_total] += 1
+        slots[stats.downstream_rq_active] += 1
+        manager = setting.manager
+        if self.idle_timeout:
+            self.idle_at = now + self.idle_timeout
+        if manager.max_stream_duration:
+            self.max_at = now + manager.max_stream_duration
+        if manager.request_timeout and not head.ended:
+            self.total_at = now + manager.request_timeout
+        self._arm()
+        self.request_ended = head.ended and not head.upgrade
+        if not head.keep_alive:
+            client.closing = True
+        if head.expects_continue and not manager.proxy_100_continue:
+            client.send_continue()
+        elif head.expects_continue:
+            ctx.headers[b"expect"] = b"100-continue"
+        if not head.has_host:
+            client.closing = True
+            self.answer(replies.MISSING_HOST)
+            return
+        if head.path[:1] != b"/" and not head.upgrade:
+            self.answer(replies.ABSOLUTE_PATH)
+            return
+        setting.intake(ctx, head, client.certificate_element)
+        refused = setting.normalise(ctx)
+        if refused is not None:
+            if refused.status == 400:
+                client.closing = True
+            self.answer(refused)
+            return
+        plan = self.plan = ctx.route = setting.router.route(ctx)
+        if head.upgrade and not self._upgrade_allowed(head.upgrade, plan):
+            return
+        if plan is not None and plan.idle_timeout is not None:
+            self.idle_timeout = plan.idle_timeout
+            self.idle_at = now + plan.idle_timeout if plan.idle_timeout else inf
+        self.decide()
+
+    def decide(self) -> None:
+        """Run the request steps from where they stand, then answer or forward."""
+        ctx = self.ctx
+        plan = self.plan
+        steps = plan.request_steps if plan is not None else self.setting.router.no_route_steps.request
+        while self.step < len(steps):
+            step = steps[self.step]
+            self.step += 1
+            verdict = step(ctx)
+            if verdict is None:
+                if ctx.clear_route:
+                    ctx.clear_route = False
+                    plan = self.plan = ctx.route = self.setting.router.route(ctx)
+                    steps = plan.request_steps if plan is not None else self.setting.router.no_route_steps.request
+            elif isinstance(verdict, Delay):
+                ctx.flags.append(verdict.flag)
+                self.resume_at = self.setting.clock.now + verdict.seconds
+                self._arm()
+                return
+            else:
+                self.answer(verdict)
+                return
+        if plan is None:
+            self.setting.slots[self.setting.stats.no_route] += 1
+            self.answer(replies.NO_ROUTE)
+        elif plan.respond is not None:
+            self.answer(plan.respond(ctx), from_route=True)
+        else:
+            self.forward(plan)
+
+    def _upgrade_allowed(self, token: bytes, plan: RoutePlan | None) -> bool:
+        allowed = self.setting.upgrades.get(token)
+        if plan is not None and token in plan.upgrades:
+            allowed = plan.upgrades[token]
+        if allowed or (token == b"connect" and plan is None):
+            return True
+        self.client.closing = True
+        if token == b"connect":
+            self.answer(replies.NO_ROUTE)
+        else:
+            self.answer(replies.UPGRADE_FAILED)
+        return False
+
+    # To the upstream
+
+    def forward(self, plan: RoutePlan) -> None:
+        """The route names a cluster: fix timeouts and retries, change the headers, make the first attempt."""
+        setting = self.setting
+        ctx = self.ctx
+        name = plan.cluster
+        if plan.cluster_header:
+            name = ctx.headers.get(plan.cluster_header, b"").decode("latin-1")
+        cluster = setting.clusters.get(name)
+        if cluster is None:
+            setting.slots[setting.stats.no_cluster] += 1
+            self.answer(
+                LocalReply(plan.cluster_not_found_status, flags=("NC",), details="cluster_not_found")
+            )
+            return
+        self.cluster = cluster
+        self.outcome.cluster = cluster.config
+        self.priority_breaker = cluster.breakers[1 if plan.priority == "high" else 0]
+        headers = ctx.headers
+        host = host_for(cluster, ctx, plan, self.tried, None)
+        if host is None:
+            self.answer(replies.NO_UPSTREAM)
+            return
+        self.total_timeout, self.try_timeout = expected_timeout(plan, headers, setting.strip_envoy_headers)
+        self.retry = retry.begin(plan.retry, ctx)
+        retry.forget_headers(headers)
+        if plan.finish_request is not None:
+            plan.finish_request(ctx)
+        if plan.attempt_count_in_request:
+            headers.set(b"x-envoy-attempt-count", b"1")
+        if ctx.upgrade:
+            self.total_timeout = 0.0
+        if plan.max_stream_duration:
+            self.max_at = min(self.max_at, setting.clock.now + plan.max_stream_duration)
+        self.keep_body = self.retry is not None and not ctx.upgrade
+        if self.request_ended:
+            self._start_total_timeout()
+        if plan.mirrors:
+            send_mirrors(self, plan)
+        self._attempt(host)
+
+    def _attempt(self, host: Host) -> None:
+        """One try at one host: a connection of its pool, now or later."""
+        outcome = self.outcome
+        outcome.attempts += 1
+        outcome.upstream_picked_at = self.setting.clock.now
+        endpoint = host.endpoint
+        outcome.upstream_address = host.name
+        outcome.upstream_host = endpoint.hostname
+        outcome.upstream_metadata = endpoint.metadata
+        self.host = host
+        plan = self.plan
+        if plan is not None and plan.auto_host_rewrite and endpoint.hostname:
+            if plan.append_x_forwarded_host:
+                self.ctx.headers.add(b"x-forwarded-host", self.ctx.authority)
+            self.ctx.authority = endpoint.hostname.encode()
+        if not self.priority_breaker.may_request():
+            self._overflowed()
+            return
+        connection = host.pool.request(self)
+        if connection is True:
+            self.waiting_in = host.pool
+        elif connection is False:
+            self._overflowed()
+        else:
+            self.upstream_ready(connection)  # type: ignore[arg-type]
+
+    def _overflowed(self) -> None:
+        cluster = self.cluster
+        if cluster is not None:
+            cluster.slots[cluster.stats.upstream_rq_pending_overflow] += 1
+        self.host = None
+        self._upstream_failed(reset.OVERFLOW, "", started=False)
+
+    def upstream_ready(self, connection: UpstreamStream) -> None:
+        """The pool has a connection: the head goes out, with what there is of the body."""
+        self.waiting_in = None
+        host, cluster, ctx = self.host, self.cluster, self.ctx
+        assert host is not None and cluster is not None
+        self.upstream = connection
+        now = self.setting.clock.now
+        outcome = self.outcome
+        outcome.upstream_connected_at = connection.connected_at
+        outcome.upstream_local = connection.local_address
+        outcome.upstream_peer = connection.peer
+        outcome.upstream_sent_first_at = now
+        host.active += 1
+        self.priority_breaker.requests += 1
+        slots, stats = cluster.slots, cluster.stats
+        slots[stats.upstream_rq_total] += 1
+        slots[stats.upstream_rq_active] += 1
+        if self.try_timeout and self.request_ended:
+            self.try_at = now + self.try_timeout
+            self._arm()
+        headers = ctx.headers if self.retry is None else ctx.headers.duplicate()
+        body = self.body
+        ended = self.request_ended and not body and self.trailers is None
+        connection.begin(self, ctx.method, ctx.path, ctx.authority, headers, ended, ctx.upgrade)
+        if ctx.upgrade:
+            return
+        for data in body:
+            connection.send_data(data)
+        if not self.keep_body:
+            self.body = []
+            self.buffered = 0
+        if self.request_ended:
+            outcome.upstream_sent_last_at = now
+            if not ended:
+                connection.send_end(self.trailers)
+        self.client.resume()
+
+    def upstream_unavailable(self, reason: str, failure: str) -> None:
+        """The pool could not connect."""
+        self.waiting_in = None
+        self._upstream_failed(reason, failure, started=False)
+
+    # The client's body
+
+    def request_data(self, data: bytes) -> None:
+        """A piece of the body."""
+        self.outcome.bytes_received += len(data)
+        if self.idle_timeout:
+            self.idle_at = self.setting.clock.now + self.idle_timeout
+        upstream = self.upstream
+        if upstream is not None and (self.tunnel or not self.ctx.upgrade):
+            upstream.send_data(data)
+            if upstream.full():
+                self.client.pause()
+            if not self.keep_body:
+                return
+        self.body.append(data)
+        self.buffered += len(data)
+        if self.buffered > self.setting.listener.buffer_limit:
+            if upstream is None or self.ctx.upgrade:
+                self.client.pause()
+            else:
+                self.keep_body = False
+                self.retry = None
+                self.body = []
+                self.buffered = 0
+
+    def request_end(self, trailers: Headers | None) -> None:
+        """The body is complete."""
+        now = self.setting.clock.now
+        self.outcome.request_done_at = now
+        if self.request_ended:
+            return
+        self.request_ended = True
+        self.trailers = trailers
+        if self.tunnel:
+            if self.upstream is not None:
+                self.upstream.send_end(None)
+            return
+        if self.cluster is not None:
+            self._start_total_timeout()
+        if self.upstream is not None:
+            self.outcome.upstream_sent_last_at = now
+            self.upstream.send_end(trailers)
+            if self.try_timeout:
+                self.try_at = now + self.try_timeout
+                self._arm()
+
+    def request_invalid(self, violation: H1Violation) -> None:
+        """What came after the head was not HTTP."""
+        self.client.closing = True
+        if self.head_sent:
+            self.outcome.flags.append("DPE")
+            self.ctx.details = violation.details
+            self._cut_off()
+        else:
+            self.answer(replies.protocol_error(violation.status, violation.details))
+
+    def client_gone(self) -> None:
+        """The client closed its connection before the response was complete."""
+        if self.over:
+            return
+        self.outcome.flags.append("DC")
+        self.ctx.details = self.ctx.details if self.head_sent and self.ctx.details else "downstream_remote_disconnect"
+        self._drop_upstream()
+        self.finish()
+
+    def client_drained(self) -> None:
+        """Output to the client has room again."""
+        if self.upstream is not None:
+            self.upstream.resume()
+
+    def upstream_drained(self) -> None:
+        """Output to the upstream has room again."""
+        self.client.resume()
+
+    # The response
+
+    def upstream_informational(self, status: int, headers: Headers) -> None:
+        """A 1xx: 101 begins a tunnel, 100 is passed on if we left it to the upstream, others end here, as in Envoy."""
+        if status == 101:
+            self._switch_protocols(headers)
+        elif status == 100 and self.setting.manager.proxy_100_continue:
+            self.client.send_continue()
+
+    def upstream_head(self, inbound: InboundResponse) -> None:
+        """The response begins."""
+        setting = self.setting
+        now = setting.clock.now
+        outcome = self.outcome
+        outcome.upstream_first_at = now
+        self.try_at = inf
+        if self.idle_timeout:
+            self.idle_at = now + self.idle_timeout
+        status, headers = inbound.status, inbound.headers
+        head = ResponseHead(status, headers, False, outcome)
+        self._judge_host(status)
+        ctx, plan = self.ctx, self.plan
+        assert plan is not None
+        state = self.retry
+        if state is not None and state.of_response(head) and self._try_again(f"{status}"):
+            return
+        if ctx.upgrade and ctx.upgrade != b"connect" and status != 101:
+            self.client.closing = True
+            self.answer(LocalReply(status, details="websocket_handshake_unsuccessful"))
+            return
+        self.keep_body = False
+        self.retry = None
+        if self.request_ended:
+            if not setting.strip_envoy_headers:
+                took = (now - (outcome.request_done_at or outcome.started_at)) * 1000.0
+                headers.set(b"x-envoy-upstream-service-time", b"%d" % took)
+            self.body = []
+        else:
+            self.client.closing = True
+        if plan.attempt_count_in_response:
+            headers.set(b"x-envoy-attempt-count", b"%d" % outcome.attempts)
+        ctx.details = "via_upstream"
+        if plan.finish_response is not None:
+            plan.finish_response(ctx, head)
+        for step in plan.response_steps:
+            step(ctx, head)
+        setting.outgoing(ctx, head, setting.clock.http_date())
+        self.head_sent = True
+        outcome.response_code = head.status
+        outcome.response_headers = headers
+        tunnel = ctx.upgrade == b"connect" and status == 200
+        if tunnel:
+            self._begin_tunnel()
+        self.client.send_head(head, ctx.method, inbound.length == 0 and not tunnel, tunnel)
+
+    def upstream_data(self, data: bytes) -> None:
+        """A piece of the response's body."""
+        self.outcome.bytes_sent += len(data)
+        if self.idle_timeout:
+            self.idle_at = self.setting.clock.now + self.idle_timeout
+        client = self.client
+        client.send_data(data)
+        if client.full() and self.upstream is not None:
+            self.upstream.pause()
+
+    def upstream_end(self, trailers: Headers | None) -> None:
+        """The response is complete; its connection has gone back to the pool."""
+        outcome = self.outcome
+        outcome.upstream_last_at = self.setting.clock.now
+        outcome.response_trailers = trailers
+        self._left_upstream()
+        if self.head_sent:
+            self.client.send_end(trailers)
+            self.finish()
+
+    def upstream_reset(self, reason: str, failure: str) -> None:
+        """The upstream broke off."""
+        started = self.upstream is not None
+        self._left_upstream()
+        self._upstream_failed(reason, failure, started=started)
+
+    def _upstream_failed(self, reason: str, failure: str, *, started: bool) -> None:
+        """No response, or not all of it: try again, answer, or cut the client off."""
+        outcome = self.outcome
+        outcome.upstream_failure = failure
+        told = reason.replace(" ", "_") + (f"|{failure.replace(' ', '_')}" if failure else "")
+        flag = reset.FLAGS[reason]
+        if self.head_sent:
+            if self.tunnel:
+                self.client.closing = True
+                self.client.send_end(None)
+                self.finish()
+                return
+            outcome.flags.append(flag)
+            self.ctx.details = "upstream_reset_after_response_started{%s}" % told
+            self._cut_off()
+            return
+        self._blame_host(reason)
+        state = self.retry
+        if state is not None and state.of_reset(reason, started) and self._try_again(reason):
+            return
+        if flag not in outcome.flags:
+            retried = state is not None and state.attempts > 0
+            self.answer(replies.reset_reply(reason, failure, flag, reset.status_for(reason), retried))
+
+    def _switch_protocols(self, headers: Headers) -> None:
+        """101: from here on both sides are bytes."""
+        head = ResponseHead(101, headers, False, self.outcome)
+        ctx, plan = self.ctx, self.plan
+        assert plan is not None
+        ctx.details = "via_upstream"
+        if plan.finish_response is not None:
+            plan.finish_response(ctx, head)
+        for step in plan.response_steps:
+            step(ctx, head)
+        self.setting.outgoing(ctx, head, self.setting.clock.http_date())
+        self.head_sent = True
+        self.outcome.response_code = 101
+        self.outcome.response_headers = headers
+        self._begin_tunnel()
+        self.client.send_head(head, ctx.method, False, True)
+
+    def _begin_tunnel(self) -> None:
+        """What the client sent too early follows now; nothing of it went out before."""
+        self.tunnel = True
+        self.keep_body = False
+        self.retry = None
+        self.total_at = self.try_at = inf
+        early, self.body = self.body, []
+        if self.upstream is not None:
+            for data in early:
+                self.upstream.send_data(data)
+        self.client.resume()
+
+    # Retries
+
+    def _try_again(self, why: str) -> bool:
+        """Another attempt after a pause, if number and budget allow."""
+        state, cluster = self.retry, self.cluster
+        assert state is not None and cluster is not None
+        slots, stats = cluster.slots, cluster.stats
+        if state.left <= 0:
+            if state.plan.attempts or state.attempts:
+                self.outcome.flags.append("URX")
+                slots[stats.upstream_rq_retry_limit_exceeded] += 1
+            return False
+        if not self.priority_breaker.may_retry():
+            slots[stats.upstream_rq_retry_overflow] += 1
+            self.outcome.flags.append("UO")
+            return False
+        state.left -= 1
+        slots[stats.upstream_rq_retry] += 1
+        delay = state.delay(self.ctx.random)
+        state.attempts += 1
+        if state.attempts == 1:
+            self.priority_breaker.retries += 1
+        self._drop_upstream()
+        if self.host is not None:
+            self.tried.append(self.host)
+        self.try_at = inf
+        self.resume_at = self.setting.clock.now + delay
+        self._arm()
+        return True
+
+    def _resume(self) -> None:
+        """A delay or a back-off is over."""
+        plan, cluster = self.plan, self.cluster
+        if cluster is None or plan is None:
+            self.decide()
+            return
+        host = host_for(cluster, self.ctx, plan, self.tried, self.retry)
+        if host is None:
+            self.answer(replies.NO_UPSTREAM)
+            return
+        if plan.attempt_count_in_request:
+            self.ctx.headers.set(b"x-envoy-attempt-count", b"%d" % (self.outcome.attempts + 1))
+        self._attempt(host)
+
+    # Time
+
+    def _start_total_timeout(self) -> None:
+        self.total_at = inf
+        if self.total_timeout:
+            self.total_at = self.setting.clock.now + self.total_timeout
+            self._arm()
+
+    def _arm(self) -> None:
+        """One timer for all deadlines; it may fire early and is armed again."""
+        self.client.timer.set(min(self.idle_at, self.total_at, self.try_at, self.max_at, self.resume_at))
+
+    def timer_fired(self) -> None:
+        """Some deadline may have passed."""
+        now = self.setting.clock.now
+        if self.over:
+            return
+        if self.resume_at <= now:
+            self.resume_at = inf
+            self._resume()
+        elif self.max_at <= now:
+            self._timed_out(replies.MAX_DURATION)
+        elif self.total_at <= now:
+            if self.cluster is None:
+                self._timed_out(replies.REQUEST_TIMEOUT)
+            else:
+                self.cluster.slots[self.cluster.stats.upstream_rq_timeout] += 1
+                self._blame_host("")
+                self._timed_out(replies.RESPONSE_TIMEOUT)
+        elif self.try_at <= now:
+            self._try_timed_out()
+        elif self.idle_at <= now:
+            self._timed_out(replies.RESPONSE_IDLE if self.request_ended else replies.REQUEST_IDLE)
+        if not self.over:
+            self._arm()
+
+    def _try_timed_out(self) -> None:
+        self.try_at = inf
+        cluster = self.cluster
+        assert cluster is not None
+        cluster.slots[cluster.stats.upstream_rq_per_try_timeout] += 1
+        self._blame_host("")
+        state = self.retry
+        if state is not None and state.of_reset(reset.LOCAL_RESET, True) and self._try_again("timeout"):
+            return
+        self._timed_out(replies.PER_TRY_TIMEOUT)
+
+    def _timed_out(self, reply: LocalReply) -> None:
+        if self.head_sent:
+            self.outcome.flags.extend(reply.flags)
+            self.ctx.details = reply.details
+            self._drop_upstream()
+            self._cut_off()
+        else:
+            self.answer(reply)
+
+    # Health of the host
+
+    def _judge_host(self, status: int) -> None:
+        host, cluster = self.host, self.cluster
+        if host is not None and cluster is not None and cluster.detector is not None:
+            now, chance = self.setting.clock.now, self.ctx.random % 100
+            if cluster.detector.response(host, status, now, chance, len(cluster.hosts)):
+                cluster.rebuild()
+
+    def _blame_host(self, reason: str) -> None:
+        host, cluster = self.host, self.cluster
+        if host is not None and cluster is not None and cluster.detector is not None:
+            now, chance = self.setting.clock.now, self.ctx.random % 100
+            if cluster.detector.local_failure(host, now, chance, len(cluster.hosts)):
+                cluster.rebuild()
+
+    # The end
+
+    def answer(self, reply: LocalReply, *, from_route: bool = False) -> None:
+        """The proxy's own response; whatever the upstream was doing for this request is over."""
+        self._drop_upstream()
+        ctx, plan, setting, outcome = self.ctx, self.plan, self.setting, self.outcome
+        outcome.flags.extend(reply.flags)
+        ctx.details = reply.details
+        if reply.reset:
+            self._cut_off()
+            return
+        if not self.request_ended:
+            self.client.closing = True
+        head, body = replies.build(ctx, reply, outcome, setting.rewrite)
+        if plan is not None:
+            if from_route and plan.finish_response is not None:
+                plan.finish_response(ctx, head)
+            for step in plan.response_steps:
+                step(ctx, head)
+        else:
+            for step in setting.router.no_route_steps.response:
+                step(ctx, head)
+        setting.outgoing(ctx, head, setting.clock.http_date())
+        self._send_own(head, body, ctx.method)
+
+    def refuse(self, violation: H1Violation) -> None:
+        """An answer to bytes that never became a request; there is no context."""
+        setting, outcome = self.setting, self.outcome
+        ctx = self.ctx = RequestContext(b"", b"", b"", Headers(), self.client.connection)
+        outcome.flags = ctx.flags
+        now = setting.clock.now
+        self._describe(now, setting.clock.wall(), "")
+        setting.slots[setting.stats.downstream_rq_active] += 1
+        reply = replies.protocol_error(violation.status, violation.details)
+        outcome.flags.extend(reply.flags)
+        ctx.details = reply.details
+        self.client.closing = True
+        head, body = replies.build(None, reply, outcome, setting.rewrite)
+        setting.outgoing(ctx, head, setting.clock.http_date())
+        self._send_own(head, body, b"GET")
+
+    def _send_own(self, head: ResponseHead, body: bytes, method: bytes) -> None:
+        outcome = self.outcome
+        outcome.response_code = head.status
+        outcome.response_headers = head.headers
+        self.head_sent = True
+        client = self.client
+        bodiless = not body or method == b"HEAD"
+        client.send_head(head, method, bodiless, False)
+        if not bodiless:
+            outcome.bytes_sent += len(body)
+            client.send_data(body)
+        client.send_end(None)
+        self.finish()
+
+    def _cut_off(self) -> None:
+        self.client.closing = True
+        self.client.abort()
+        self.finish()
+
+    def _drop_upstream(self) -> None:
+        """Leave a pool's queue, or a response that nobody wants any more."""
+        if self.waiting_in is not None:
+            self.waiting_in.withdraw(self)
+            self.waiting_in = None
+        upstream = self.upstream
+        if upstream is not None:
+            self._left_upstream()
+            upstream.cancel()
+
+    def _left_upstream(self) -> None:
+        if self.upstream is None:
+            return
+        self.upstream = None
+        host, cluster = self.host, self.cluster
+        assert host is not None and cluster is not None
+        host.active -= 1
+        self.priority_breaker.requests -= 1
+        cluster.slots[cluster.stats.upstream_rq_active] -= 1
+
+    def _describe(self, now: float, wall: float, protocol: str) -> None:
+        outcome, setting = self.outcome, self.setting
+        outcome.connection = self.client.connection
+        outcome.listener = setting.listener
+        outcome.stat_prefix = setting.manager.stat_prefix
+        outcome.protocol = protocol
+        outcome.started_at = now
+        outcome.received_at = wall
+
+    def finish(self) -> None:
+        """The one exit: release, record, log."""
+        if self.over:
+            return
+        self.over = True
+        setting, outcome = self.setting, self.outcome
+        self.client.timer.cancel()
+        state = self.retry
+        if state is not None and state.attempts:
+            self.priority_breaker.retries -= 1
+        now = setting.clock.now
+        outcome.finished_at = outcome.downstream_last_at = now
+        outcome.duration = now - outcome.started_at
+        outcome.details = self.ctx.details
+        plan = self.plan
+        if plan is not None:
+            outcome.route_name = plan.name
+            outcome.virtual_host = plan.virtual_host
+            outcome.route_metadata = plan.metadata
+        setting.slots[setting.stats.downstream_rq_active] -= 1
+        setting.record(outcome)
+        for log in setting.logs:
+            log(outcome)
+        self.client.exchange_over()

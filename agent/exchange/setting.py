@@ -1,0 +1,87 @@
+"""What one connection manager has compiled from its configuration, and the worker's services that its requests use.
+
+Rule: made by the worker when a table is applied; an exchange reads it and changes nothing. `router` is the one field
+that is replaced in place, when routes change and the listener does not; a request keeps the plan that it got.
+Not for: anything about one request or one connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from agent.exchange.local_reply import Rewrite
+from agent.http.intake import Intake
+from agent.http.outgoing import Outgoing
+from agent.routing.compile import Router
+from agent.routing.normalise import Normaliser
+from agent.table.listener import HttpManager, Listener
+from agent.telemetry.outcome import Outcome
+from agent.telemetry.scopes import HttpStats
+from agent.upstream.cluster import ClusterRuntime
+
+
+class Clock(Protocol):
+    """Time as the worker reads it."""
+
+    now: float
+    """Monotonic seconds of the event being handled."""
+
+    def wall(self) -> float:
+        """Seconds since the epoch."""
+
+    def http_date(self) -> bytes:
+        """For `date` fields (RFC 9110 section 5.6.7)."""
+
+
+class Timer(Protocol):
+    """One deadline; see agent/worker/timers."""
+
+    def set(self, deadline: float) -> None: ...
+
+    def cancel(self) -> None: ...
+
+
+class Setting:
+    """See the module."""
+
+    __slots__ = (
+        "clock", "clusters", "intake", "listener", "logs", "manager", "normalise", "outgoing", "random",
+        "record", "rewrite", "router", "slots", "stats", "strip_envoy_headers", "upgrades",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        manager: HttpManager,
+        listener: Listener,
+        router: Router,
+        clusters: Mapping[str, ClusterRuntime],
+        *,
+        intake: Intake,
+        normalise: Normaliser,
+        outgoing: Outgoing,
+        rewrite: Rewrite | None,
+        logs: tuple[Callable[[Outcome], None], ...],
+        record: Callable[[Outcome], None],
+        stats: HttpStats,
+        slots: memoryview,
+        clock: Clock,
+        random: Callable[[], int],
+    ) -> None:
+        self.manager = manager
+        self.listener = listener
+        self.router = router
+        self.clusters = clusters
+        self.intake = intake
+        self.normalise = normalise
+        self.outgoing = outgoing
+        self.rewrite = rewrite
+        self.logs = logs
+        self.record = record
+        self.stats = stats
+        self.slots = slots
+        self.clock = clock
+        self.random = random
+        """64 random bits."""
+        self.strip_envoy_headers = manager.router is not None and manager.router.suppress_envoy_headers
+        self.upgrades = {upgrade.type.lower().encode(): upgrade.enabled for upgrade in manager.upgrades}

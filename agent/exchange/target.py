@@ -1,0 +1,70 @@
+"""Where a request goes and how long it may take: the parts of the decision that need more than the plan.
+
+Rule: pure; reads the plan, the cluster and the headers, and takes away headers that were meant for us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from agent.http.headers import Headers
+from agent.http.request import RequestContext
+from agent.routing.plan import RoutePlan
+from agent.table.cluster import Endpoint
+from agent.table.listener import Address
+from agent.upstream.cluster import ClusterRuntime
+from agent.upstream.host import Host
+from agent.upstream.retry import RetryState
+
+
+def host_for(
+    cluster: ClusterRuntime, ctx: RequestContext, plan: RoutePlan, tried: Sequence[Host], state: RetryState | None
+) -> Host | None:
+    """The host for the next attempt, None when there is none."""
+    if cluster.config.discovery == "original_dst":
+        endpoint = original_destination(cluster, ctx)
+        return None if endpoint is None else cluster.original_destination(endpoint)
+    key = plan.hash_key(ctx) if plan.hash_key is not None else None
+    if tried:
+        random = (ctx.random * (2 * len(tried) + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        if state is not None and state.plan.previous_hosts:
+            attempts = state.plan.host_selection_attempts
+            return cluster.pick_other(random, key, plan.metadata_match, tried, attempts)
+        return cluster.pick(random, key, plan.metadata_match)
+    return cluster.pick(ctx.random, key, plan.metadata_match)
+
+
+def original_destination(cluster: ClusterRuntime, ctx: RequestContext) -> Endpoint | None:
+    """The endpoint of an ORIGINAL_DST cluster: where the client wanted to go, or what the header says if that is allowed."""
+    host, port = ctx.connection.local
+    if cluster.config.use_http_header:
+        told = ctx.headers.get(b"x-envoy-original-dst-host")
+        if told is not None:
+            address, _, number = told.decode("ascii", "replace").rpartition(":")
+            try:
+                host = str(ip_address(address.strip("[]")))
+            except ValueError:
+                return None
+            if not number.isdigit():
+                return None
+            port = int(number)
+    return Endpoint(Address(host, cluster.config.upstream_port or port))
+
+
+def expected_timeout(plan: RoutePlan, headers: Headers, suppressed: bool) -> tuple[float, float]:
+    """The whole request's and one attempt's timeout in seconds (Envoy FilterUtility::finalTimeout); tells the upstream."""
+    total = plan.timeout
+    each = plan.retry.per_try_timeout if plan.retry is not None else 0.0
+    told = headers.pop(b"x-envoy-upstream-rq-timeout-ms", None)
+    if told is not None and told.isdigit():
+        total = int(told) / 1000.0
+    told = headers.pop(b"x-envoy-upstream-rq-per-try-timeout-ms", None)
+    if told is not None and told.isdigit():
+        each = int(told) / 1000.0
+    if total and each >= total:
+        each = 0.0
+    expected = each or total
+    if expected > 0 and not suppressed:
+        headers.set(b"x-envoy-expected-rq-timeout-ms", b"%d" % round(expected * 1000))
+    return total, each

@@ -1,0 +1,109 @@
+"""Writing HTTP/1.1 messages as Envoy writes them (its HTTP/1 StreamEncoderImpl).
+
+Rule: pure functions from values to bytes; the framing that a head announces is returned with it, so that the body can
+only be written in that way.
+Not for: which headers a message has (exchange, intake).
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from agent.http.headers import Headers
+
+FIXED = 0
+"""The body has a content-length, or there is none: its bytes are written as they are."""
+CHUNKS = 1
+"""The body is written in chunks (RFC 9112 section 7.1)."""
+CLOSE = 2
+"""The body ends with the connection."""
+
+LAST_CHUNK = b"0\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_BODILESS = frozenset((b"GET", b"HEAD", b"DELETE", b"TRACE", b"CONNECT"))
+_REASONS = {status.value: status.phrase for status in HTTPStatus} | {
+    302: "Found", 413: "Payload Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable",
+    418: "Unknown", 422: "Unprocessable Entity", 509: "Bandwidth Limit Exceeded",
+}  # fmt: skip
+_LINES: dict[int, bytes] = {
+    status: b"HTTP/1.1 %d %s\r\n" % (status, _REASONS.get(status, "Unknown").encode())
+    for status in range(100, 1000)
+}
+_COLON = b": ".join
+
+
+def response_head(
+    status: int, headers: Headers, method: bytes, ended: bool, old: bool, proper_case: bool = False
+) -> tuple[bytes, int]:
+    """The bytes of a response head to a request with `method`, and the framing of its body.
+
+    Adds `content-length: 0` or `transfer-encoding: chunked` where no length is known. `old` answers HTTP/1.0.
+    """
+    framing = FIXED
+    if status < 200 or status == 204:
+        headers.pop(b"content-length", None)
+    elif b"content-length" not in headers and status != 304:
+        if ended and method != b"HEAD":
+            headers[b"content-length"] = b"0"
+        elif old:
+            framing = CLOSE
+        else:
+            headers[b"transfer-encoding"] = b"chunked"
+            framing = FIXED if method == b"HEAD" or ended else CHUNKS
+    line = _LINES[status]
+    if old:
+        line = line.replace(b"1.1", b"1.0", 1)
+    return line + _fields(headers, proper_case), framing
+
+
+def tunnel_head(status: int, headers: Headers) -> bytes:
+    """The head of the response that turns CONNECT into a tunnel: no framing fields (RFC 9110 section 9.3.6)."""
+    return _LINES[status] + _fields(headers, False)
+
+
+def request_head(
+    method: bytes, path: bytes, authority: bytes, headers: Headers, ended: bool, proper_case: bool = False
+) -> tuple[bytes, int]:
+    """The bytes of a request head, and the framing of its body."""
+    framing = FIXED
+    if b"content-length" not in headers:
+        if not ended:
+            headers[b"transfer-encoding"] = b"chunked"
+            framing = CHUNKS
+        elif method not in _BODILESS:
+            headers[b"content-length"] = b"0"
+    if proper_case:
+        return b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (method, path, authority) + _fields(headers, True), framing
+    if headers:
+        return (
+            b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method, path, authority)
+            + b"\r\n".join(map(_COLON, headers.fields()))
+            + b"\r\n\r\n"
+        ), framing
+    return b"%b %b HTTP/1.1\r\nhost: %b\r\n\r\n" % (method, path, authority), framing
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk; `data` is not empty."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def last_chunk(trailers: Headers | None) -> bytes:
+    """The end of a chunked body."""
+    if not trailers:
+        return LAST_CHUNK
+    return b"0\r\n" + _fields(trailers, False)
+
+
+def _fields(headers: Headers, proper_case: bool) -> bytes:
+    if proper_case:
+        return b"".join([b"%b: %b\r\n" % (_proper(name), value) for name, value in headers.fields()]) + b"\r\n"
+    if not headers:
+        return b"\r\n"
+    return b"\r\n".join(map(_COLON, headers.fields())) + b"\r\n\r\n"
+
+
+def _proper(name: bytes) -> bytes:
+    """`content-length` as `Content-Length` (Envoy ProperCaseHeaderKeyFormatter)."""
+    return b"-".join([part[:1].upper() + part[1:] for part in name.split(b"-")])

@@ -1,0 +1,205 @@
+"""HTTP/1.1 codecs on h11r, the ones for production.
+
+Rule: h11r finds the messages, h1_message judges them, the sink hears of them; one h11r connection reads one message,
+because what we send is written by h1_encode and h11r need not follow it.
+Not for: sending, connections, timeouts.
+"""
+
+from __future__ import annotations
+
+import h11r
+
+from agent.http.h1_message import (
+    H1Violation,
+    Limits,
+    RequestSink,
+    ResponseSink,
+    classify_request_error,
+    judge_request,
+    judge_response,
+    too_many,
+)
+from agent.http.headers import Headers
+
+_SERVER = h11r.Role.SERVER
+_CLIENT = h11r.Role.CLIENT
+_Request = h11r.Request
+_Data = h11r.Data
+_End = h11r.EndOfMessage
+_Response = h11r.Response
+_Informational = h11r.InformationalResponse
+_HOST = ((b"host", b"-"),)
+_H11R_HEADERS = 65535
+
+
+class FastServerCodec:
+    """Reads requests. Invariant: `_parser` reads the request in progress and has seen no byte of an earlier one."""
+
+    __slots__ = ("_between", "_first", "_limits", "_parser", "_sink")
+
+    def __init__(self, sink: RequestSink, limits: Limits) -> None:
+        self._sink = sink
+        self._limits = limits
+        self._between = True
+        self._first = b""
+        self._parser = self._new()
+
+    def _new(self) -> h11r.Connection:
+        return h11r.Connection(
+            _SERVER, max_head_bytes=self._limits.max_head_bytes, max_header_count=_H11R_HEADERS
+        )
+
+    def receive(self, data: bytes) -> None:
+        """See ServerCodec."""
+        if self._between and len(self._first) < 4096:
+            self._first = self._first + data if self._first else data
+        try:
+            self._parser.receive_data(data)
+            self._advance()
+        except h11r.RemoteProtocolError as error:
+            raise self._violation(error) from None
+
+    def end_of_input(self) -> bool:
+        """See ServerCodec."""
+        return self._between and not self._parser.buffered_nbytes
+
+    def next_request(self) -> None:
+        """See ServerCodec."""
+        rest, _ = self._parser.trailing_data
+        self._parser = self._new()
+        self._between = True
+        self._first = rest
+        if rest:
+            try:
+                self._parser.receive_data(rest)
+                self._advance()
+            except h11r.RemoteProtocolError as error:
+                raise self._violation(error) from None
+
+    def leftovers(self) -> bytes:
+        """See ServerCodec."""
+        return self._parser.trailing_data[0]
+
+    def _advance(self) -> None:
+        parser = self._parser
+        sink = self._sink
+        while True:
+            event = parser.next_event()
+            kind = type(event)
+            if kind is _Request:
+                fields = event.headers
+                if len(fields) > self._limits.max_headers:
+                    raise too_many("too_many_headers")
+                self._between = False
+                self._first = b""
+                sink.request_head(
+                    judge_request(
+                        event.method, event.target, Headers.of_wire(fields), event.http_version != b"1.1",
+                        self._limits, 0,
+                    )  # fmt: skip
+                )
+            elif kind is _Data:
+                sink.request_data(event.data)
+            elif kind is _End:
+                trailers = event.trailers
+                sink.request_end(Headers.of_wire(trailers) if trailers and self._limits.trailers else None)
+                return
+            else:
+                return
+            if parser is not self._parser:
+                return
+
+    def _violation(self, error: h11r.RemoteProtocolError) -> H1Violation:
+        if error.suggested_status_code == 431:
+            return too_many("headers_too_large")
+        if self._between:
+            line = self._first.lstrip(b"\r\n").split(b"\n", 1)[0].rstrip(b"\r")
+            other = classify_request_error(line)
+            if other is not None:
+                return other
+        if error.suggested_status_code == 501:
+            return H1Violation(501, "http1.invalid_transfer_encoding", str(error))
+        text = str(error)
+        if "cannot be combined" in text:
+            return H1Violation(400, "http1.content_length_and_chunked_not_allowed", text)
+        if "header value" in text:
+            return H1Violation(400, "http1.invalid_characters", text)
+        return H1Violation(400, "http1.codec_error", text)
+
+
+class FastClientCodec:
+    """Reads responses. Invariant: between messages no parser is held, so bytes that come then are garbage."""
+
+    __slots__ = ("_limits", "_method", "_parser", "_rest", "_sink")
+
+    def __init__(self, sink: ResponseSink, limits: Limits) -> None:
+        self._sink = sink
+        self._limits = limits
+        self._parser: h11r.Connection | None = None
+        self._method = b""
+        self._rest = b""
+
+    def expect(self, method: bytes, upgrade: bytes) -> None:
+        """See ClientCodec."""
+        self._method = method
+        parser = self._parser = h11r.Connection(
+            _CLIENT, max_head_bytes=self._limits.max_head_bytes, max_header_count=_H11R_HEADERS
+        )
+        if upgrade and upgrade != b"connect":
+            parser.send_request(method, b"/", (*_HOST, (b"upgrade", upgrade), (b"connection", b"upgrade")))
+        else:
+            parser.send_request(method, b"/", _HOST)
+        parser.end_of_message()
+
+    def receive(self, data: bytes) -> None:
+        """See ClientCodec."""
+        if self._parser is None:
+            self._rest += data
+            return
+        try:
+            self._parser.receive_data(data)
+            self._advance(self._parser)
+        except h11r.RemoteProtocolError as error:
+            raise H1Violation(502, "http1.codec_error", str(error)) from None
+
+    def end_of_input(self) -> None:
+        """See ClientCodec."""
+        if self._parser is not None:
+            self.receive(b"")
+
+    def leftovers(self) -> bytes:
+        """See ClientCodec."""
+        parser, rest = self._parser, self._rest
+        if parser is not None:
+            rest = parser.trailing_data[0] + rest
+        self._rest = b""
+        return rest
+
+    def _advance(self, parser: h11r.Connection) -> None:
+        sink = self._sink
+        while True:
+            event = parser.next_event()
+            kind = type(event)
+            if kind is _Response:
+                fields = event.headers
+                if len(fields) > self._limits.max_headers:
+                    raise H1Violation(502, "http1.too_many_headers", "too many headers")
+                sink.response_head(
+                    judge_response(
+                        event.status_code, Headers.of_wire(fields), event.http_version != b"1.1", self._method
+                    )
+                )
+            elif kind is _Data:
+                sink.response_data(event.data)
+            elif kind is _End:
+                self._rest = parser.trailing_data[0] if parser.buffered_nbytes else b""
+                self._parser = None
+                trailers = event.trailers
+                sink.response_end(Headers.of_wire(trailers) if trailers and self._limits.trailers else None)
+                return
+            elif kind is _Informational:
+                sink.informational(event.status_code, Headers.of_wire(event.headers))
+            else:
+                return
+            if parser is not self._parser:
+                return

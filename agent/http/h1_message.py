@@ -1,0 +1,315 @@
+"""What an HTTP/1.1 message means before it may be proxied: the judgement that both codecs share.
+
+Rule: a codec (h1_fast on h11r, h1_reference on h11) only finds the parts of a message; here Envoy's verdict on them is
+made (RFC 9110, RFC 9112, Envoy's HTTP/1 codec), so that it cannot depend on the codec. A message that can be read in
+two ways is refused, never repaired.
+Not for: sending (h1_encode), header changes that depend on configuration (intake).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+from agent.http.headers import Headers
+
+CHUNKED = -1
+"""Body length of a message with `Transfer-Encoding: chunked`."""
+UNTIL_CLOSE = -2
+"""Body length of a response that ends with its connection (RFC 9112 section 6.3, rule 8)."""
+
+METHODS = frozenset(
+    b"ACL BIND CHECKOUT CONNECT COPY DELETE GET HEAD LINK LOCK MERGE MKACTIVITY MKCALENDAR MKCOL MOVE M-SEARCH "
+    b"NOTIFY OPTIONS PATCH POST PROPFIND PROPPATCH PURGE PUT REBIND REPORT SEARCH SOURCE SUBSCRIBE TRACE UNBIND "
+    b"UNLINK UNLOCK UNSUBSCRIBE".split()
+)
+"""Methods that Envoy's HTTP/1 codec knows; others are refused unless custom methods are allowed."""
+
+_AUTHORITY = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:@\[\]]*\Z")
+_VERSION_AT_END = re.compile(rb"[^ ]+ +[^ ]+(?: +HTTP/(\d)\.(\d))?\Z")
+
+
+class H1Violation(Exception):
+    """The peer broke the protocol. `status` and `details` are what Envoy answers and logs (client side: 502)."""
+
+    def __init__(self, status: int, details: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.details = details
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a codec accepts. Sizes in bytes."""
+
+    max_head_bytes: int = 60 * 1024
+    max_headers: int = 100
+    underscores: str = "allow"
+    """`allow`, `reject_request` or `drop_header` for header names with an underscore."""
+    allow_absolute_url: bool = True
+    trailers: bool = False
+    """Pass trailers on; otherwise they are read and dropped."""
+    custom_methods: bool = False
+
+
+class RequestHead:
+    """A request line and its headers, judged. `headers` has no `host`; hop-by-hop fields are still there."""
+
+    __slots__ = (
+        "authority", "ended", "expects_continue", "has_host", "headers", "keep_alive", "length", "method", "old",
+        "path", "size", "upgrade",
+    )  # fmt: skip
+
+    def __init__(self, method: bytes, path: bytes, headers: Headers) -> None:
+        self.method = method
+        self.path = path
+        self.headers = headers
+        self.authority = b""
+        self.has_host = True
+        self.old = False
+        """HTTP/1.0."""
+        self.length = 0
+        """Body bytes to come, or CHUNKED."""
+        self.ended = True
+        """There is no body."""
+        self.keep_alive = True
+        self.expects_continue = False
+        self.upgrade = b""
+        """Lower-case token of an Upgrade that the Connection field confirms; `connect` for CONNECT."""
+        self.size = 0
+
+
+class InboundResponse:
+    """A status line and its headers, judged, as a codec found them."""
+
+    __slots__ = ("headers", "keep_alive", "length", "old", "status")
+
+    def __init__(self, status: int, headers: Headers) -> None:
+        self.status = status
+        self.headers = headers
+        self.old = False
+        self.length = 0
+        """Body bytes to come, CHUNKED or UNTIL_CLOSE; 0 also for HEAD, 204 and 304."""
+        self.keep_alive = True
+
+
+class RequestSink(Protocol):
+    """Who hears what a server codec found. Calls come in the order of the wire."""
+
+    def request_head(self, head: RequestHead) -> None: ...
+    def request_data(self, data: bytes) -> None: ...
+    def request_end(self, trailers: Headers | None) -> None: ...
+
+
+class ResponseSink(Protocol):
+    """Who hears what a client codec found."""
+
+    def informational(self, status: int, headers: Headers) -> None: ...
+    def response_head(self, head: InboundResponse) -> None: ...
+    def response_data(self, data: bytes) -> None: ...
+    def response_end(self, trailers: Headers | None) -> None: ...
+
+
+class ServerCodec(Protocol):
+    """Reads requests from one connection, one at a time."""
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes and report what they complete. Raises H1Violation."""
+
+    def end_of_input(self) -> bool:
+        """The client will send no more. True if that was between messages, else the request is cut off."""
+
+    def next_request(self) -> None:
+        """The request in progress has been answered: read on. Raises H1Violation."""
+
+    def leftovers(self) -> bytes:
+        """Bytes after the head of a request that became a tunnel."""
+
+
+class ClientCodec(Protocol):
+    """Reads responses from one connection, one at a time."""
+
+    def expect(self, method: bytes, upgrade: bytes) -> None:
+        """A request was sent whose response is awaited now."""
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes and report what they complete. Raises H1Violation."""
+
+    def end_of_input(self) -> None:
+        """The upstream will send no more: ends a response that lasts until then. Raises H1Violation if one is cut off."""
+
+    def leftovers(self) -> bytes:
+        """Bytes beyond the message: a tunnel's first bytes, or garbage that forbids to use the connection again."""
+
+
+def judge_request(
+    method: bytes, target: bytes, headers: Headers, old: bool, limits: Limits, size: int
+) -> RequestHead:
+    """Envoy's verdict on a request head. Raises H1Violation."""
+    head = RequestHead(method, target, headers)
+    head.size = size
+    repeated = headers.repeated
+    if repeated is not None:
+        _refuse_ambiguous(repeated)
+    if limits.underscores != "allow":
+        _judge_underscores(headers, limits)
+    authority = headers.pop(b"host", None)
+    if authority is None:
+        head.has_host = False
+    else:
+        head.authority = authority
+    if method not in METHODS and not limits.custom_methods:
+        raise H1Violation(400, "http1.codec_error", "unknown method")
+    if target[:1] != b"/":
+        _judge_target(head, limits)
+    if not _AUTHORITY.match(head.authority):
+        raise H1Violation(400, "http.invalid_authority", "invalid host")
+    coding = headers.get(b"transfer-encoding")
+    length = headers.get(b"content-length")
+    if coding is not None:
+        if coding.lower() != b"chunked":
+            raise H1Violation(501, "http1.invalid_transfer_encoding", "unsupported transfer encoding")
+        if length is not None:
+            raise H1Violation(
+                400, "http1.content_length_and_chunked_not_allowed", "content-length with transfer-encoding"
+            )
+        head.length = CHUNKED
+        head.ended = False
+    elif length is not None:
+        if not length.isdigit():
+            raise H1Violation(400, "http1.codec_error", "invalid content-length")
+        head.length = int(length)
+        head.ended = head.length == 0
+    connection = headers.get(b"connection")
+    if old:
+        head.old = True
+        head.keep_alive = connection is not None and b"keep-alive" in _tokens(headers)
+    elif connection is not None:
+        tokens = _tokens(headers)
+        head.keep_alive = b"close" not in tokens
+        if b"upgrade" in tokens and b"upgrade" in headers:
+            _note_upgrade(head, headers)
+    if b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and not old:
+        head.expects_continue = True
+        headers.remove(b"expect")
+    return head
+
+
+def judge_response(status: int, headers: Headers, old: bool, method: bytes) -> InboundResponse:
+    """Envoy's verdict on a response head to a request with `method`. Raises H1Violation."""
+    head = InboundResponse(status, headers)
+    repeated = headers.repeated
+    if repeated is not None:
+        _refuse_ambiguous(repeated)
+    coding = headers.get(b"transfer-encoding")
+    length = headers.get(b"content-length")
+    if coding is not None:
+        if coding.lower() != b"chunked":
+            raise H1Violation(502, "http1.invalid_transfer_encoding", "unsupported transfer encoding")
+        if length is not None:
+            raise H1Violation(
+                502, "http1.content_length_and_chunked_not_allowed", "content-length with transfer-encoding"
+            )
+        head.length = CHUNKED
+    elif length is not None:
+        if not length.isdigit():
+            raise H1Violation(502, "http1.codec_error", "invalid content-length")
+        head.length = int(length)
+        if status == 204 and head.length:
+            raise H1Violation(502, "http1.body_disallowed", "204 with a body")
+    else:
+        head.length = UNTIL_CLOSE
+    if method == b"HEAD" or status in (204, 304):
+        head.length = 0
+    if old:
+        head.old = True
+        head.keep_alive = b"connection" in headers and b"keep-alive" in _tokens(headers)
+    elif b"connection" in headers:
+        head.keep_alive = b"close" not in _tokens(headers)
+    if head.length == UNTIL_CLOSE:
+        head.keep_alive = False
+    return head
+
+
+def classify_request_error(first_line: bytes) -> H1Violation | None:
+    """Envoy answers a request line with another HTTP version (or none) by 426, whatever else is wrong with it."""
+    match = _VERSION_AT_END.match(first_line)
+    if match is None:
+        return None
+    major, minor = match.groups()
+    if major == b"1" and minor == b"1":
+        return None
+    return H1Violation(426, "low_version", "unsupported HTTP version")
+
+
+def too_many(what: str) -> H1Violation:
+    """The head is over a limit: `headers_too_large` or `too_many_headers`."""
+    return H1Violation(431, f"http1.{what}", what)
+
+
+def connection_tokens(headers: Headers) -> set[bytes]:
+    """Lower-case tokens of the Connection field (RFC 9110 section 7.6.1)."""
+    return _tokens(headers)
+
+
+def _tokens(headers: Headers) -> set[bytes]:
+    return {token.strip().lower() for token in (headers.joined(b"connection") or b"").split(b",")}
+
+
+def _refuse_ambiguous(repeated: list[tuple[bytes, bytes]]) -> None:
+    for name, _ in repeated:
+        if name == b"content-length" or name == b"host":
+            raise H1Violation(400, "http1.codec_error", f"more than one {name.decode()}")
+        if name == b"transfer-encoding":
+            raise H1Violation(501, "http1.invalid_transfer_encoding", "more than one transfer-encoding")
+
+
+def _judge_underscores(headers: Headers, limits: Limits) -> None:
+    named = [name for name, _ in headers.fields() if b"_" in name]
+    if named and limits.underscores == "reject_request":
+        raise H1Violation(400, "http1.unexpected_underscore", "underscore in a header name")
+    for name in named:
+        headers.remove(name)
+
+
+def _judge_target(head: RequestHead, limits: Limits) -> None:
+    """Targets that are not origin-form: authority-form, asterisk-form, absolute-form (RFC 9112 section 3.2)."""
+    target = head.path
+    if head.method == b"CONNECT":
+        head.authority = target
+        head.path = b""
+        head.upgrade = b"connect"
+        return
+    if target == b"*":
+        if head.method != b"OPTIONS":
+            raise H1Violation(400, "http1.invalid_url", "asterisk with another method than OPTIONS")
+        return
+    scheme, mark, rest = target.partition(b"://")
+    if not mark or not limits.allow_absolute_url:
+        raise H1Violation(400, "http1.codec_error", "invalid request target")
+    if scheme.lower() not in (b"http", b"https"):
+        raise H1Violation(400, "http1.invalid_scheme", "invalid scheme in request target")
+    cut = len(rest)
+    for mark in (b"/", b"?", b"#"):
+        found = rest.find(mark)
+        if 0 <= found < cut:
+            cut = found
+    authority = rest[:cut].rpartition(b"@")[2]
+    if not authority:
+        raise H1Violation(400, "http1.invalid_url", "no authority in request target")
+    head.authority = authority
+    head.has_host = True
+    path = rest[cut:]
+    head.path = path if path[:1] == b"/" else b"/" + path
+
+
+def _note_upgrade(head: RequestHead, headers: Headers) -> None:
+    """Envoy ignores h2c upgrades: the fields go, the request stays."""
+    token = headers[b"upgrade"].strip().lower()
+    if token == b"h2c":
+        for name in (b"upgrade", b"http2-settings"):
+            headers.remove(name)
+        headers.set(b"connection", b"keep-alive")
+    else:
+        head.upgrade = token

@@ -1,0 +1,225 @@
+"""What happens to every request's headers before filters and routes see them (Envoy ConnectionManagerUtility::mutateRequestHeaders).
+
+Rule: nothing that a client sends may pass for something that a proxy says: hop-by-hop fields go, `x-forwarded-*`,
+`x-envoy-*` and XFCC are kept, made or dropped by what is known of the connection. Made once from a connection manager's
+settings. Not for: path and host normalisation (agent/routing), changes that a route asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import TypeAlias
+from urllib.parse import quote
+
+from agent.http.h1_message import RequestHead, connection_tokens
+from agent.http.headers import Headers
+from agent.http.request import ConnectionInfo, RequestContext
+from agent.table.listener import HttpManager
+
+Intake: TypeAlias = Callable[[RequestContext, RequestHead, "bytes | None"], None]
+
+INTERNAL_ONLY = (
+    b"x-envoy-retriable-status-codes", b"x-envoy-retriable-header-names", b"x-envoy-retry-on", b"x-envoy-retry-grpc-on",
+    b"x-envoy-max-retries", b"x-envoy-upstream-alt-stat-name", b"x-envoy-upstream-rq-timeout-ms",
+    b"x-envoy-upstream-rq-per-try-timeout-ms", b"x-envoy-upstream-rq-timeout-alt-response",
+    b"x-envoy-expected-rq-timeout-ms", b"x-envoy-force-trace", b"x-envoy-ip-tags", b"x-envoy-original-url",
+    b"x-envoy-hedge-on-per-try-timeout",
+)  # fmt: skip
+"""Fields that only internal requests may carry."""
+EDGE_ONLY = (b"x-envoy-decorator-operation", b"x-envoy-downstream-service-cluster", b"x-envoy-downstream-service-node")
+
+_INTERNAL_NETWORKS: tuple[IPv4Network | IPv6Network, ...] = tuple(
+    ip_network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "::1/128", "fd00::/8")
+)
+"""Envoy Network::Utility::isInternalAddress (RFC 1918, RFC 4193, loopback)."""
+
+
+def compile_intake(manager: HttpManager) -> Intake:
+    """The function that cleans and completes a request. Its third argument is the connection's XFCC element, if any."""
+    use_remote = manager.use_remote_address
+    hops = manager.xff_trusted_hops
+    append_xff = not manager.skip_xff_append
+    forward = manager.forward_client_cert
+    networks = manager.internal_networks
+    generate = manager.generate_request_id
+    preserve = manager.preserve_external_request_id
+    via = manager.via
+    port = manager.append_x_forwarded_port
+    user_agent = manager.add_user_agent
+    scheme_overwrite = manager.scheme_overwrite
+
+    def intake(ctx: RequestContext, head: RequestHead, xfcc: bytes | None) -> None:
+        headers = ctx.headers
+        connection = ctx.connection
+        if b"connection" in headers:
+            _drop_nominated(headers, head)
+        headers.pop(b"transfer-encoding", None)
+        for name in _HOP_BY_HOP:
+            if name in headers:
+                headers.remove(name)
+        if b"te" in headers:
+            _keep_trailers(headers)
+        proto = headers.get(b"x-forwarded-proto")
+        scheme = b"https" if connection.tls else b"http"
+        forwarded = headers.joined(b"x-forwarded-for") if b"x-forwarded-for" in headers else None
+        internal = False
+        client = connection.remote[0]
+        if use_remote:
+            if hops and forwarded is not None:
+                client = _from_the_end(forwarded, hops - 1) or client
+            internal = (not forwarded or bool(hops)) and is_internal(client, networks)
+            if append_xff:
+                own = connection.remote[0]
+                forwarded = own.encode() if not forwarded else forwarded + b"," + own.encode()
+                headers.set(b"x-forwarded-for", forwarded)
+            if not hops or proto is None:
+                proto = scheme
+                headers.set(b"x-forwarded-proto", proto)
+            if port and (not hops or b"x-forwarded-port" not in headers):
+                headers.set(b"x-forwarded-port", b"%d" % connection.local[1])
+        elif forwarded is not None:
+            if headers.repeated is not None:
+                headers.set(b"x-forwarded-for", forwarded)
+            told = _from_the_end(forwarded, hops)
+            if told is not None:
+                client = told
+                internal = b"," not in forwarded and is_internal(told, networks)
+        if client is not connection.remote[0]:
+            ctx.client = (client, 0)
+        if proto is None or proto not in (b"http", b"https"):
+            headers.set(b"x-forwarded-proto", scheme)
+            proto = scheme
+        ctx.scheme = scheme_overwrite or proto
+        edge = use_remote and not internal
+        if internal:
+            headers.set(b"x-envoy-internal", b"true")
+        else:
+            headers.remove(b"x-envoy-internal")
+            if len(headers) > 2:
+                for name in INTERNAL_ONLY:
+                    if name in headers:
+                        headers.remove(name)
+            if edge:
+                for name in EDGE_ONLY:
+                    headers.remove(name)
+                headers.set(b"x-envoy-external-address", client.encode())
+        if user_agent and b"user-agent" not in headers:
+            headers[b"user-agent"] = b"envoy"
+        if b"x-forwarded-client-cert" in headers or xfcc is not None:
+            _client_certificate(headers, forward, xfcc, connection)
+        request_id = headers.get(b"x-request-id")
+        if generate and (request_id is None or (edge and not preserve)):
+            request_id = headers[b"x-request-id"] = make_request_id(ctx.random)
+        ctx.request_id = request_id or b""
+        if via:
+            headers.set(b"via", headers[b"via"] + b", " + via if b"via" in headers else via)
+
+    return intake
+
+
+_HOP_BY_HOP = (b"keep-alive", b"proxy-connection")
+
+
+def make_request_id(random: int) -> bytes:
+    """A version 4 UUID of 64 random bits, which are also those of the request's other decisions, mixed to 122."""
+    mixed = (random * 0x9E3779B97F4A7C15F39CC0605CEDC835 + 0x2545F4914F6CDD1D) & (1 << 128) - 1
+    text = b"%032x" % (mixed ^ (random << 64))
+    return b"%b-%b-4%b-%x%b-%b" % (
+        text[:8], text[8:12], text[13:16], 8 | (random & 3), text[17:20], text[20:],
+    )  # fmt: skip
+
+
+def is_internal(address: str, networks: tuple[IPv4Network | IPv6Network, ...] | None) -> bool:
+    """Whether Envoy takes requests from this address for internal ones; `networks` None: private addresses."""
+    return _is_internal(address, _INTERNAL_NETWORKS if networks is None else networks)
+
+
+@lru_cache(maxsize=1024)
+def _is_internal(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return False
+    return any(ip in network for network in networks)
+
+
+def _from_the_end(forwarded: bytes, skip: int) -> str | None:
+    """The address of X-Forwarded-For that `skip` trusted proxies stand behind; None where there is none."""
+    parts = forwarded.split(b",")
+    if skip >= len(parts):
+        return None
+    return _address(parts[-1 - skip].strip().decode("ascii", "replace"))
+
+
+@lru_cache(maxsize=1024)
+def _address(text: str) -> str | None:
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        return None
+
+
+def _drop_nominated(headers: Headers, head: RequestHead) -> None:
+    """Remove what Connection names, and Connection itself; an upgrade keeps its two fields (RFC 9110 section 7.6.1)."""
+    for name in connection_tokens(headers):
+        if name and name not in _NEVER_NOMINATED:
+            headers.remove(name)
+    if head.upgrade:
+        headers.set(b"connection", b"upgrade")
+    else:
+        headers.remove(b"connection")
+        headers.remove(b"upgrade")
+
+
+_NEVER_NOMINATED = frozenset((
+    b"close", b"keep-alive", b"upgrade", b"te", b"connection", b"host", b"content-length", b"transfer-encoding",
+    b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto",
+))  # fmt: skip
+
+
+def _keep_trailers(headers: Headers) -> None:
+    """Of TE only `trailers` may pass (RFC 9110 section 10.1.4)."""
+    value = headers.joined(b"te") or b""
+    if any(token.partition(b";")[0].strip().lower() == b"trailers" for token in value.split(b",")):
+        headers.set(b"te", b"trailers")
+    else:
+        headers.remove(b"te")
+
+
+def _client_certificate(
+    headers: Headers, forward: str, element: bytes | None, connection: ConnectionInfo
+) -> None:
+    """X-Forwarded-Client-Cert by Envoy's forward_client_cert_details."""
+    mutual = connection.tls and connection.peer is not None
+    if forward == "always_forward_only":
+        return
+    if not mutual or forward == "sanitize":
+        headers.remove(b"x-forwarded-client-cert")
+    elif element is not None and forward == "append_forward":
+        earlier = headers.joined(b"x-forwarded-client-cert")
+        headers.set(b"x-forwarded-client-cert", element if earlier is None else earlier + b"," + element)
+    elif element is not None and forward == "sanitize_set":
+        headers.set(b"x-forwarded-client-cert", element)
+
+
+def client_certificate_element(manager: HttpManager, connection: ConnectionInfo) -> bytes | None:
+    """What this proxy says about its client's certificate; None where it says nothing. The same for all requests."""
+    peer = connection.peer
+    if peer is None or manager.forward_client_cert not in ("append_forward", "sanitize_set"):
+        return None
+    details = manager.client_cert_details
+    parts = [f"By={uri}" for uri in connection.local_uri_sans[:1]]
+    parts.append(f"Hash={peer.sha256}")
+    if "cert" in details:
+        parts.append(f'Cert="{quote(peer.pem, safe="")}"')
+    if "chain" in details:
+        parts.append(f'Chain="{quote(peer.chain_pem, safe="")}"')
+    if "subject" in details:
+        parts.append('Subject="%s"' % peer.subject.replace("\\", "\\\\").replace('"', '\\"'))
+    if "uri" in details:
+        parts.extend(f"URI={uri}" for uri in peer.uri_sans or ("",))
+    if "dns" in details:
+        parts.extend(f"DNS={name}" for name in peer.dns_sans)
+    return ";".join(parts).encode()

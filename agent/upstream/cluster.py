@@ -1,0 +1,181 @@
+"""A cluster at run time: its hosts, who is in rotation, its breakers and its detector.
+
+Rule: survives table swaps: `reconfigure` and `update_hosts` keep hosts that are still members, with their connections
+and what was learned of them. Choosing a host changes nothing but the balancer's own position.
+Not for: resolving names (worker/dns), opening connections (worker/upstream_connection).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from agent.table.cluster import Cluster, Endpoint
+from agent.telemetry.scopes import ClusterStats
+from agent.upstream.balancer import Picker, make_picker
+from agent.upstream.breaker import Breaker
+from agent.upstream.host import Host
+from agent.upstream.outlier import OutlierDetector
+from agent.upstream.pool import Connect, Pool
+from agent.upstream.priorities import NOBODY, Rotation, rotation
+
+
+class ClusterRuntime:
+    """Invariant: `rotation` reflects the health of `hosts` as of the last `rebuild`."""
+
+    __slots__ = (
+        "_connect", "_overprovisioning", "_seed", "_subsets", "_tls_of", "breakers", "by_endpoint", "config",
+        "detector", "hosts", "name", "rotation", "slots", "stats", "warm",
+    )  # fmt: skip
+
+    def __init__(
+        self, config: Cluster, connect: Connect, stats: ClusterStats, slots: memoryview, seed: int,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.name = config.name
+        self._connect = connect
+        self._seed = seed
+        self._overprovisioning = 140
+        self._subsets: dict[tuple[tuple[str, str], ...], Rotation] = {}
+        self._tls_of: Callable[[Endpoint], Any] | None = None
+        self.hosts: tuple[Host, ...] = ()
+        self.by_endpoint: dict[Endpoint, Host] = {}
+        self.breakers = (Breaker(config.default_thresholds), Breaker(config.high_thresholds))
+        self.detector = OutlierDetector(config.outlier) if config.outlier is not None else None
+        self.rotation = NOBODY
+        self.stats = stats
+        self.slots = slots
+        self.warm = False
+        """Endpoints (even none) have been received or resolved."""
+
+    def reconfigure(self, config: Cluster, tls_of: Callable[[Endpoint], Any] | None) -> None:
+        """Take a new configuration of the same name; connections whose TLS changed are not used again."""
+        changed = config is not self.config
+        self.config = config
+        self._tls_of = tls_of
+        if changed:
+            self.breakers[0].limits = config.default_thresholds
+            self.breakers[1].limits = config.high_thresholds
+            if config.outlier is None:
+                self.detector = None
+            elif self.detector is None:
+                self.detector = OutlierDetector(config.outlier)
+            else:
+                self.detector.config = config.outlier
+        for host in self.hosts:
+            tls = tls_of(host.endpoint) if tls_of is not None else None
+            if tls is not host.tls:
+                host.tls = tls
+                host.pool.retire()
+        if changed:
+            self.rebuild()
+
+    def update_hosts(self, endpoints: Iterable[Endpoint], overprovisioning: int = 140) -> bool:
+        """Take the members as they are now. True if anything changed."""
+        self.warm = True
+        wanted = list(endpoints)
+        if overprovisioning == self._overprovisioning and [host.endpoint for host in self.hosts] == wanted:
+            return False
+        self._overprovisioning = overprovisioning
+        known = {(host.endpoint.address, host.endpoint.priority): host for host in self.hosts}
+        hosts: list[Host] = []
+        for endpoint in wanted:
+            host = known.pop((endpoint.address, endpoint.priority), None)
+            if host is None:
+                host = self.make_host(endpoint)
+            elif host.endpoint != endpoint:
+                host.endpoint = endpoint
+                host.weight = endpoint.weight
+                tls = self._tls_of(endpoint) if self._tls_of is not None else None
+                if tls is not host.tls:
+                    host.tls = tls
+                    host.pool.retire()
+            hosts.append(host)
+        for host in known.values():
+            host.gone = True
+            if self.detector is not None:
+                self.detector.forget(host)
+            host.pool.retire()
+        self.hosts = tuple(hosts)
+        self.slots[self.stats.membership_change] += 1
+        self.rebuild()
+        return True
+
+    def make_host(self, endpoint: Endpoint) -> Host:
+        """A host with its pool, not yet a member."""
+        host = Host(endpoint)
+        host.pool = Pool(host, self, self._connect)
+        host.tls = self._tls_of(endpoint) if self._tls_of is not None else None
+        return host
+
+    def original_destination(self, endpoint: Endpoint) -> Host:
+        """The host of an ORIGINAL_DST cluster for an address, made at its first use."""
+        host = self.by_endpoint.get(endpoint)
+        if host is None:
+            host = self.by_endpoint[endpoint] = self.make_host(endpoint)
+            self.hosts = tuple(self.by_endpoint.values())
+        return host
+
+    def forget_idle_destinations(self) -> None:
+        """ORIGINAL_DST hosts without any connection go (Envoy cleanup_interval)."""
+        kept = {endpoint: host for endpoint, host in self.by_endpoint.items() if host.pool.total or host.active}
+        if len(kept) != len(self.by_endpoint):
+            self.by_endpoint = kept
+            self.hosts = tuple(kept.values())
+
+    def rebuild(self) -> None:
+        """Health or membership changed: new rotation."""
+        self._subsets = {}
+        self.rotation = rotation(self.config, self.hosts, self._overprovisioning, self._make_picker)
+        slots, stats = self.slots, self.stats
+        slots[stats.membership_total] = len(self.hosts)
+        slots[stats.membership_healthy] = sum(host.healthy for host in self.hosts)
+        if self.detector is not None:
+            slots[stats.outlier_detection_ejections_active] = self.detector.ejected
+
+    def pick(self, random: int, key: int | None, match: Mapping[str, Any]) -> Host | None:
+        """A host for a request; None when there is nobody. `match` is metadata that a subset must have."""
+        rotation = self.rotation
+        if match and self.config.subset_selectors:
+            rotation = self._subset(match)
+        picker = rotation.only
+        if picker is None:
+            picker = rotation.picker(random)
+            if picker is None:
+                self.slots[self.stats.upstream_cx_none_healthy] += 1
+                return None
+        if rotation.panic:
+            self.slots[self.stats.lb_healthy_panic] += 1
+        return picker.pick(random, key)
+
+    def pick_other(
+        self, random: int, key: int | None, match: Mapping[str, Any], avoid: Sequence[Host], tries: int
+    ) -> Host | None:
+        """A host that was not tried before, if one comes up within the number of tries (previous_hosts)."""
+        host = self.pick(random, key, match)
+        for attempt in range(tries):
+            if host is None or host not in avoid:
+                break
+            host = self.pick((random * 0x9E3779B97F4A7C15 + attempt) & 0xFFFFFFFFFFFFFFFF, None, match)
+        return host
+
+    def _make_picker(self, hosts: list[Host]) -> Picker:
+        return make_picker(self.config, hosts, self._seed)
+
+    def _subset(self, match: Mapping[str, Any]) -> Rotation:
+        wanted: Mapping[str, Any] = match.get("envoy.lb", match)
+        key = tuple(sorted((name, repr(value)) for name, value in wanted.items()))
+        found = self._subsets.get(key)
+        if found is None:
+            members = [
+                host
+                for host in self.hosts
+                if all(
+                    host.endpoint.metadata.get("envoy.lb", {}).get(name) == value
+                    for name, value in wanted.items()
+                )
+            ]
+            found = self._subsets[key] = rotation(
+                self.config, members, self._overprovisioning, self._make_picker
+            )
+        return found

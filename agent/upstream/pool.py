@@ -1,0 +1,127 @@
+"""The connections to one host: who gets which, who waits, when to open another one.
+
+Rule: this module decides and the worker acts: `Connect` starts a connection, which reports back by `connected` or
+`failed`. Idle connections are used last in, first out, so that surplus ones grow old and are closed. Waiting requests
+are served in order of arrival (Envoy's HTTP/1 connection pool).
+Not for: sockets, timers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from agent.upstream.breaker import Breaker
+from agent.upstream.host import Host
+
+if TYPE_CHECKING:
+    from agent.upstream.cluster import ClusterRuntime
+
+
+class PooledConnection(Protocol):
+    """An open upstream connection that carries one request at a time."""
+
+    def close_idle(self) -> None:
+        """Close; no request is on it."""
+
+
+class Waiter(Protocol):
+    """A request that waits for a connection."""
+
+    priority_breaker: Breaker
+
+    def upstream_ready(self, connection: PooledConnection) -> None:
+        """Here is your connection."""
+
+    def upstream_unavailable(self, reason: str, failure: str) -> None:
+        """There will be none: a reset reason (agent/upstream/reset.py) and the transport's own words."""
+
+
+Connect = Callable[["Pool"], None]
+
+
+class Pool:
+    """Invariant: `total` counts connections that are connecting, idle or busy; each is in the breaker's count."""
+
+    __slots__ = ("breaker", "cluster", "connect", "connecting", "host", "idle", "total", "waiting")
+
+    def __init__(self, host: Host, cluster: ClusterRuntime, connect: Connect) -> None:
+        self.host = host
+        self.cluster = cluster
+        self.breaker = cluster.breakers[0]
+        self.connect = connect
+        self.idle: list[PooledConnection] = []
+        self.waiting: deque[Waiter] = deque()
+        self.connecting = 0
+        self.total = 0
+
+    def request(self, waiter: Waiter) -> PooledConnection | bool:
+        """A connection to use now, True when the waiter will be called, False when the breaker refuses (overflow)."""
+        if self.idle:
+            return self.idle.pop()
+        breaker = waiter.priority_breaker
+        if not breaker.may_wait():
+            return False
+        breaker.pending += 1
+        self.waiting.append(waiter)
+        if self.connecting < len(self.waiting) and (self.total == 0 or breaker.may_connect()):
+            self._open()
+        return True
+
+    def withdraw(self, waiter: Waiter) -> None:
+        """The waiter has gone away. A connection that is on its way for it is kept for others."""
+        try:
+            self.waiting.remove(waiter)
+        except ValueError:
+            return
+        waiter.priority_breaker.pending -= 1
+
+    def connected(self, connection: PooledConnection) -> None:
+        """A connection that `connect` started is open."""
+        self.connecting -= 1
+        self.release(connection)
+
+    def release(self, connection: PooledConnection) -> None:
+        """A connection is free (again)."""
+        if self.waiting:
+            waiter = self.waiting.popleft()
+            waiter.priority_breaker.pending -= 1
+            waiter.upstream_ready(connection)
+        elif self.host.gone:
+            connection.close_idle()
+        else:
+            self.idle.append(connection)
+
+    def failed(self, reason: str, failure: str) -> None:
+        """A connection that `connect` started did not come up: all who wait are told, as Envoy does."""
+        self.connecting -= 1
+        self._lost()
+        waiting, self.waiting = self.waiting, deque()
+        for waiter in waiting:
+            waiter.priority_breaker.pending -= 1
+            waiter.upstream_unavailable(reason, failure)
+
+    def closed(self, connection: PooledConnection) -> None:
+        """An open connection has ended, idle or busy."""
+        if connection in self.idle:
+            self.idle.remove(connection)
+        self._lost()
+        if len(self.waiting) > self.connecting:
+            self._open()
+
+    def retire(self) -> None:
+        """The host is no longer a member, or its TLS has changed: close what is idle, let the rest finish."""
+        idle, self.idle = self.idle, []
+        for connection in idle:
+            connection.close_idle()
+
+    def _open(self) -> None:
+        self.connecting += 1
+        self.total += 1
+        self.breaker.connections += 1
+        self.connect(self)
+
+    def _lost(self) -> None:
+        self.total -= 1
+        self.breaker.connections -= 1

@@ -1,0 +1,63 @@
+"""What a peer's certificate says, read once per certificate.
+
+Rule: names are read from DER by `cryptography`, never from text, so that a NUL or a comma inside a name stays inside it.
+The judgement of names is Envoy's match_typed_subject_alt_names: any of the matchers on any of the names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from cryptography import x509
+
+from agent.http.request import PeerIdentity
+from agent.table.matchers import compile_string
+from agent.table.tls import SanMatch
+
+Judge = Callable[[PeerIdentity], bool]
+
+
+@lru_cache(maxsize=2048)
+def identity(der: bytes) -> PeerIdentity:
+    """The identity in a DER certificate."""
+    certificate = x509.load_der_x509_certificate(der)
+    uris: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    try:
+        san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        pass
+    else:
+        uris = tuple(san.get_values_for_type(x509.UniformResourceIdentifier))
+        names = tuple(san.get_values_for_type(x509.DNSName))
+    pem = ssl.DER_cert_to_PEM_cert(der)
+    return PeerIdentity(
+        uri_sans=uris,
+        dns_sans=names,
+        subject=certificate.subject.rfc4514_string(),
+        issuer=certificate.issuer.rfc4514_string(),
+        serial=f"{certificate.serial_number:x}",
+        sha256=hashlib.sha256(der).hexdigest(),
+        pem=pem,
+        chain_pem=pem,
+    )
+
+
+def compile_judge(sans: Sequence[SanMatch]) -> Judge | None:
+    """The function that accepts a peer by its names; None where every verified peer is accepted."""
+    if not sans:
+        return None
+    tests = [(san.kind, compile_string(san.match)) for san in sans]
+
+    def judge(peer: PeerIdentity) -> bool:
+        for kind, test in tests:
+            if kind in ("uri", "any") and any(test(name.encode()) for name in peer.uri_sans):
+                return True
+            if kind in ("dns", "any") and any(test(name.encode()) for name in peer.dns_sans):
+                return True
+        return False
+
+    return judge

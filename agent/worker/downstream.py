@@ -1,0 +1,353 @@
+"""One HTTP/1.1 connection from a client: bytes from the transport become exchanges, one after the other.
+
+Rule: responses leave in the order of the requests; while one exchange lasts, what the client pipelines waits in the codec
+and reading pauses, so that memory is bounded. How a connection ends follows Envoy: at once if the client asked for it and
+got everything, else after `delayed_close_timeout`, so that the last response is not lost to a RST.
+Not for: what a request means (agent/exchange), bytes on sockets (transport).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from agent.exchange.exchange import Exchange
+from agent.exchange.setting import Setting
+from agent.http import h1_encode
+from agent.http.h1_message import H1Violation, Limits, RequestHead, RequestSink, ServerCodec
+from agent.http.headers import Headers
+from agent.http.request import ConnectionInfo, ResponseHead
+from agent.worker.timers import Timer
+from agent.worker.transport import PlainTransport
+
+
+class Station(Protocol):
+    """The filter chain that a connection came through, as long as it lives."""
+
+    setting: Setting
+    draining: bool
+    """New responses end their connections."""
+
+    def server_codec(self, sink: RequestSink) -> ServerCodec: ...
+
+    def connection_closed(self, connection: H1Downstream) -> None: ...
+
+
+class H1Downstream:
+    """See the module. Invariant: `exchange` is the request whose response is due; `request_done` is about its request."""
+
+    __slots__ = (
+        "_again", "_discarding", "_framing", "_hold_body", "_hold_next", "_in_codec", "_max_age", "_polite", "_tunnel",
+        "certificate_element", "closing", "codec", "connection", "exchange", "old", "request_done", "requests", "setting",
+        "station", "timer", "transport",
+    )  # fmt: skip
+
+    def __init__(
+        self, station: Station, connection: ConnectionInfo, element: bytes | None, transport: PlainTransport
+    ) -> None:
+        self.station = station
+        setting = self.setting = station.setting
+        self.connection = connection
+        self.certificate_element = element
+        self.transport = transport
+        self.codec = station.server_codec(self)
+        self.exchange: Exchange | None = None
+        self.timer: Timer = transport.reactor.timer(self._timer_fired)
+        self.closing = False
+        self.request_done = True
+        self.requests = 0
+        self.old = False
+        self._framing = h1_encode.FIXED
+        self._tunnel = False
+        self._polite = False
+        self._discarding = False
+        self._in_codec = False
+        self._again = False
+        self._hold_body = False
+        self._hold_next = False
+        self._max_age: Timer | None = None
+        slots, stats, manager = setting.slots, setting.stats, setting.manager
+        slots[stats.downstream_cx_total] += 1
+        slots[stats.downstream_cx_active] += 1
+        slots[stats.downstream_cx_http1_total] += 1
+        if connection.tls:
+            slots[stats.downstream_cx_ssl_total] += 1
+        now = transport.reactor.now
+        if manager.idle_timeout:
+            self.timer.set(now + manager.idle_timeout)
+        if manager.max_connection_duration:
+            self._max_age = transport.reactor.timer(self._grown_old)
+            self._max_age.set(now + manager.max_connection_duration)
+
+    # From the transport
+
+    def received(self, data: bytes) -> None:
+        """See TransportOwner."""
+        exchange = self.exchange
+        if self._tunnel:
+            if exchange is not None:
+                exchange.request_data(data)
+            return
+        if self._discarding:
+            return
+        if exchange is not None and self.request_done:
+            self._hold_next = True
+            self.transport.pause()
+        self._in_codec = True
+        try:
+            self.codec.receive(data)
+            self._run_on()
+        except H1Violation as violation:
+            self._in_codec = False
+            self._refuse(violation)
+        self._in_codec = False
+        if self.exchange is None and not self._discarding:
+            self._await_rest()
+
+    def ended(self) -> None:
+        """See TransportOwner. A client that closes its side has gone, as for Envoy."""
+        self.lost("")
+        self.transport.close()
+
+    def lost(self, reason: str) -> None:
+        """See TransportOwner."""
+        exchange, self.exchange = self.exchange, None
+        self.closing = self._discarding = True
+        if exchange is not None:
+            slots = self.setting.slots
+            slots[self.setting.stats.downstream_cx_destroy_active_rq] += 1
+            exchange.client_gone()
+        self._gone()
+
+    def drained(self) -> None:
+        """See TransportOwner."""
+        if self.exchange is not None:
+            self.exchange.client_drained()
+
+    # From the codec
+
+    def request_head(self, head: RequestHead) -> None:
+        """See RequestSink."""
+        setting = self.setting = self.station.setting
+        self.requests += 1
+        self.old = head.old
+        self._polite = not head.keep_alive
+        self.request_done = False
+        exchange = self.exchange = Exchange(setting, self)
+        manager = setting.manager
+        if head.old and not manager.accept_http_10:
+            exchange.refuse(H1Violation(426, "low_version", "HTTP/1.0 is not accepted"))
+            return
+        if head.old and not head.has_host and manager.default_host_for_http_10:
+            head.authority, head.has_host = manager.default_host_for_http_10, True
+        if self.station.draining:
+            self.closing = True
+        elif manager.max_requests_per_connection and self.requests >= manager.max_requests_per_connection:
+            self.closing = True
+        if head.upgrade:
+            self.request_done = True
+        exchange.begin(head)
+
+    def request_data(self, data: bytes) -> None:
+        """See RequestSink."""
+        if self.exchange is not None:
+            self.exchange.request_data(data)
+
+    def request_end(self, trailers: Headers | None) -> None:
+        """See RequestSink."""
+        if self._tunnel:
+            return
+        self.request_done = True
+        if self.exchange is not None:
+            self.exchange.request_end(trailers)
+
+    # From the exchange
+
+    def full(self) -> bool:
+        """See ClientStream."""
+        return self.transport.full
+
+    def pause(self) -> None:
+        """See ClientStream."""
+        if not self._hold_body:
+            self._hold_body = True
+            self.transport.pause()
+
+    def resume(self) -> None:
+        """See ClientStream."""
+        if self._hold_body:
+            self._hold_body = False
+            if not self._hold_next:
+                self.transport.resume()
+
+    def send_continue(self) -> None:
+        """See ClientStream."""
+        self.transport.write(h1_encode.CONTINUE)
+
+    def send_informational(self, status: int, headers: Headers) -> None:
+        """See ClientStream."""
+        data, _ = h1_encode.response_head(status, headers, b"GET", True, False)
+        self.transport.write(data)
+
+    def send_head(self, head: ResponseHead, method: bytes, ended: bool, tunnel: bool) -> None:
+        """See ClientStream."""
+        headers = head.headers
+        old = self.old
+        if tunnel:
+            self._tunnel = self.closing = self._polite = True
+        elif self.closing:
+            headers[b"connection"] = b"close"
+        elif old:
+            if b"content-length" in headers or ended:
+                headers[b"connection"] = b"keep-alive"
+            else:
+                headers[b"connection"] = b"close"
+                self.closing = True
+        elif self.station.draining:
+            self.closing = True
+            headers[b"connection"] = b"close"
+        if tunnel and head.status != 101:
+            headers.pop(b"content-length", None)
+            data = h1_encode.tunnel_head(head.status, headers)
+            self._framing = h1_encode.FIXED
+        else:
+            data, self._framing = h1_encode.response_head(
+                head.status, headers, method, ended, old, self.setting.manager.proper_case_headers
+            )
+        if self.exchange is not None:
+            self.exchange.outcome.response_headers_bytes = len(data)
+        self.transport.write(data)
+        if tunnel:
+            early = self.codec.leftovers()
+            if early and self.exchange is not None:
+                self.exchange.request_data(early)
+
+    def send_data(self, data: bytes) -> None:
+        """See ClientStream."""
+        if data:
+            self.transport.write(h1_encode.chunk(data) if self._framing == h1_encode.CHUNKS else data)
+
+    def send_end(self, trailers: Headers | None) -> None:
+        """See ClientStream."""
+        if self._framing == h1_encode.CHUNKS:
+            self.transport.write(h1_encode.last_chunk(trailers))
+            self._framing = h1_encode.FIXED
+
+    def abort(self) -> None:
+        """See ClientStream."""
+        self.closing = True
+        self._polite = False
+
+    def exchange_over(self) -> None:
+        """See ClientStream."""
+        self.exchange = None
+        if self._discarding:
+            return
+        if self.closing:
+            self._leave()
+        elif self._in_codec:
+            self._again = self.request_done
+        else:
+            self._in_codec = True
+            self._again = True
+            try:
+                self._run_on()
+            except H1Violation as violation:
+                self._in_codec = False
+                self._refuse(violation)
+            self._in_codec = False
+            if self.exchange is None and not self._discarding:
+                self._await_rest()
+
+    # Between requests
+
+    def _run_on(self) -> None:
+        """Take up what was pipelined, without recursion however many requests are answered at once."""
+        while True:
+            if not self._again:
+                if self.exchange is not None or not self.request_done or self._discarding or not self.requests:
+                    return
+                return
+            self._again = False
+            self.codec.next_request()
+            if self.exchange is None and not self._again and self._hold_next:
+                self._hold_next = False
+                if not self._hold_body:
+                    self.transport.resume()
+
+    def _await_rest(self) -> None:
+        """Idle, or in the middle of a head: the clock for either runs."""
+        manager = self.setting.manager
+        now = self.transport.reactor.now
+        if self.codec.end_of_input():
+            if manager.idle_timeout:
+                self.timer.set(now + manager.idle_timeout)
+        elif manager.request_headers_timeout:
+            self.timer.set(min(self.timer.deadline, now + manager.request_headers_timeout))
+        elif manager.stream_idle_timeout:
+            self.timer.set(now + manager.stream_idle_timeout)
+
+    def _refuse(self, violation: H1Violation) -> None:
+        """The client broke the protocol, before a request or in its body."""
+        slots, stats = self.setting.slots, self.setting.stats
+        slots[stats.downstream_cx_protocol_error] += 1
+        self.closing = True
+        self._polite = False
+        if self.exchange is not None and not self.request_done:
+            self.exchange.request_invalid(violation)
+        elif self.exchange is not None:
+            self.exchange.client_gone()
+        else:
+            self.exchange = Exchange(self.setting, self)
+            self.exchange.refuse(violation)
+
+    def _timer_fired(self) -> None:
+        if self.exchange is not None:
+            self.exchange.timer_fired()
+        elif self._discarding:
+            self._gone()
+            self.transport.close()
+        elif self.codec.end_of_input():
+            slots = self.setting.slots
+            slots[self.setting.stats.downstream_cx_idle_timeout] += 1
+            self._leave()
+        else:
+            manager = self.setting.manager
+            details = "request_header_timeout" if manager.request_headers_timeout else "stream_idle_timeout"
+            self._refuse(H1Violation(408, details, "the request's head did not come in time"))
+
+    def _grown_old(self) -> None:
+        slots = self.setting.slots
+        slots[self.setting.stats.downstream_cx_max_duration_reached] += 1
+        self.drain()
+
+    def drain(self) -> None:
+        """End the connection: at once when idle, else with the response in progress."""
+        self.closing = True
+        if self.exchange is None and not self._discarding:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Send what is queued, then close: now, or after the delay in which input is thrown away."""
+        self._discarding = True
+        delay = self.setting.manager.delayed_close_timeout
+        if (self._polite and self.request_done) or not delay or self._tunnel or not self.requests:
+            self._gone()
+            self.transport.flush()
+            if not self.transport.closed:
+                self.transport.close_when_sent()
+                if not self.transport.closed:
+                    self.timer.set(self.transport.reactor.now + max(delay, 1.0))
+        else:
+            self.timer.set(self.transport.reactor.now + delay)
+            self.transport.resume()
+
+    def _gone(self) -> None:
+        self.timer.cancel()
+        if self._max_age is not None:
+            self._max_age.cancel()
+        if self.requests >= 0:
+            self.requests = -1
+            slots, stats = self.setting.slots, self.setting.stats
+            slots[stats.downstream_cx_active] -= 1
+            slots[stats.downstream_cx_destroy] += 1
+            self.station.connection_closed(self)

@@ -1,0 +1,187 @@
+"""The loop of the data plane: one epoll descriptor, owned by one trio task.
+
+Rule: while there are events they are dispatched without a single await; the epoll descriptor itself is waited on by trio
+when there are none, and at least every `BUDGET` seconds trio's other tasks get their turn. Handlers are called with
+the event mask and must not block. Output that handlers queue is flushed when the handler returns, so that a head, its
+body and pipelined messages leave in one send.
+Not for: protocols.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Protocol
+
+import trio
+
+from agent.worker.timers import Timer, Timers
+
+BUDGET = 0.005
+"""Seconds for which the reactor may keep trio's other tasks waiting."""
+LINGER = 0.0005
+"""Seconds to block in epoll after a busy turn before trio is asked to wait: a wake-up by trio costs more than a request."""
+
+IN = select.EPOLLIN
+OUT = select.EPOLLOUT
+ET = select.EPOLLET
+RDHUP = select.EPOLLRDHUP
+HUP = select.EPOLLHUP
+ERR = select.EPOLLERR
+READABLE = IN | RDHUP | HUP | ERR
+
+_log = logging.getLogger("hostmesh.worker")
+
+
+class Flushable(Protocol):
+    """Something with queued output."""
+
+    def flush(self) -> None: ...
+
+
+class Handler(Protocol):
+    """Owner of a descriptor."""
+
+    def on_event(self, mask: int) -> None:
+        """Epoll reported `mask`."""
+
+    def on_failure(self) -> None:
+        """`on_event` raised, which is a bug that must cost this one connection only."""
+
+
+class Reactor:
+    """Handlers by descriptor. `now` is the monotonic time of the event being handled."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+        self.timers = Timers()
+        self.dirty: list[Flushable] = []
+        """Flushed after the handler in progress returns."""
+        self._soon: deque[Callable[[], None]] = deque()
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._stopped = False
+        self._date = b""
+        self._date_until = 0.0
+        self._wall_offset = 0.0
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._bell, IN | ET)
+
+    def register(self, descriptor: int, events: int, handler: Handler) -> None:
+        """Call `handler.on_event(mask)` for these epoll events of a descriptor."""
+        self._handlers[descriptor] = handler
+        self._epoll.register(descriptor, events)
+
+    def modify(self, descriptor: int, events: int) -> None:
+        """Change the events; with edge triggering a condition that holds now is reported again."""
+        self._epoll.modify(descriptor, events)
+
+    def rehandle(self, descriptor: int, handler: Handler) -> None:
+        """Another handler for a registered descriptor."""
+        self._handlers[descriptor] = handler
+
+    def unregister(self, descriptor: int) -> None:
+        """Before the descriptor is closed."""
+        if self._handlers.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    def wall(self) -> float:
+        """Seconds since the epoch at `now`."""
+        if self.now >= self._date_until:
+            self._new_second()
+        return self.now + self._wall_offset
+
+    def http_date(self) -> bytes:
+        """The time for `date` fields (RFC 9110 section 5.6.7), made once a second."""
+        if self.now >= self._date_until:
+            self._new_second()
+        return self._date
+
+    def _new_second(self) -> None:
+        wall = time.time()
+        self._wall_offset = wall - time.monotonic()
+        self._date = formatdate(wall, usegmt=True).encode()
+        self._date_until = self.now + 1.0 - wall % 1.0
+
+    def timer(self, call: Callable[[], None]) -> Timer:
+        """A timer that is not set."""
+        return self.timers.timer(call)
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call after the handler in progress, before the next wait. Only for code that the reactor called."""
+        self._soon.append(call)
+
+    def call(self, call: Callable[[], None]) -> None:
+        """Call in the reactor's next turn; for other tasks, whose own changes it would sleep through."""
+        self._soon.append(call)
+        os.eventfd_write(self._bell, 1)
+
+    def flush_dirty(self) -> None:
+        """Send what handlers queued. A flush may queue more (a drained buffer resumes its source)."""
+        dirty = self.dirty
+        while dirty:
+            self.dirty = []
+            for transport in dirty:
+                transport.flush()
+            dirty = self.dirty
+
+    def stop(self) -> None:
+        """End `run` after the turn in progress."""
+        self._stopped = True
+        os.eventfd_write(self._bell, 1)
+
+    async def run(self) -> None:
+        """Dispatch until `stop`."""
+        descriptor = self._epoll.fileno()
+        poll = self._epoll.poll
+        clock = time.monotonic
+        handlers = self._handlers
+        soon = self._soon
+        timers = self.timers
+        try:
+            while not self._stopped:
+                started = now = self.now = clock()
+                wait = 0.0
+                while True:
+                    events = poll(wait, 256)
+                    if not events and not soon and timers.next_due() > now:
+                        if wait:
+                            break
+                        wait = LINGER
+                    else:
+                        wait = 0.0
+                    for fd, mask in events:
+                        handler = handlers.get(fd)
+                        if handler is None:
+                            continue
+                        self.now = clock()
+                        try:
+                            handler.on_event(mask)
+                        except Exception:
+                            _log.exception("a handler failed; its connection is closed")
+                            handler.on_failure()
+                        if self.dirty:
+                            self.flush_dirty()
+                    now = self.now = clock()
+                    if timers.next_due() <= now:
+                        timers.run(now)
+                    while soon:
+                        soon.popleft()()
+                    if self.dirty:
+                        self.flush_dirty()
+                    if now - started > BUDGET or self._stopped:
+                        break
+                if now - started > BUDGET:
+                    await trio.lowlevel.checkpoint()
+                    continue
+                delay = timers.next_due() - clock()
+                with trio.move_on_after(max(delay, 0.0)):
+                    await trio.lowlevel.wait_readable(descriptor)
+        finally:
+            self._epoll.close()
+            os.close(self._bell)

@@ -1,0 +1,24 @@
+"""What everything in a worker shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agent.telemetry.access_log import Sinks
+from agent.telemetry.series import Recorder
+from agent.upstream.cluster import ClusterRuntime
+from agent.worker.reactor import Reactor
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Loop, statistics, logs, chance, names."""
+
+    reactor: Reactor
+    recorder: Recorder
+    sinks: Sinks
+    random: Callable[[], int]
+    """64 random bits."""
+    resolve: Callable[[ClusterRuntime], None]
+    """Begin (or go on) to resolve the names of a DNS cluster."""

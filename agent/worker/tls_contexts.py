@@ -1,0 +1,155 @@
+"""TLS settings of the table as ssl contexts, and the verdict on a peer after its handshake.
+
+Rule: the object stays, the context in it is replaced: new handshakes use new certificates, existing connections live on.
+Keys come from files or memory (SDS); memory goes through a memfd, never through a file that others could read.
+Not for: handshakes (tls_transport).
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from agent.http.request import PeerIdentity
+from agent.table.tls import DataSource, DownstreamTls, Secret, TlsSettings, UpstreamTls
+from agent.worker.certificates import compile_judge, identity
+
+_VERSIONS = {
+    "TLSv1.0": ssl.TLSVersion.TLSv1, "TLSv1.1": ssl.TLSVersion.TLSv1_1,
+    "TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3,
+}  # fmt: skip
+_CIPHERS = (
+    "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-CHACHA20-POLY1305:"
+    "ECDHE-RSA-CHACHA20-POLY1305:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384"
+)
+
+
+class TlsError(Exception):
+    """Settings that cannot be used, with the reason."""
+
+
+class SecretMissing(TlsError):
+    """A named secret has not been delivered (yet)."""
+
+
+class Tls:
+    """One side's context. Invariant: `context` was made from `settings` and the secrets in `_used`."""
+
+    def __init__(self, settings: TlsSettings, secrets: Mapping[str, Secret], *, server: bool, alpn: Sequence[str]) -> None:
+        """Raises TlsError."""
+        self.settings = settings
+        self._server = server
+        self._alpn = list(alpn)
+        self._used: dict[str, Secret | None] = {}
+        validation = settings.validation
+        self._judge = compile_judge(validation.sans) if validation is not None else None
+        self.local_uri_sans: tuple[str, ...] = ()
+        self.context: ssl.SSLContext | None = None
+        self.missing = ""
+        """Why there is no context: a secret that has not been delivered yet."""
+        self.refresh(secrets)
+
+    def refresh(self, secrets: Mapping[str, Secret]) -> None:
+        """Take renewed secrets for the handshakes to come. Raises TlsError and keeps the old context."""
+        used = self._used
+        if self.context is not None and all(secrets.get(name) is secret for name, secret in used.items()):
+            return
+        try:
+            self.context = self._make(secrets)
+            self.missing = ""
+        except SecretMissing as error:
+            self.context = None
+            self.missing = str(error)
+
+    def verdict(self, connection: ssl.SSLSocket | ssl.SSLObject) -> tuple[PeerIdentity | None, str]:
+        """The peer after the handshake, and why it is refused (empty: it is not)."""
+        der = connection.getpeercert(True)
+        if der is None:
+            required = isinstance(self.settings, DownstreamTls) and self.settings.require_client_certificate
+            return None, "no certificate" if required else ""
+        peer = identity(der)
+        if sum(uri.startswith("spiffe:") for uri in peer.uri_sans) > 1:
+            return peer, "more than one SPIFFE id in the certificate"
+        validation = self.settings.validation
+        if validation is not None:
+            if self._judge is not None and not self._judge(peer):
+                return peer, "verify SAN list"
+            if validation.certificate_hashes and peer.sha256 not in validation.certificate_hashes:
+                return peer, "certificate hash"
+        return peer, ""
+
+    def _resolve(self, secret: Secret | str, secrets: Mapping[str, Secret]) -> Secret:
+        if isinstance(secret, Secret):
+            return secret
+        found = secrets.get(secret)
+        self._used[secret] = found
+        if found is None:
+            raise SecretMissing(f"the secret {secret} is not there")
+        return found
+
+    def _make(self, secrets: Mapping[str, Secret]) -> ssl.SSLContext:
+        settings = self.settings
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if self._server else ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.minimum_version = _VERSIONS[settings.min_version]
+        context.maximum_version = _VERSIONS[settings.max_version]
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+        try:
+            tls12 = [name for name in settings.ciphers if not name.startswith("TLS_")]
+            context.set_ciphers(":".join(tls12) if tls12 else _CIPHERS)
+            for secret in settings.certificates:
+                self._load_certificate(context, self._resolve(secret, secrets))
+            validation = settings.validation
+            if validation is not None and validation.ca is not None and not validation.accept_untrusted:
+                roots = self._resolve(validation.ca, secrets).trusted_ca
+                if roots is None:
+                    raise TlsError("a validation secret without trusted_ca")
+                context.load_verify_locations(cadata=_read(roots).decode("ascii", "ignore"))
+                context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+                optional = isinstance(settings, DownstreamTls) and not settings.require_client_certificate
+                context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
+            if self._alpn:
+                context.set_alpn_protocols(self._alpn)
+        except (OSError, ValueError) as error:
+            raise TlsError(str(error)) from error
+        return context
+
+    def _load_certificate(self, context: ssl.SSLContext, secret: Secret) -> None:
+        if secret.certificate_chain is None or secret.private_key is None:
+            raise TlsError(f"the secret {secret.name} has no certificate and key")
+        chain, key = _read(secret.certificate_chain), _read(secret.private_key)
+        descriptor = os.memfd_create("hostmesh-key", os.MFD_CLOEXEC)
+        try:
+            os.write(descriptor, key + b"\n" + chain)
+            context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+        finally:
+            os.close(descriptor)
+        if not self.local_uri_sans:
+            first = chain.split(b"-----END CERTIFICATE-----")[0].decode("ascii", "ignore")
+            at = first.find("-----BEGIN CERTIFICATE-----")
+            der = ssl.PEM_cert_to_DER_cert(first[at:] + "-----END CERTIFICATE-----")
+            self.local_uri_sans = identity(der).uri_sans
+
+
+class ServerTls(Tls):
+    """The listening side of a filter chain."""
+
+    def __init__(self, settings: DownstreamTls, secrets: Mapping[str, Secret], *, http: bool) -> None:
+        alpn = [name for name in settings.alpn if name != "h2"] if http else settings.alpn
+        super().__init__(settings, secrets, server=True, alpn=alpn)
+
+
+class ClientTls(Tls):
+    """The connecting side of a cluster or of one transport_socket_match."""
+
+    def __init__(self, settings: UpstreamTls, secrets: Mapping[str, Secret], *, http: bool) -> None:
+        alpn = [name for name in settings.alpn if name != "h2"] if http else settings.alpn
+        super().__init__(settings, secrets, server=False, alpn=alpn)
+        self.sni = settings.sni or None
+
+
+def _read(source: DataSource) -> bytes:
+    return Path(source.filename).read_bytes() if source.filename else source.inline

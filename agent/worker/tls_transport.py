@@ -1,0 +1,347 @@
+"""TLS streams on the reactor, in two shapes chosen by measurement (docs/decisions: two TLS transports).
+
+`TlsTransport` (ssl.SSLSocket) for HTTP: one call a message, and level-triggered, so that an empty socket never has to
+be discovered by an exception. `BulkTlsTransport` (memory BIOs) for opaque streams: many records in one system call.
+Rule: no application byte goes to the owner before the handshake is over and the owner's `handshaken` has judged the peer.
+Not for: certificates and contexts (tls_contexts), deadlines of the handshake.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from contextlib import suppress
+from typing import Protocol
+
+from agent.worker.reactor import ERR, HUP, IN, OUT, Reactor
+from agent.worker.transport import READS, RECEIVE, PlainTransport, TransportOwner
+
+_BULK = 262144
+_RECORDS = 64
+
+
+class TlsOwner(TransportOwner, Protocol):
+    """Who hears from a TLS transport."""
+
+    def handshaken(self) -> bool:
+        """The handshake is over; False refuses the peer (the owner has closed the transport)."""
+
+
+class TlsTransport(PlainTransport):
+    """An SSLSocket, level-triggered. Invariant: `_events` is what epoll watches."""
+
+    __slots__ = ("_events", "_retry", "_tls_owner", "handshaking", "tls_socket")
+    tls = True
+
+    def __init__(self, sock: ssl.SSLSocket, reactor: Reactor, owner: TlsOwner, limit: int = 1 << 20) -> None:
+        super().__init__(sock, reactor, owner, limit)
+        self.tls_socket = sock
+        self._tls_owner = owner
+        self.handshaking = True
+        self._events = 0
+        self._retry = b""
+
+    def start(self) -> None:
+        """Begin the handshake."""
+        self._events = IN
+        self.reactor.register(self.descriptor, IN, self)
+        self._handshake()
+
+    def ssl_object(self) -> ssl.SSLSocket | ssl.SSLObject:
+        """For the peer's certificate and the negotiated parameters."""
+        return self.tls_socket
+
+    def _watch(self, events: int) -> None:
+        if events != self._events and not self.closed:
+            self._events = events
+            self.reactor.modify(self.descriptor, events)
+
+    def _handshake(self) -> None:
+        try:
+            self.tls_socket.do_handshake()
+        except ssl.SSLWantReadError:
+            self._watch(IN)
+            return
+        except ssl.SSLWantWriteError:
+            self._watch(IN | OUT)
+            return
+        except OSError as error:
+            self._break(describe(error))
+            return
+        self.handshaking = False
+        self._watch(0 if self.paused else IN)
+        if self._tls_owner.handshaken() and not self.closed:
+            if self.out:
+                self.flush()
+            if not self.closed and not self.paused and self.tls_socket.pending():
+                self._read(False)
+
+    def on_event(self, mask: int) -> None:
+        """See reactor.Handler."""
+        if self.handshaking:
+            self._handshake()
+            return
+        if mask & OUT and self._blocked:
+            self._blocked = False
+            self._watch(self._events & ~OUT)
+            self.flush()
+            if self.closed:
+                return
+        if mask & IN:
+            if not self.paused and not self.peer_ended:
+                self._read(False)
+        elif mask & (HUP | ERR) and not self.closed:
+            self._break("connection reset")
+
+    def _read(self, to_the_end: bool) -> None:
+        sock = self.tls_socket
+        owner = self.owner
+        for _ in range(READS):
+            try:
+                data = sock.recv(RECEIVE)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return
+            except OSError as error:
+                self._break(describe(error))
+                return
+            if not data:
+                self.peer_ended = True
+                self._watch(self._events & ~IN)
+                owner.ended()
+                return
+            owner.received(data)
+            if self.closed or self.paused or not sock.pending():
+                return
+            owner = self.owner
+        self._readable = True
+        self._read_soon()
+
+    def pause(self) -> None:
+        """See PlainTransport."""
+        if not self.paused:
+            self.paused = True
+            if not self.handshaking:
+                self._watch(self._events & ~IN)
+
+    def resume(self) -> None:
+        """See PlainTransport."""
+        if self.paused:
+            self.paused = False
+            if not self.handshaking and not self.peer_ended and not self.closed:
+                self._watch(self._events | IN)
+                if self.tls_socket.pending():
+                    self._readable = True
+                    self._read_soon()
+
+    def flush(self) -> None:
+        """See PlainTransport."""
+        self._dirty = False
+        if self._blocked or self.closed or self.handshaking:
+            return
+        out = self.out
+        if out or self._retry:
+            data = self._retry or (out[0] if len(out) == 1 else b"".join(out))
+            if not self._retry:
+                out.clear()
+            try:
+                sent = self.tls_socket.send(data)
+                while sent < len(data):
+                    data = data[sent:]
+                    sent = self.tls_socket.send(data)
+                self._retry = b""
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                self._retry = data
+                self._blocked = True
+                self._watch(self._events | OUT)
+            except OSError as error:
+                self._break(describe(error))
+                return
+            self.backlog = len(self._retry) + sum(map(len, out))
+        if out and not self._blocked:
+            self.flush()
+            return
+        if self.full and self.backlog <= self.limit >> 1:
+            self.full = False
+            self.owner.drained()
+        if self._shut and not self.out and not self._retry and not self.closed:
+            self._shut_now()
+
+    def finish(self) -> None:
+        """See PlainTransport."""
+        self._shut = self._shut or "write"
+        if not self.out and not self._retry:
+            self._shut_now()
+
+    def close_when_sent(self) -> None:
+        """See PlainTransport."""
+        self._shut = "close"
+        if not self.out and not self._retry:
+            self._shut_now()
+
+    def _shut_now(self) -> None:
+        """close_notify, as TLS ends (RFC 8446 section 6.1), then what the plain transport does."""
+        if self._shut in ("close", "write") and not self.handshaking:
+            with suppress(OSError, ValueError):
+                self.tls_socket.unwrap()
+        if self._shut == "close":
+            self.close()
+        else:
+            self._shut = "done"
+
+
+class BulkTlsTransport(PlainTransport):
+    """TLS through memory BIOs, edge-triggered like the plain transport it extends."""
+
+    __slots__ = ("_incoming", "_object", "_outgoing", "_tls_owner", "handshaking")
+    tls = True
+
+    def __init__(
+        self, sock: socket.socket, context: ssl.SSLContext, reactor: Reactor, owner: TlsOwner, *,
+        server_side: bool, server_name: str | None = None, limit: int = 1 << 20,
+    ) -> None:  # fmt: skip
+        super().__init__(sock, reactor, owner, limit)
+        self._tls_owner = owner
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._object = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_name
+        )
+        self.handshaking = True
+
+    def start(self) -> None:
+        """Begin the handshake."""
+        super().start()
+        self._handshake()
+
+    def ssl_object(self) -> ssl.SSLSocket | ssl.SSLObject:
+        """For the peer's certificate and the negotiated parameters."""
+        return self._object
+
+    def _handshake(self) -> None:
+        failure = ""
+        try:
+            self._object.do_handshake()
+            self.handshaking = False
+        except ssl.SSLWantReadError:
+            pass
+        except OSError as error:
+            failure = describe(error)
+        self._send_outgoing()
+        if failure:
+            self._break(failure)
+        elif not self.handshaking and self._tls_owner.handshaken() and not self.closed:
+            if self.out:
+                self.flush()
+            if self._incoming.pending and not self.closed:
+                self._decrypt()
+
+    def _read(self, to_the_end: bool) -> None:
+        receive = self.socket.recv
+        for _ in range(READS):
+            try:
+                data = receive(_BULK)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._break(error.strerror or "connection reset")
+                return
+            if not data:
+                self._incoming.write_eof()
+            else:
+                self._incoming.write(data)
+            if self.handshaking:
+                self._handshake()
+                if not data and self.handshaking and not self.closed:
+                    self._break("connection closed during the handshake")
+            else:
+                self._decrypt()
+            if self.closed or self.peer_ended or not data:
+                return
+            if len(data) < _BULK and not to_the_end:
+                return
+            if self.paused:
+                self._readable = True
+                return
+        self._readable = True
+        self._read_soon()
+
+    def _decrypt(self) -> None:
+        """Everything that has arrived, as one piece."""
+        pieces: list[bytes] = []
+        read = self._object.read
+        ended = False
+        try:
+            while True:
+                piece = read(_BULK)
+                if not piece:
+                    ended = True
+                    break
+                pieces.append(piece)
+                if not self._incoming.pending and not self._object.pending():
+                    break
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            ended = self._incoming.eof and not self._incoming.pending
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            ended = True
+        except OSError as error:
+            self._break(describe(error))
+            return
+        if pieces:
+            self.owner.received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if (ended or (self._incoming.eof and not self._incoming.pending)) and not self.closed:
+            self.peer_ended = True
+            self.owner.ended()
+
+    def flush(self) -> None:
+        """Encrypt what is queued and send it, as far as the kernel takes it."""
+        self._dirty = False
+        if self._blocked or self.closed or self.handshaking:
+            return
+        if self.out:
+            data = self.out[0] if len(self.out) == 1 else b"".join(self.out)
+            self.out.clear()
+            try:
+                self._object.write(data)
+            except OSError as error:
+                self._break(describe(error))
+                return
+        self._send_outgoing()
+        if self.closed:
+            return
+        if self.full and self.backlog <= self.limit >> 1:
+            self.full = False
+            self.owner.drained()
+        if self._shut and not self.backlog and not self.closed:
+            self._shut_now()
+
+    def _send_outgoing(self) -> None:
+        """Ciphertext waits in the BIO; what the kernel does not take goes back in front of `out`'s account."""
+        data = self._outgoing.read()
+        if self.handshaking or not data:
+            if data:
+                with suppress(OSError):
+                    self.socket.send(data)
+            return
+        self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            sent = self.socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._break(error.strerror or "connection reset")
+            return
+        if sent < len(data):
+            self._blocked = True
+            self._left = data[sent:]
+            self.backlog = len(data) - sent
+        else:
+            self.backlog = 0
+
+
+def describe(error: OSError) -> str:
+    """A TLS or socket error in one line, in the form of Envoy's transport failure reason where it is one of TLS."""
+    if isinstance(error, ssl.SSLError):
+        return f"TLS_error:{error.reason or error.strerror or type(error).__name__}"
+    return error.strerror or type(error).__name__

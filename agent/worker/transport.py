@@ -1,0 +1,225 @@
+"""Non-blocking byte streams on the reactor: plain TCP, and what TLS shares with it.
+
+Rule: a transport knows bytes, not protocols. Input is pushed to the owner as it arrives unless reading is paused; output is
+queued by `write` and leaves when the reactor flushes. Queues are bounded by their users: `backlog` says how much waits,
+and `drained` is called once it has fallen under half of `limit` after `full` was seen.
+Not for: connecting, accepting, deadlines.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import suppress
+from typing import Protocol
+
+from agent.worker.reactor import ERR, ET, HUP, IN, OUT, RDHUP, Reactor
+
+RECEIVE = 65536
+"""Bytes asked of the kernel at once; a shorter answer means that the socket is empty."""
+READS = 8
+"""Receives in a row before others get their turn."""
+_RESET = struct.pack("ii", 1, 0)
+
+
+class TransportOwner(Protocol):
+    """Who hears from a transport."""
+
+    def received(self, data: bytes) -> None:
+        """Bytes arrived."""
+
+    def ended(self) -> None:
+        """The peer will send no more; writing may still work."""
+
+    def lost(self, reason: str) -> None:
+        """The connection broke. The transport is closed already."""
+
+    def drained(self) -> None:
+        """The output queue was full and has room again."""
+
+
+class PlainTransport:
+    """A TCP (or Unix) stream, edge-triggered. Invariant: `out` is empty unless the kernel's buffer is full or a flush
+    is due; after `closed` nothing is called back."""
+
+    __slots__ = (
+        "_blocked", "_dirty", "_readable", "_shut", "_soon", "backlog", "closed", "descriptor", "full", "limit", "out",
+        "owner", "paused", "peer_ended", "reactor", "socket",
+    )  # fmt: skip
+    tls = False
+
+    def __init__(self, sock: socket.socket, reactor: Reactor, owner: TransportOwner, limit: int = 1 << 20) -> None:
+        self.socket = sock
+        self.descriptor = sock.fileno()
+        self.reactor = reactor
+        self.owner = owner
+        self.limit = limit
+        """Bytes of `backlog` over which the transport is `full`."""
+        self.out: list[bytes] = []
+        self.backlog = 0
+        self.full = False
+        self.paused = False
+        self.closed = False
+        self.peer_ended = False
+        self._blocked = False
+        self._dirty = False
+        self._readable = False
+        self._soon = False
+        self._shut = ""
+
+    def start(self) -> None:
+        """Begin to listen for events."""
+        self.reactor.register(self.descriptor, IN | OUT | RDHUP | ET, self)
+
+    # Input
+
+    def on_event(self, mask: int) -> None:
+        """See reactor.Handler."""
+        if mask & OUT and self._blocked:
+            self._blocked = False
+            self.flush()
+            if self.closed:
+                return
+        if mask & (IN | RDHUP | HUP | ERR):
+            if self.paused:
+                self._readable = True
+            else:
+                self._read(mask & (RDHUP | HUP | ERR) != 0)
+
+    def on_failure(self) -> None:
+        """See reactor.Handler."""
+        if not self.closed:
+            self.abort()
+            self.owner.lost("internal error")
+
+    def _read(self, to_the_end: bool) -> None:
+        """Read until the socket is empty; with `to_the_end`, until its end, which a short read does not show."""
+        receive = self.socket.recv
+        owner = self.owner
+        for _ in range(READS):
+            try:
+                data = receive(RECEIVE)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._break(error.strerror or "connection reset")
+                return
+            if not data:
+                self.peer_ended = True
+                owner.ended()
+                return
+            owner.received(data)
+            if self.closed:
+                return
+            if len(data) < RECEIVE and not to_the_end:
+                return
+            if self.paused:
+                self._readable = True
+                return
+            owner = self.owner
+        self._readable = True
+        self._read_soon()
+
+    def pause(self) -> None:
+        """Stop calling `received` until `resume`."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Call `received` again, with what has been waiting first."""
+        if self.paused:
+            self.paused = False
+            if self._readable:
+                self._read_soon()
+
+    def _read_soon(self) -> None:
+        if not self._soon:
+            self._soon = True
+            self.reactor.soon(self._resumed)
+
+    def _resumed(self) -> None:
+        self._soon = False
+        if self._readable and not self.paused and not self.closed and not self.peer_ended:
+            self._readable = False
+            self._read(True)
+
+    # Output
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes; they leave when the reactor flushes."""
+        self.out.append(data)
+        self.backlog += len(data)
+        if self.backlog > self.limit:
+            self.full = True
+        if not self._dirty:
+            self._dirty = True
+            self.reactor.dirty.append(self)
+
+    def flush(self) -> None:
+        """Send what is queued, as far as the kernel takes it."""
+        self._dirty = False
+        if self._blocked or self.closed:
+            return
+        out = self.out
+        if out:
+            data = out[0] if len(out) == 1 else b"".join(out)
+            try:
+                sent = self.socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._break(error.strerror or "connection reset")
+                return
+            if sent == len(data):
+                out.clear()
+                self.backlog = 0
+            else:
+                self._blocked = True
+                self.backlog = len(data) - sent
+                self.out = [data[sent:]]
+        if self.full and self.backlog <= self.limit >> 1:
+            self.full = False
+            self.owner.drained()
+        if self._shut and not self.out and not self.closed:
+            self._shut_now()
+
+    # The end
+
+    def finish(self) -> None:
+        """Send what is queued, then FIN; the peer may still send."""
+        self._shut = self._shut or "write"
+        if not self.out:
+            self._shut_now()
+
+    def close_when_sent(self) -> None:
+        """Send what is queued, then close."""
+        self._shut = "close"
+        if not self.out:
+            self._shut_now()
+
+    def _shut_now(self) -> None:
+        if self._shut == "close":
+            self.close()
+        elif self._shut == "write":
+            self._shut = "done"
+            with suppress(OSError):
+                self.socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close at once. Queued output is lost."""
+        if not self.closed:
+            self.closed = True
+            self.reactor.unregister(self.descriptor)
+            self.out.clear()
+            self.backlog = 0
+            self.socket.close()
+
+    def abort(self) -> None:
+        """Close with RST, so that the peer cannot take what it got for the whole."""
+        if not self.closed:
+            with suppress(OSError):
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self.close()
+
+    def _break(self, reason: str) -> None:
+        self.close()
+        self.owner.lost(reason)

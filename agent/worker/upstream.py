@@ -1,0 +1,282 @@
+"""One HTTP/1.1 connection to an upstream host: idle in its pool, or carrying one exchange.
+
+Rule: a connection goes back to its pool only when request and response are both complete and nothing follows them; in
+every other case it is closed. It reports to its pool exactly once that it has ended.
+Not for: choosing connections (agent/upstream/pool), connecting (connect).
+"""
+
+from __future__ import annotations
+
+from agent.exchange.exchange import Exchange
+from agent.http import h1_encode
+from agent.http.codecs import CLIENT_CODEC
+from agent.http.h1_message import ClientCodec, H1Violation, InboundResponse, Limits
+from agent.http.headers import Headers
+from agent.http.request import PeerIdentity
+from agent.upstream import reset
+from agent.upstream.pool import Pool
+from agent.worker.timers import Timer
+from agent.worker.transport import PlainTransport
+
+
+class H1Upstream:
+    """See the module. Invariant: `exchange` is set from `begin` until its response is over."""
+
+    __slots__ = (
+        "_answered", "_framing", "_keep_alive", "_max_age", "_proper_case", "_request_done", "_tunnel", "_upgrade", "closed",
+        "codec", "connected_at", "exchange", "local_address", "peer", "pool", "requests", "reused", "timer", "transport",
+    )  # fmt: skip
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.codec: ClientCodec
+        self.transport: PlainTransport
+        self.timer: Timer
+        self.exchange: Exchange | None = None
+        self.reused = False
+        self.connected_at = 0.0
+        self.local_address = ""
+        self.peer: PeerIdentity | None = None
+        self.requests = 0
+        self.closed = False
+        self._framing = h1_encode.FIXED
+        self._request_done = True
+        self._answered = False
+        self._keep_alive = True
+        self._tunnel = False
+        self._upgrade = b""
+        self._max_age: Timer | None = None
+        self._proper_case = False
+
+    def open(self, transport: PlainTransport, codec: ClientCodec, now: float) -> None:
+        """The connection is up and secured."""
+        self.transport = transport
+        self.codec = codec
+        self.connected_at = now
+        self.timer = transport.reactor.timer(self._idle_too_long)
+        config = self.pool.cluster.config
+        self._proper_case = config.proper_case_headers
+        if config.max_connection_duration:
+            self._max_age = transport.reactor.timer(self._grown_old)
+            self._max_age.set(now + config.max_connection_duration)
+        self._idle(now)
+
+    # From the dial
+
+    def connected(self, transport: PlainTransport, peer: PeerIdentity | None) -> None:
+        """See connect.Caller."""
+        self.peer = peer
+        config = self.pool.cluster.config
+        limits = Limits(config.max_response_headers_kb * 1024, config.max_headers_count)
+        name = transport.socket.getsockname()
+        self.local_address = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
+        self.open(transport, CLIENT_CODEC(self, limits), transport.reactor.now)
+        slots, stats = self.pool.cluster.slots, self.pool.cluster.stats
+        slots[stats.upstream_cx_total] += 1
+        slots[stats.upstream_cx_active] += 1
+        slots[stats.upstream_cx_http1_total] += 1
+        self.pool.connected(self)
+
+    def unreachable(self, reason: str, failure: str) -> None:
+        """See connect.Caller."""
+        self.closed = True
+        slots, stats = self.pool.cluster.slots, self.pool.cluster.stats
+        slots[stats.upstream_cx_connect_fail] += 1
+        if reason == reset.CONNECT_TIMEOUT:
+            slots[stats.upstream_cx_connect_timeout] += 1
+        self.pool.failed(reason, failure)
+
+    # From the exchange
+
+    def full(self) -> bool:
+        """See UpstreamStream."""
+        return self.transport.full
+
+    def begin(
+        self, exchange: Exchange, method: bytes, path: bytes, authority: bytes, headers: Headers, ended: bool, upgrade: bytes
+    ) -> None:  # fmt: skip
+        """See UpstreamStream."""
+        self.timer.cancel()
+        self.exchange = exchange
+        self.requests += 1
+        self._answered = False
+        self._request_done = ended
+        self._upgrade = upgrade
+        self.codec.expect(method, upgrade)
+        data, self._framing = h1_encode.request_head(
+            method, path, authority, headers, ended or bool(upgrade), self._proper_case
+        )
+        self.transport.write(data)
+
+    def send_data(self, data: bytes) -> None:
+        """See UpstreamStream."""
+        if data:
+            self.transport.write(h1_encode.chunk(data) if self._framing == h1_encode.CHUNKS else data)
+
+    def send_end(self, trailers: Headers | None) -> None:
+        """See UpstreamStream."""
+        if self._tunnel:
+            self.transport.finish()
+            return
+        self._request_done = True
+        if self._framing == h1_encode.CHUNKS:
+            self.transport.write(h1_encode.last_chunk(trailers))
+
+    def cancel(self) -> None:
+        """See UpstreamStream. HTTP/1.1 has no other way than to close."""
+        self.exchange = None
+        self._close()
+
+    def pause(self) -> None:
+        """See UpstreamStream."""
+        self.transport.pause()
+
+    def resume(self) -> None:
+        """See UpstreamStream."""
+        self.transport.resume()
+
+    def close_idle(self) -> None:
+        """See PooledConnection."""
+        self._close()
+
+    # From the transport
+
+    def received(self, data: bytes) -> None:
+        """See TransportOwner."""
+        exchange = self.exchange
+        if exchange is None:
+            self._close()
+            return
+        if self._tunnel:
+            exchange.upstream_data(data)
+            return
+        try:
+            self.codec.receive(data)
+        except H1Violation:
+            self._broken(reset.PROTOCOL, "")
+            return
+        if self._tunnel and self.exchange is not None:
+            rest = self.codec.leftovers()
+            if rest:
+                self.exchange.upstream_data(rest)
+
+    def ended(self) -> None:
+        """See TransportOwner."""
+        if self.exchange is None:
+            self._close()
+        elif self._tunnel:
+            exchange, self.exchange = self.exchange, None
+            exchange.upstream_end(None)
+            self._close()
+        else:
+            try:
+                self.codec.end_of_input()
+            except H1Violation:
+                self._broken(reset.PROTOCOL if self._answered else reset.TERMINATION, "")
+                return
+            if self.exchange is not None:
+                self._broken(reset.TERMINATION, "")
+
+    def lost(self, reason: str) -> None:
+        """See TransportOwner."""
+        if self.exchange is None:
+            self._close()
+        else:
+            self._broken(reset.TERMINATION, "")
+
+    def drained(self) -> None:
+        """See TransportOwner."""
+        if self.exchange is not None:
+            self.exchange.upstream_drained()
+
+    # From the codec
+
+    def informational(self, status: int, headers: Headers) -> None:
+        """See ResponseSink."""
+        if status == 101:
+            if not self._upgrade:
+                raise H1Violation(502, "http1.codec_error", "unasked 101")
+            self._tunnel = True
+        if self.exchange is not None:
+            self.exchange.upstream_informational(status, headers)
+
+    def response_head(self, head: InboundResponse) -> None:
+        """See ResponseSink."""
+        self._answered = True
+        self._keep_alive = head.keep_alive
+        if self._upgrade == b"connect" and head.status == 200:
+            self._tunnel = True
+        if self.exchange is not None:
+            self.exchange.upstream_head(head)
+
+    def response_data(self, data: bytes) -> None:
+        """See ResponseSink."""
+        if self.exchange is not None:
+            self.exchange.upstream_data(data)
+
+    def response_end(self, trailers: Headers | None) -> None:
+        """See ResponseSink."""
+        exchange, self.exchange = self.exchange, None
+        if exchange is None:
+            return
+        transport = self.transport
+        config = self.pool.cluster.config
+        if (
+            self._keep_alive
+            and self._request_done
+            and not self._upgrade
+            and not transport.closed
+            and not transport.peer_ended
+            and not self.codec.leftovers()
+            and not (config.max_requests_per_connection and self.requests >= config.max_requests_per_connection)
+        ):
+            if transport.paused:
+                transport.resume()
+            self.reused = True
+            self._idle(transport.reactor.now)
+            self.pool.release(self)
+        else:
+            self._close()
+        exchange.upstream_end(trailers)
+
+    # The end
+
+    def _idle(self, now: float) -> None:
+        timeout = self.pool.cluster.config.idle_timeout
+        if timeout:
+            self.timer.set(now + timeout)
+
+    def _idle_too_long(self) -> None:
+        if self.exchange is None:
+            cluster = self.pool.cluster
+            cluster.slots[cluster.stats.upstream_cx_idle_timeout] += 1
+            self._close()
+
+    def _grown_old(self) -> None:
+        cluster = self.pool.cluster
+        cluster.slots[cluster.stats.upstream_cx_max_duration_reached] += 1
+        self._keep_alive = False
+        if self.exchange is None:
+            self._close()
+
+    def _broken(self, reason: str, failure: str) -> None:
+        exchange, self.exchange = self.exchange, None
+        cluster = self.pool.cluster
+        if reason == reset.PROTOCOL:
+            cluster.slots[cluster.stats.upstream_cx_protocol_error] += 1
+        self._close()
+        if exchange is not None:
+            exchange.upstream_reset(reason, failure)
+
+    def _close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.timer.cancel()
+            if self._max_age is not None:
+                self._max_age.cancel()
+            self.transport.close()
+            cluster = self.pool.cluster
+            slots, stats = cluster.slots, cluster.stats
+            slots[stats.upstream_cx_active] -= 1
+            slots[stats.upstream_cx_destroy] += 1
+            self.pool.closed(self)

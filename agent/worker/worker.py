@@ -1,0 +1,131 @@
+"""A worker: the reactor, and the spaces of the workloads that it serves.
+
+Rule: runs until drained or cancelled, in one process with nothing but its own nursery; applying a table is all or nothing
+for each space. Not for: where tables come from (standalone, remote).
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import trio
+
+from agent.table.snapshot import Table
+from agent.telemetry.access_log import FLUSH_SECONDS, Sinks
+from agent.telemetry.series import Recorder
+from agent.telemetry.stats import StatsRegion
+from agent.upstream.cluster import ClusterRuntime
+from agent.worker.connect import Dialer
+from agent.worker.dns import Resolver
+from agent.worker.reactor import Reactor
+from agent.worker.services import Services
+from agent.worker.space import Space
+
+_SWEEP = 1.0
+_GC_THRESHOLDS = (50_000, 50, 100)
+"""Requests make few cycles: collect rarely, and never what was there at the start."""
+
+
+class Worker:
+    """See the module. Use inside `run`: `apply` needs its nursery."""
+
+    def __init__(
+        self, region: StatsRegion | None = None, node_metadata: Mapping[str, Any] | None = None, *, mark: bool = False
+    ) -> None:
+        self.reactor = Reactor()
+        self.recorder = Recorder(region, node_metadata)
+        self.sinks = Sinks()
+        self.dialer = Dialer(self.reactor, mark=mark)
+        self.spaces: dict[str, Space] = {}
+        self.drained = trio.Event()
+        """Set once a drain is over."""
+        self._services: Services | None = None
+        self._resolver: Resolver | None = None
+        self._swept: dict[int, float] = {}
+
+    async def run(self, task_status: trio.TaskStatus[Worker] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled."""
+        draw = random.SystemRandom().getrandbits(64)
+        bits = random.Random(draw).getrandbits
+        async with trio.open_nursery() as nursery:
+            self._resolver = Resolver(self.reactor, nursery)
+            self._services = Services(
+                self.reactor, self.recorder, self.sinks, lambda: bits(64), self._resolver.resolve
+            )
+            self._every(FLUSH_SECONDS, self.sinks.flush)
+            self._every(_SWEEP, self._sweep)
+            self.recorder.slots[self.recorder.server.live] = 1
+            task_status.started(self)
+            try:
+                await self.reactor.run()
+            finally:
+                for space in self.spaces.values():
+                    space.drain()
+                    space.close()
+                self.sinks.close()
+                nursery.cancel_scope.cancel()
+
+    def apply(self, tables: Mapping[str, Table]) -> None:
+        """Take one table for each workload; spaces without one drain. Raises as Space.apply, nothing changed in that space."""
+        assert self._services is not None, "the worker does not run"
+        for key, table in tables.items():
+            space = self.spaces.get(key)
+            if space is None:
+                space = Space(self._services, self.dialer)
+                space.apply(table)
+                self.spaces[key] = space
+            elif space.table is not table:
+                space.apply(table)
+        for key in [key for key in self.spaces if key not in tables]:
+            self.spaces.pop(key).drain()
+        slots = self.recorder.slots
+        slots[self.recorder.server.config_applied] += 1
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
+
+    async def drain(self, seconds: float) -> None:
+        """Accept no more, let requests finish for so long at most, then end `run`."""
+        self.reactor.call(self._drain_spaces)
+        with trio.move_on_after(seconds):
+            while any(space.connections() for space in self.spaces.values()):
+                await trio.sleep(0.05)
+        self.drained.set()
+        self.reactor.stop()
+
+    def _drain_spaces(self) -> None:
+        for space in self.spaces.values():
+            space.drain()
+
+    def _every(self, seconds: float, call: Any) -> None:
+        """Call again and again on the reactor's timers."""
+        reactor = self.reactor
+
+        def turn() -> None:
+            call()
+            timer.set(reactor.now + seconds)
+
+        timer = reactor.timer(turn)
+        timer.set(reactor.now + seconds)
+
+    def _sweep(self) -> None:
+        """Outlier detection's intervals, and ORIGINAL_DST hosts that nobody needs."""
+        now = self.reactor.now
+        for space in self.spaces.values():
+            for cluster in space.clusters.values():
+                if cluster.config.discovery == "original_dst":
+                    cluster.forget_idle_destinations()
+                if cluster.detector is not None:
+                    self._sweep_outliers(cluster, now)
+
+    def _sweep_outliers(self, cluster: ClusterRuntime, now: float) -> None:
+        detector = cluster.detector
+        assert detector is not None
+        due = self._swept.get(id(cluster), 0.0) + detector.config.interval
+        if due <= now:
+            self._swept[id(cluster)] = now
+            if detector.sweep(cluster.hosts, now, random.getrandbits(7) % 100):
+                cluster.rebuild()
