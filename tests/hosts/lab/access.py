@@ -1,8 +1,8 @@
 """Lets the hosts' unprivileged users read what runs on them, wherever the checkout lies.
 
 A checkout or an interpreter under a home directory that others may not enter (0700) cannot be run by the lab's
-applications and workers, which have users of their own. Inside the lab's private mount namespace the closed directory is
-covered by an open one that holds only what is needed. The machine's own view does not change.
+applications and workers, which have users of their own. Inside the lab's private mount namespace the closed directory
+is covered by an open one that holds only what is needed. The machine's own view does not change.
 Not for: making secret files readable; modes of files stay as they are.
 """
 
