@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import trio
+from google.protobuf.message import DecodeError
 
 from agent.host import join_token
 from agent.host.config import JoinToken
@@ -150,7 +151,7 @@ class IdentityKeeper:
                 await trio.sleep(min(wait, _LONGEST_SLEEP))
             try:
                 await self._obtain()
-            except (IdentityError, Unreachable, GrpcError) as error:
+            except (IdentityError, Unreachable, GrpcError, X509Error, DecodeError, OSError) as error:
                 self.last_error = str(error)
                 self._complain(error)
                 await trio.sleep(backoff.next_delay())

@@ -120,7 +120,8 @@ class OwnPages:
                 if identity is not None:
                     bodies = secrets.bodies(identity, workload.parts.identity.roots)
                     found.setdefault(SECRET, []).extend(
-                        Resource(name, identity.serial, secrets.redacted(body)) for name, body in bodies.items()
+                        Resource(name, identity.serial, secrets.redacted(body))
+                        for name, body in bodies.items()
                     )
         return found
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pwd
+import resource
 from pathlib import Path
 
 from agent.host.config import AgentConfig, AgentConfigError
@@ -28,6 +29,12 @@ def keep_capabilities_to_ourselves() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_CAP_AMBIENT_CLEAR_ALL)")
+
+
+def allow_many_descriptors() -> None:
+    """Raise the soft limit of open files to the hard one, for us and for the workers (two a connection)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def may_administer_network() -> bool:

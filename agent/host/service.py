@@ -70,6 +70,7 @@ class AgentService:
     async def run(self) -> None:
         """Serve until told to stop by a signal or the local socket, then stop in order."""
         privileges.keep_capabilities_to_ourselves()
+        privileges.allow_many_descriptors()
         self.state.prepare(workload.key for workload in self.workloads)
         async with trio.open_nursery() as nursery:
             await nursery.start(self._signals)

@@ -90,8 +90,12 @@ class XdsClient:
             try:
                 await self._connection()
                 reason = "istiod ended the stream"
-            except (GrpcError, XdsError, Unreachable, *CONNECTION_ERRORS) as error:
+            except (GrpcError, XdsError, DecodeError, Unreachable, *CONNECTION_ERRORS) as error:
                 reason = str(error) or type(error).__name__
+            except Exception as error:
+                # A fault of ours must not end the agent: what is in force goes on serving.
+                log.exception("the stream failed", extra=fields(workload=self._key))
+                reason = repr(error)
             self.connected = False
             if self._leaving:
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ workloads:
   - {service: b, user: 1002, ports: [{name: http, port: 7000}]}
 """
 MARK = str(0x539)
+TOOL = Path(__file__).with_name("traffic.py")
 
 
 def eventually_gone(host: Any) -> None:
@@ -123,3 +125,24 @@ def test_two_workloads_are_told_apart_by_their_users(hosts: Any, tmp_path: Path)
     # Calling the neighbour by the host's own address is not a way around its policies.
     assert host.call("10.99.0.1", 7000, "--uid", "1001") == "15001 10.99.0.1 7000"
     assert host.call("10.99.0.1", 7000, "--uid", "990") == "15106 10.99.0.1 7000"
+
+
+def test_names_resolve_for_whom_ever_they_are_asked_by_udp_and_tcp(hosts: Any, tmp_path: Path) -> None:
+    host, peer = hosts
+    config = tmp_path / "agent.yaml"
+    config.write_text(AGENT)
+    peer.start(sys.executable, str(TOOL), "resolve", "10.99.0.2")
+    host.start(sys.executable, str(TOOL), "names", str(config), "10.99.0.2")
+
+    def dig(*arguments: str) -> list[str]:
+        return str(host.run("dig", "+short", "+tries=1", "+time=5", *arguments)).split()
+
+    for server in ("10.99.0.2", "127.0.0.53", "fd99::2", "::1"):
+        assert dig(f"@{server}", "reviews") == ["240.240.0.1"]
+        assert dig(f"@{server}", "reviews.default.svc.cluster.local", "AAAA") == ["2001:2::1"]
+        assert dig(f"@{server}", "+tcp", "reviews") == ["240.240.0.1"]
+        assert dig(f"@{server}", "elsewhere.example") == ["192.0.2.7"]
+        assert dig(f"@{server}", "+tcp", "elsewhere.example") == ["192.0.2.7"]
+    assert dig("@10.99.0.2", "long.example") == ["192.0.2.7"], "truncated over UDP, then asked by TCP"
+    assert "status: NXDOMAIN" in host.run("dig", "@10.99.0.2", "nobody.default.svc.cluster.local")
+    assert "status: NOERROR" in host.run("dig", "@10.99.0.2", "reviews", "MX")

@@ -77,6 +77,68 @@ def hold(arguments: argparse.Namespace) -> None:
         signal.pause()
 
 
+def resolve(address: str) -> None:
+    """A resolver on port 53 of an address: every A is 192.0.2.7, over UDP truncated where the name says so."""
+    import dns.flags
+    import dns.message
+    import dns.rrset
+
+    def reply(wire: bytes, stream: bool) -> bytes:
+        query = dns.message.from_wire(wire)
+        response = dns.message.make_response(query)
+        name = query.question[0].name
+        if not stream and name.to_text().startswith("long."):
+            response.flags |= dns.flags.TC
+        else:
+            response.answer.append(dns.rrset.from_text(name, 60, "IN", "A", "192.0.2.7"))
+        return response.to_wire()
+
+    def datagrams() -> None:
+        while True:
+            wire, source = udp.recvfrom(1500)
+            udp.sendto(reply(wire, False), source)
+
+    def streams() -> None:
+        while True:
+            connection, _ = tcp.accept()
+            with connection:
+                wire = connection.recv(65535)
+                answer = reply(wire[2:], True)
+                connection.sendall(len(answer).to_bytes(2) + answer)
+
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.bind((address, 53))
+    tcp = socket.create_server((address, 53))
+    for work in (datagrams, streams):
+        threading.Thread(target=work, daemon=True).start()
+    print("ready", flush=True)
+    signal.pause()
+
+
+def names(arguments: argparse.Namespace) -> None:
+    """The agent's DNS with one mesh name, behind its capture."""
+    import trio
+
+    from agent.host import config
+    from agent.host.capture import Capture, rules_for
+    from agent.host.dns_forward import Forwarder
+    from agent.host.dns_names import Addresses, Names
+    from agent.host.dns_server import DnsServer
+
+    async def run() -> None:
+        table = {"reviews.default.svc.cluster.local": Addresses.of(["240.240.0.1", "2001:2::1"])}
+        server = DnsServer(
+            Names(table, {}, "default", "cluster.local"), Forwarder(lambda: (arguments.upstream,))
+        )
+        capture = Capture(rules_for(config.load(Path(arguments.config)), {}, ()))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve, 15053)
+            capture.up()
+            print("ready", flush=True)
+
+    trio.run(run)
+
+
 def call(arguments: argparse.Namespace) -> None:
     if arguments.uid:
         os.setgid(arguments.uid)
@@ -119,6 +181,10 @@ def main() -> None:
     caller.add_argument("--uid", type=int, default=0)
     caller.add_argument("--source", default="")
     commands.add_parser("ask").add_argument("address")
+    commands.add_parser("resolve").add_argument("address")
+    naming = commands.add_parser("names")
+    naming.add_argument("config")
+    naming.add_argument("upstream")
     arguments = parser.parse_args()
     if arguments.command == "serve":
         serve(arguments.ports)
@@ -126,6 +192,10 @@ def main() -> None:
         hold(arguments)
     elif arguments.command == "call":
         call(arguments)
+    elif arguments.command == "resolve":
+        resolve(arguments.address)
+    elif arguments.command == "names":
+        names(arguments)
     else:
         ask(arguments.address)
 
