@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from agent.http.headers import Headers
 from agent.http.request import RequestContext, ResponseHead
-from agent.http.single import SINGLE
+from agent.http.single import SINGLE_IN_REQUESTS, SINGLE_IN_RESPONSES
 from agent.table.matchers import HeaderMatch, QueryMatch, compile_header, compile_string
 
 RequestPredicate: TypeAlias = Callable[[RequestContext], bool]
@@ -49,21 +49,23 @@ def compile_request_header(match: HeaderMatch) -> RequestPredicate:
     if name in PSEUDO:
         value = PSEUDO[name]
         return lambda ctx: test(value(ctx))
-    if name in SINGLE:
+    if name in SINGLE_IN_REQUESTS:
         return lambda ctx: test(ctx.headers.joined(name))
 
     def matches(ctx: RequestContext) -> bool:
         headers = ctx.headers
-        return test(headers.get(name) if headers.repeated is None else header_values(headers, name))
+        return test(
+            headers.get(name) if headers.repeated is None else _values(headers, name, SINGLE_IN_REQUESTS)
+        )
 
     return matches
 
 
-def header_values(headers: Headers, name: bytes) -> bytes | list[bytes] | None:
+def _values(headers: Headers, name: bytes, single: frozenset[bytes]) -> bytes | list[bytes] | None:
     """The one value of a header, all of them where there are several, None where there is none."""
     values = headers.get_all(name)
     if len(values) > 1:
-        return b",".join(values) if name in SINGLE else values
+        return b",".join(values) if name in single else values
     return values[0] if values else None
 
 
@@ -80,7 +82,11 @@ def compile_response_headers(matches: Sequence[HeaderMatch]) -> ResponsePredicat
 
     def matches_one(head: ResponseHead) -> bool:
         return any(
-            test(str(head.status).encode() if name == b":status" else header_values(head.headers, name))
+            test(
+                str(head.status).encode()
+                if name == b":status"
+                else _values(head.headers, name, SINGLE_IN_RESPONSES)
+            )
             for name, test in tests
         )
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from agent.http.headers import Headers
 from agent.http.request import RequestContext, ResponseHead
-from agent.http.single import add_field
+from agent.http.single import SINGLE_IN_REQUESTS, SINGLE_IN_RESPONSES, add_field
 from agent.http.substitution import ValueMaker, compile_value
 from agent.table.route import HeaderChanges, HeaderOption
 
@@ -67,7 +67,12 @@ class _Prepared:
     def __init__(self, remove: Sequence[bytes], add: Sequence[HeaderOption]) -> None:
         self._remove = tuple(name.lower() for name in remove)
         self._options: tuple[tuple[bytes, bytes | ValueMaker, str, bool], ...] = tuple(
-            (option.name.lower(), compile_value(option.value, omit_empty=True), option.action, option.keep_empty)
+            (
+                option.name.lower(),
+                compile_value(option.value, omit_empty=True),
+                option.action,
+                option.keep_empty,
+            )
             for option in add
         )
 
@@ -89,5 +94,6 @@ class _Prepared:
                 overwrites.append((name, value))
         for name, value in overwrites:
             headers.set(name, value)
+        single = SINGLE_IN_REQUESTS if head is None else SINGLE_IN_RESPONSES
         for name, value in additions:
-            add_field(headers, name, value)
+            add_field(headers, name, value, single)

@@ -158,6 +158,7 @@ class _Builder:
             cluster_not_found_status=action.cluster_not_found_status,
             auto_host_rewrite=action.auto_host_rewrite,
             append_x_forwarded_host=action.append_x_forwarded_host,
+            keep_original=not self._suppress,
             timeout=action.timeout,
             idle_timeout=action.idle_timeout,
             max_stream_duration=action.max_stream_duration,
@@ -189,7 +190,7 @@ class _Builder:
         finish: RequestChange | None = request_changes
         if forward is not None:
             finish = compile_request_rewrite(
-                route.match, forward, weight, request_changes, original_path=not self._suppress
+                route.match, forward, weight, request_changes, original=not self._suppress
             )
         return RoutePlan(
             name=route.name,
@@ -215,13 +216,10 @@ class _Builder:
     def _levels(
         self, weight: HeaderChanges | None, route: HeaderChanges, vhost: HeaderChanges, config: HeaderChanges
     ) -> list[HeaderChanges]:
-        """In the order of their application: the last one to overwrite a header wins."""
-        levels = [route, vhost, config]
-        if weight is not None:
-            levels.insert(0, weight)
-        if self._config.most_specific_wins:
-            levels.reverse()
-        return levels
+        """In the order of their application: the last one to overwrite a header wins. A destination's own are
+        always first (Envoy's WeightedClusterEntry), even where the most specific shall win."""
+        levels = [config, vhost, route] if self._config.most_specific_wins else [route, vhost, config]
+        return levels if weight is None else [weight, *levels]
 
     def _scope(self, vhost: VirtualHost, route: Route, weight: ClusterWeight | None) -> RouteScope:
         levels: list[Mapping[str, FilterOverride]] = [

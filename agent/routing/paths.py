@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+import re2
+
 from agent.routing.substitution import compile_substitution
 from agent.table.matchers import compile_pattern
 from agent.table.route import RouteMatch, Substitution
@@ -56,22 +58,28 @@ def _in_prefix(path: bytes, prefix: bytes) -> bool:
 
 def template_pattern(template: str) -> str:
     """The RE2 pattern of a URI template: `*` a segment, `**` the rest, `{name}` and `{name=pattern}` captures."""
-    pattern, position = "", 0
-    while position < len(template):
-        character = template[position]
-        if character == "{":
-            end = template.index("}", position)
-            name, _, inner = template[position + 1 : end].partition("=")
-            pattern += f"(?P<{name}>{_glob(inner) if inner else _SEGMENT})"
-            position = end + 1
-        elif character == "*":
-            stars = 2 if template.startswith("**", position) else 1
-            pattern += _glob("*" * stars)
-            position += stars
-        else:
-            pattern += _literal(character)
-            position += 1
-    return pattern
+    return "".join(
+        f"(?P<{name}>{_glob(inner) if inner else _SEGMENT})" if name else _glob(literal)
+        for literal, name, inner in template_parts(template)
+    )
+
+
+def template_parts(template: str) -> list[tuple[str, str, str]]:
+    """Literal text (then no name), or a variable's name and its pattern. Raises ValueError for an open brace."""
+    parts: list[tuple[str, str, str]] = []
+    rest = template
+    while rest:
+        literal, brace, after = rest.partition("{")
+        if literal:
+            parts.append((literal, "", ""))
+        if not brace:
+            break
+        variable, closed, rest = after.partition("}")
+        name, _, inner = variable.partition("=")
+        if not closed or not name.isidentifier():
+            raise ValueError(f"malformed path template {template!r}")
+        parts.append(("", name, inner))
+    return parts
 
 
 _SEGMENT = "[a-zA-Z0-9-._~%!$&'()+,;:@=]+"
@@ -126,24 +134,20 @@ def compile_rewrite(
 
 
 def _template_rewrite(match: RouteMatch, template: str) -> PathRewrite:
-    import re2
-
-    pattern = re2.compile(template_pattern(match.value).encode())
-    pieces: list[tuple[bytes, str]] = []
-    rest = template
-    while rest:
-        literal, brace, after = rest.partition("{")
-        name, _, rest = after.partition("}")
-        if brace and name not in pattern.groupindex:
+    fullmatch = re2.compile(template_pattern(match.value).encode()).fullmatch
+    names = [name for _, name, _ in template_parts(match.value) if name]
+    pieces: list[bytes | int] = []
+    for literal, name, _ in template_parts(template):
+        if name and name not in names:
             raise ValueError(f"the path template has no variable {name}")
-        pieces.append((literal.encode(), name))
+        pieces.append(names.index(name) + 1 if name else literal.encode())
 
     def rewrite(path: bytes) -> bytes:
         bare = bare_path(path)
-        found = pattern.fullmatch(bare)
+        found = fullmatch(bare)
         if found is None:
             return path
-        new = b"".join(literal + (found.group(name) if name else b"") for literal, name in pieces)
+        new = b"".join(piece if isinstance(piece, bytes) else found.group(piece) for piece in pieces)
         return new + path[len(bare) :]
 
     return rewrite

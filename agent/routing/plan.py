@@ -52,7 +52,9 @@ class RoutePlan:
     auto_host_rewrite: bool = False
     """Authority becomes the chosen endpoint's hostname (strict/logical DNS clusters)."""
     append_x_forwarded_host: bool = False
-    """With auto_host_rewrite: agent.routing.rewrite.append_forwarded_host before the authority changes."""
+    """With auto_host_rewrite: `append` of agent.routing.rewrite.rewrite_authority."""
+    keep_original: bool = True
+    """With auto_host_rewrite: `original` of the same function."""
     timeout: float = 15.0
     idle_timeout: float | None = None
     """None: the connection manager's stream idle timeout."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from agent.http.mutation import RequestChange
 from agent.http.request import RequestContext
+from agent.http.substitution import compile_value
 from agent.routing.paths import bare_path, compile_rewrite
 from agent.routing.substitution import compile_substitution
 from agent.table.route import ClusterWeight, Forward, RouteMatch
@@ -21,16 +22,23 @@ def compile_request_rewrite(
     weight: ClusterWeight | None,
     changes: RequestChange | None,
     *,
-    original_path: bool,
+    original: bool,
 ) -> RequestChange | None:
-    """One function for all changes of a route and destination; None where there are none."""
+    """One function for all changes of a route and destination; None where there are none.
+
+    `original`: what was there before stays readable in x-envoy-original-path and -host.
+    """
     steps: list[RequestChange] = [] if changes is None else [changes]
-    new_host = _host_source(forward, weight)
+    if weight is not None and weight.host_rewrite:
+        steps.append(_plain_host(weight.host_rewrite.encode()))
+    new_host = _host_source(forward)
     if new_host is not None:
-        steps.append(_host_rewrite(new_host, append=forward.append_x_forwarded_host))
+        steps.append(_host_rewrite(new_host, append=forward.append_x_forwarded_host, original=original))
+    if forward.path_rewrite:
+        steps.append(_formatted_path(forward.path_rewrite, original=original))
     path = compile_rewrite(match, forward.prefix_rewrite, forward.regex_rewrite, forward.template_rewrite)
     if path is not None:
-        steps.append(_path_rewrite(path, original_path=original_path))
+        steps.append(_path_rewrite(path, original=original))
     if not steps:
         return None
     if len(steps) == 1:
@@ -43,13 +51,13 @@ def compile_request_rewrite(
     return finish
 
 
-def _host_source(
-    forward: Forward, weight: ClusterWeight | None
-) -> Callable[[RequestContext], bytes | None] | None:
-    literal = (weight.host_rewrite if weight is not None else "") or forward.host_rewrite
-    if literal:
-        fixed = literal.encode()
+def _host_source(forward: Forward) -> Callable[[RequestContext], bytes | None] | None:
+    if forward.host_rewrite:
+        fixed = forward.host_rewrite.encode()
         return lambda ctx: fixed
+    if forward.host_rewrite_format:
+        made = compile_value(forward.host_rewrite_format, omit_empty=True)
+        return lambda ctx: made if isinstance(made, bytes) else made(ctx, None)
     if forward.host_rewrite_header:
         name = forward.host_rewrite_header.lower()
         return lambda ctx: ctx.headers.get(name)
@@ -59,31 +67,58 @@ def _host_source(
     return None
 
 
-def _host_rewrite(new_host: Callable[[RequestContext], bytes | None], *, append: bool) -> RequestChange:
+def _plain_host(host: bytes) -> RequestChange:
+    """A destination's own literal leaves no trace of the host that was."""
+
     def rewrite(ctx: RequestContext) -> None:
-        host = new_host(ctx)
-        if host:
-            if append:
-                append_forwarded_host(ctx)
-            ctx.authority = host
+        ctx.authority = host
 
     return rewrite
 
 
-def append_forwarded_host(ctx: RequestContext) -> None:
-    """Remember the authority in x-forwarded-host, unless it stands there last already."""
-    if not ctx.authority:
-        return
-    before = ctx.headers.joined(b"x-forwarded-host")
-    if not before:
-        ctx.headers.set(b"x-forwarded-host", ctx.authority)
-    elif before.rpartition(b",")[2].strip() != ctx.authority:
-        ctx.headers.set(b"x-forwarded-host", before + b"," + ctx.authority)
-
-
-def _path_rewrite(new_path: Callable[[bytes], bytes], *, original_path: bool) -> RequestChange:
+def _host_rewrite(
+    new_host: Callable[[RequestContext], bytes | None], *, append: bool, original: bool
+) -> RequestChange:
     def rewrite(ctx: RequestContext) -> None:
-        if original_path:
+        host = new_host(ctx)
+        if host:
+            rewrite_authority(ctx, host, append=append, original=original)
+
+    return rewrite
+
+
+def rewrite_authority(ctx: RequestContext, host: bytes, *, append: bool, original: bool = True) -> None:
+    """Change the authority; the one that was goes to x-envoy-original-host (with `original`) and to the end of
+    x-forwarded-host (with `append`) unless it stands there last already (Envoy Utility::updateAuthority)."""
+    before = ctx.authority
+    if before:
+        if append:
+            forwarded = ctx.headers.joined(b"x-forwarded-host")
+            if not forwarded:
+                ctx.headers.set(b"x-forwarded-host", before)
+            elif forwarded.rpartition(b",")[2].strip() != before:
+                ctx.headers.set(b"x-forwarded-host", forwarded + b"," + before)
+        if original:
+            ctx.headers.set(b"x-envoy-original-host", before)
+    ctx.authority = host
+
+
+def _formatted_path(text: str, *, original: bool) -> RequestChange:
+    made = compile_value(text, omit_empty=True)
+
+    def rewrite(ctx: RequestContext) -> None:
+        new = made if isinstance(made, bytes) else made(ctx, None)
+        if new:
+            if original:
+                ctx.headers.set(b"x-envoy-original-path", ctx.path)
+            ctx.path = new + ctx.path[len(bare_path(ctx.path)) :]
+
+    return rewrite
+
+
+def _path_rewrite(new_path: Callable[[bytes], bytes], *, original: bool) -> RequestChange:
+    def rewrite(ctx: RequestContext) -> None:
+        if original:
             ctx.headers.set(b"x-envoy-original-path", ctx.path)
         ctx.path = new_path(ctx.path)
 
