@@ -156,11 +156,14 @@ class _Chains:
         """Chains without mutual TLS; `tls_passes`: TLS that is not the mesh's goes to the application as it is."""
         if protocol.is_http:
             return [self._http(self._match("raw_buffer"), None)]
-        found = [self._tcp(self._match("tls"), mtls=False)] if tls_passes else []
         if protocol is Protocol.AUTO:
-            found.append(self._http(self._match("raw_buffer", SNIFFED_HTTP), None))
-        # Without TLS of ours, TLS of the application's and raw bytes are the same thing.
-        return [*found, self._tcp(self._match("raw_buffer" if tls_passes else ""), mtls=False)]
+            # Envoy does not go back once a transport matched: raw bytes that are not HTTP need their own chain.
+            found = [self._http(self._match("raw_buffer", SNIFFED_HTTP), None)]
+            transports = ("tls", "raw_buffer")
+        else:
+            found = []
+            transports = ("tls", "raw_buffer") if tls_passes else ("",)
+        return [*found, *(self._tcp(self._match(transport), mtls=False) for transport in transports)]
 
     def _match(self, transport: str, alpn: Iterable[str] = ()) -> Match:
         match = Match(transport_protocol=transport, application_protocols=alpn)

@@ -121,7 +121,16 @@ def _clusters(view: View, cache: Cache) -> Encoded:
     sidecar = view.scope.sidecar
     proxy = view.proxy
     for one in inbound_ports(proxy, sidecar.spec if sidecar else None):
-        inbound_key = ("inbound", one, proxy.addresses, proxy.service, proxy.namespace, mesh_key)
+        # Only a cluster that does not follow the original destination needs to know the workload's address.
+        fixed = one.default_endpoint or one.port.target != one.port.number
+        inbound_key = (
+            "inbound",
+            one,
+            proxy.addresses if fixed else (),
+            proxy.service,
+            proxy.namespace,
+            mesh_key,
+        )
         resource = cache.get(inbound_key, partial(_inbound_cluster, view, one))
         found[resource.name] = resource
     for resource in cache.get(("fixed", mesh_key), lambda: [_encode(one) for one in fixed_clusters(mesh)]):

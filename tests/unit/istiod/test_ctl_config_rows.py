@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from istiod.ctl import config_rows
@@ -174,6 +176,22 @@ def test_endpoints_are_shown_with_health_as_the_proxy_sees_it() -> None:
         ("10.0.0.2:9080", "HEALTHY", "FAILED", cluster),
         ("[fd00::2]:9080", "UNHEALTHY", "OK", cluster),
     ]
+
+
+def test_certificates_are_shown_as_valid_until_they_end() -> None:
+    entry = {
+        "serial_number": "1f",
+        "valid_from": "2026-11-22T00:00:00Z",
+        "expiration_time": "2026-11-23T00:00:00Z",
+    }
+    page = {"certificates": [{"cert_chain": [entry], "ca_cert": [{"serial_number": "01"}]}]}
+    shown = {
+        hour: config_rows.secret_rows(page, datetime(2026, 11, day, hour, tzinfo=UTC))
+        for day, hour in ((22, 23), (23, 1))
+    }
+    assert [row[3] for row in shown[23]] == ["false", "true"], "the root says no dates"
+    assert [row[3] for row in shown[1]] == ["false", "false"]
+    assert shown[23][1][:3] == ("default", "Cert Chain", "ACTIVE")
 
 
 def test_an_empty_dump_is_no_rows() -> None:
