@@ -186,6 +186,8 @@ class Workload(Section):
     probe: Probe | None = None
     locality: str | None = None
     weight: int = Field(default=1, ge=1, le=128)
+    join_token: JoinToken | None = Field(default=None, alias="joinToken")
+    """Its own token, where the host's does not cover its namespace (a token is for one)."""
 
     @property
     def key(self) -> str:

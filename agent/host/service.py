@@ -151,7 +151,7 @@ class AgentService:
             spiffe,
             state=self.state,
             control_plane=self.control_plane,
-            token=self.config.join_token,
+            token=config.join_token or self.config.join_token,
             on_change=workload.identity_changed,
             clock=time.time,
             chance=_random.random,
