@@ -10,6 +10,7 @@ from __future__ import annotations
 import h11r
 
 from agent.http.h1_message import (
+    NO_HOST,
     H1Violation,
     Limits,
     RequestSink,
@@ -29,6 +30,7 @@ _End = h11r.EndOfMessage
 _Response = h11r.Response
 _Informational = h11r.InformationalResponse
 _HOST = ((b"host", b"-"),)
+_MARK = b"host: " + NO_HOST + b"\r\n"
 _H11R_HEADERS = 65535
 
 
@@ -51,13 +53,9 @@ class FastServerCodec:
 
     def receive(self, data: bytes) -> None:
         """See ServerCodec."""
-        if self._between and len(self._first) < 4096:
+        if self._between:
             self._first = self._first + data if self._first else data
-        try:
-            self._parser.receive_data(data)
-            self._advance()
-        except h11r.RemoteProtocolError as error:
-            raise self._violation(error) from None
+        self._read(data)
 
     def end_of_input(self) -> bool:
         """See ServerCodec."""
@@ -70,11 +68,31 @@ class FastServerCodec:
         self._between = True
         self._first = rest
         if rest:
-            try:
-                self._parser.receive_data(rest)
-                self._advance()
-            except h11r.RemoteProtocolError as error:
+            self._read(rest)
+
+    def _read(self, data: bytes) -> None:
+        try:
+            self._parser.receive_data(data)
+            self._advance()
+        except h11r.RemoteProtocolError as error:
+            if not self._between or "Host field" not in str(error):
                 raise self._violation(error) from None
+            self._read_without_host(error)
+
+    def _read_without_host(self, error: h11r.RemoteProtocolError) -> None:
+        """A request that h11r refuses for its Host field. Where there is none, Envoy logs the request and answers it, or
+        takes the host of an absolute-form target: read it with a mark in the field's place."""
+        line, _, rest = self._first.lstrip(b"\r\n").partition(b"\n")
+        head = rest.partition(b"\n\r\n")[0].lower()
+        if head.startswith(b"host:") or b"\nhost:" in head:
+            raise H1Violation(400, "http1.codec_error", str(error))
+        self._parser = self._new()
+        self._first = b""
+        try:
+            self._parser.receive_data(line + b"\n" + _MARK + rest)
+            self._advance()
+        except h11r.RemoteProtocolError as second:
+            raise self._violation(second) from None
 
     def leftovers(self) -> bytes:
         """See ServerCodec."""

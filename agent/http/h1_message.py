@@ -19,6 +19,9 @@ CHUNKED = -1
 UNTIL_CLOSE = -2
 """Body length of a response that ends with its connection (RFC 9112 section 6.3, rule 8)."""
 
+NO_HOST = b"no-host.hostmesh.invalid"
+"""Put in by a codec whose parser insists on a Host field."""
+
 METHODS = frozenset(
     b"ACL BIND CHECKOUT CONNECT COPY DELETE GET HEAD LINK LOCK MERGE MKACTIVITY MKCALENDAR MKCOL MOVE M-SEARCH "
     b"NOTIFY OPTIONS PATCH POST PROPFIND PROPPATCH PURGE PUT REBIND REPORT SEARCH SOURCE SUBSCRIBE TRACE UNBIND "
@@ -155,7 +158,7 @@ def judge_request(
     if limits.underscores != "allow":
         _judge_underscores(headers, limits)
     authority = headers.pop(b"host", None)
-    if authority is None:
+    if authority is None or authority == NO_HOST:
         head.has_host = False
     else:
         head.authority = authority

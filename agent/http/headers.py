@@ -81,11 +81,20 @@ class Headers(dict[bytes, bytes]):
             self.repeated = [field for field in self.repeated if field[0] != name] or None
         return True
 
-    def fields(self) -> Iterable[tuple[bytes, bytes]]:
-        """All fields for serialisation; occurrences of one name keep their order."""
-        if self.repeated is None:
+    def fields(self) -> Collection[tuple[bytes, bytes]]:
+        """All fields for serialisation; occurrences of one name stand together, in their order."""
+        repeated = self.repeated
+        if repeated is None:
             return self.items()
-        return [*self.items(), *self.repeated]
+        later: dict[bytes, list[tuple[bytes, bytes]]] = {}
+        for field in repeated:
+            later.setdefault(field[0], []).append(field)
+        together: list[tuple[bytes, bytes]] = []
+        for field in self.items():
+            together.append(field)
+            if field[0] in later:
+                together.extend(later[field[0]])
+        return together
 
     def every(self) -> Iterator[tuple[bytes, bytes]]:
         """Iterate over all fields."""

@@ -135,6 +135,8 @@ class H1Downstream:
         exchange = self.exchange = Exchange(setting, self)
         manager = setting.manager
         if head.old and not manager.accept_http_10:
+            self.old = False
+            self._polite = False
             exchange.refuse(H1Violation(426, "low_version", "HTTP/1.0 is not accepted"))
             return
         if head.old and not head.has_host and manager.default_host_for_http_10:
@@ -262,11 +264,7 @@ class H1Downstream:
 
     def _run_on(self) -> None:
         """Take up what was pipelined, without recursion however many requests are answered at once."""
-        while True:
-            if not self._again:
-                if self.exchange is not None or not self.request_done or self._discarding or not self.requests:
-                    return
-                return
+        while self._again:
             self._again = False
             self.codec.next_request()
             if self.exchange is None and not self._again and self._hold_next:
@@ -309,6 +307,7 @@ class H1Downstream:
         elif self.codec.end_of_input():
             slots = self.setting.slots
             slots[self.setting.stats.downstream_cx_idle_timeout] += 1
+            self._polite = True
             self._leave()
         else:
             manager = self.setting.manager
@@ -324,13 +323,14 @@ class H1Downstream:
         """End the connection: at once when idle, else with the response in progress."""
         self.closing = True
         if self.exchange is None and not self._discarding:
+            self._polite = True
             self._leave()
 
     def _leave(self) -> None:
         """Send what is queued, then close: now, or after the delay in which input is thrown away."""
         self._discarding = True
         delay = self.setting.manager.delayed_close_timeout
-        if (self._polite and self.request_done) or not delay or self._tunnel or not self.requests:
+        if (self._polite and self.request_done) or not delay or self._tunnel:
             self._gone()
             self.transport.flush()
             if not self.transport.closed:
