@@ -16,6 +16,7 @@ import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -205,10 +206,13 @@ class _Istiod:
         """Serve both xDS ports; when both have ended after SIGTERM, so has istiod."""
 
         async def delta(call: grpc.ServerCall) -> None:
-            await serve_delta(self._plane, call)
+            await self._until_stopping(partial(serve_delta, self._plane), call)
 
         async def sotw(call: grpc.ServerCall) -> None:
-            await serve_sotw(self._plane, call)
+            await self._until_stopping(partial(serve_sotw, self._plane), call)
+
+        async def attach(call: grpc.ServerCall) -> None:
+            await self._until_stopping(self._debug.attach, call)
 
         authenticated = {grpc.ADS_DELTA: _with_certificate(delta), grpc.ADS_SOTW: _with_certificate(sotw)}
         async with trio.open_nursery() as nursery:
@@ -217,7 +221,7 @@ class _Istiod:
                 ports.xds,
                 {
                     **authenticated,
-                    grpc.DEBUG_ATTACH: self._debug.attach,
+                    grpc.DEBUG_ATTACH: attach,
                     grpc.CREATE_CERTIFICATE: self._certificates.handler,
                 },
             )
@@ -227,6 +231,18 @@ class _Istiod:
                     self._serve_listeners, ports.xds_plaintext, {grpc.ADS_DELTA: delta, grpc.ADS_SOTW: sotw}
                 )
         everything.cancel()
+
+    async def _until_stopping(self, handler: grpc.Handler, call: grpc.ServerCall) -> None:
+        """Streams without an end are ended at shutdown, so that agents go to another istiod at once."""
+        async with trio.open_nursery() as nursery:
+
+            async def serve() -> None:
+                await handler(call)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(serve)
+            await self._stopping.wait()
+            raise grpc.GrpcError(grpc.GrpcStatus.UNAVAILABLE, "istiod is stopping")
 
     async def _serve_listeners(
         self, listeners: list[grpc.Listener], handlers: Mapping[str, grpc.Handler]

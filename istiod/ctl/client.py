@@ -104,7 +104,8 @@ class AdminClient:
                 f"the server at {self._address} is not the istiod of this context: {text}",
                 "was istiod reinstalled, or is the address another host's? Copy its admin-context.yaml again",
             )
-        if "ALERT" in text.upper() or "EOF" in text.upper():
+        # TLS 1.3: the client learns with its first read that its certificate was refused, often by a bare close.
+        if isinstance(error, httpx.RemoteProtocolError) or "ALERT" in text.upper() or "EOF" in text.upper():
             return CommandError(
                 f"istiod at {self._address} refused this context's certificate: {text}",
                 "the certificate must be issued by istiod's admin CA; copy its admin-context.yaml again",

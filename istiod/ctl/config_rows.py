@@ -9,6 +9,7 @@ Not for: fetching or printing (`istiod.ctl.proxy_config`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 Json = Mapping[str, Any]
@@ -236,13 +237,13 @@ def _health(health: Json) -> str:
     return "DRAINING" if health.get("eds_health_status") == "DRAINING" else "HEALTHY"
 
 
-def secret_rows(certificates: Json) -> list[Row]:
+def secret_rows(certificates: Json, now: datetime) -> list[Row]:
     """Rows of /certs (admin.v3.Certificates): the workload's chain and its roots."""
     rows: list[Row] = []
     for group in certificates.get("certificates", ()):
         for name, kind, key in (("default", "Cert Chain", "cert_chain"), ("ROOTCA", "CA", "ca_cert")):
             for entry in group.get(key, ()):
-                valid = int(entry.get("days_until_expiration", 0)) > 0 or bool(entry.get("expiration_time"))
+                valid = _moment(entry.get("valid_from")) <= now < _moment(entry.get("expiration_time"))
                 rows.append(
                     (
                         name,
@@ -255,3 +256,10 @@ def secret_rows(certificates: Json) -> list[Row]:
                     )
                 )
     return sorted(set(rows))
+
+
+def _moment(text: Any) -> datetime:
+    """A time of the dump; a missing one is long past."""
+    return (
+        datetime.fromisoformat(str(text).replace("Z", "+00:00")) if text else datetime.min.replace(tzinfo=UTC)
+    )

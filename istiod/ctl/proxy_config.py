@@ -9,6 +9,7 @@ Not for: reading the dump (`istiod.ctl.config_rows`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -145,7 +146,13 @@ def secret(ctx: typer.Context, proxy: ProxyArgument, form: FormOption = output.D
         raise CommandError(
             "certificates are known to the proxy alone, and its agent is not attached to istiod"
         )
-    _show(data, form, config_rows.SECRET_COLUMNS, config_rows.secret_rows, "No certificates.")
+    _show(
+        data,
+        form,
+        config_rows.SECRET_COLUMNS,
+        lambda page: config_rows.secret_rows(page, datetime.now(UTC)),
+        "No certificates.",
+    )
 
 
 def everything(ctx: typer.Context, proxy: ProxyArgument, form: FormOption = output.DataFormat.TABLE) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from istiod.ctl import cli as meshctl
 
 CASES = Path(__file__).parents[2].parent / "shared" / "cases"
 BIN = Path(sys.executable).parent
@@ -37,6 +40,15 @@ def poll(condition: Callable[[], Any], seconds: float = 10.0, what: str = "condi
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
         time.sleep(0.02)
     return value
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command said and how it ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 @dataclass
@@ -95,17 +107,21 @@ class Istiod:
         host, _, port = self.about["listen"][name].rpartition(":")
         return host, int(port)
 
-    def meshctl(self, *arguments: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "HOSTMESH_CONTEXT": str(self.context), "NO_COLOR": "1"}
-        return subprocess.run(
-            [BIN / "meshctl", *map(str, arguments)],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=60,
-            check=False,
-        )
+    def meshctl(self, *arguments: str | Path, stdin: str | None = None) -> Done:
+        """One call of meshctl's own main(), in this process: starting Python each time would take the time."""
+        out, err = io.StringIO(), io.StringIO()
+        argv, stdin_before = sys.argv, sys.stdin
+        sys.argv = ["meshctl", "--context", str(self.context), *map(str, arguments)]
+        sys.stdin = io.StringIO(stdin or "")
+        status: object = 0
+        try:
+            with redirect_stdout(out), redirect_stderr(err):
+                meshctl.main()
+        except SystemExit as end:
+            status = end.code
+        finally:
+            sys.argv, sys.stdin = argv, stdin_before
+        return Done(status if isinstance(status, int) else 0, out.getvalue(), err.getvalue())
 
     def ok(self, *arguments: str | Path, stdin: str | None = None) -> str:
         """A meshctl call that must work; its standard output."""

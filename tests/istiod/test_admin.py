@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import subprocess
 from pathlib import Path
 
 import pytest
+import trio
 import yaml
 
+from istiod.admin_context import AdminContext, read
+from istiod.ctl.client import AdminClient
+from istiod.ctl.failure import CommandError
 from tests.istiod.conftest import BIN, CASES, Istiod, poll
+from tests.istiod.proxies import ISTIOD, enrol
+from wire import tls
+from wire.spiffe import SpiffeId
 
 SAMPLES = CASES / "istio-samples"
 
@@ -212,8 +220,6 @@ def test_the_admin_port_asks_for_a_certificate_of_the_admin_ca(shared_istiod: Is
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    import socket
-
     with (
         socket.create_connection(shared_istiod.address("admin"), timeout=5) as raw,
         pytest.raises((ssl.SSLError, ConnectionError)),
@@ -224,10 +230,43 @@ def test_the_admin_port_asks_for_a_certificate_of_the_admin_ca(shared_istiod: Is
         raise ConnectionResetError
 
 
+def test_a_workloads_certificate_does_not_open_the_admin_api(shared_istiod: Istiod) -> None:
+    token = shared_istiod.ok("token", "create", "-n", "adm", "-s", "reviews").strip()
+    workload = trio.run(
+        enrol, shared_istiod.address("xds"), token, SpiffeId("cluster.local", "adm", "reviews")
+    )
+    admin = read(shared_istiod.context)
+    stolen = AdminContext(
+        admin.address, admin.certificate_authority, workload.chain.decode(), workload.key.decode()
+    )
+    with AdminClient(stolen) as client, pytest.raises(CommandError) as refusal:
+        client.get("/api/v1/version")
+    assert "refused this context's certificate" in str(refusal.value)
+
+
+def test_an_admins_certificate_does_not_open_xds(shared_istiod: Istiod) -> None:
+    admin = read(shared_istiod.context)
+
+    async def story() -> None:
+        context = tls.client_context(
+            (shared_istiod.state / "ca" / "root-cert.pem").read_bytes(),
+            admin.client_certificate.encode(),
+            admin.client_key.encode(),
+        )
+        with pytest.raises((ssl.SSLError, trio.BrokenResourceError, OSError)):
+            stream = await tls.connect(*shared_istiod.address("xds"), context, ISTIOD)
+            try:
+                await stream.send_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+                assert await stream.receive_some() == b"", "istiod talks HTTP/2 with an admin's certificate"
+                raise ConnectionResetError
+            finally:
+                await trio.aclose_forcefully(stream)
+
+    trio.run(story)
+
+
 def test_a_request_above_the_limit_is_refused(shared_istiod: Istiod) -> None:
     big = json.dumps({"sources": [{"name": "big", "text": "#" * (9 * 1024 * 1024)}]}).encode()
-    from istiod.ctl.failure import CommandError
-
     with pytest.raises(CommandError) as refusal:
         shared_istiod.api("/api/v1/apply", "POST", big)
     assert "at most" in str(refusal.value)
