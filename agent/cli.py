@@ -82,10 +82,9 @@ def proxy(
     workers: Annotated[int, typer.Option(min=1, max=256, help="Worker processes.")] = 1,
 ) -> None:
     """The data plane alone, on a static Envoy bootstrap: no root, no nftables, no control plane."""
-    from agent.host import proxy_admin
-    from agent.worker import standalone
+    from agent.host.proxy import replace_this_process
 
-    standalone.run(config, workers, proxy_admin.admin_of(config))
+    replace_this_process(config, workers)
 
 
 @app.command()

@@ -7,30 +7,17 @@ reading ones: what changes the host is for people on it. Source: hostmesh.v1.Deb
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import trio
 
+from agent.host.page import Pages
 from wire.grpc import DEBUG_ATTACH, Channel, ClientCall, GrpcError, GrpcStatus
 from wire.proto import debug_pb2
 
 log = logging.getLogger("hostmesh.debug")
 _AT_ONCE = 8
 _RETRY_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """An answer of the admin pages."""
-
-    status: int
-    content_type: str
-    body: bytes
-
-
-Pages = Callable[[str, str, bytes], Awaitable[Page]]
-"""`(method, path with query, body)` to a page."""
 
 
 async def serve(channel: Channel, node_ids: Sequence[str], pages: Pages) -> None:

@@ -15,7 +15,7 @@ import trio
 
 from agent.host import debug_channel, pages, ports, secrets
 from agent.host.admin import AdminPages, Certificates, MetricsPages, Resource, Sources
-from agent.host.debug_channel import Page
+from agent.host.page import Page
 from agent.host.worker_process import WorkerGone, WorkerProcess
 from agent.telemetry.reading import Workers
 from agent.telemetry.stats import StatsRegion

@@ -9,20 +9,23 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
-from envoy.config.bootstrap.v3 import bootstrap_pb2
 
 from agent.host import pages
-from agent.host.admin import AdminPages, Sources
-from agent.table.bootstrap import Bootstrap
-from agent.table.decode.text import parse
-from agent.telemetry.reading import Workers
+from agent.host.admin import AdminPages, Certificates, Sources
+from agent.telemetry.reading import Statistics
 from agent.upstream.view import cluster_view
-from agent.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from agent.table.bootstrap import Bootstrap
+    from agent.table.tls import DataSource, Secret, TlsSettings
+    from agent.worker.worker import Worker
 
 
 def admin_of(path: Path) -> Callable[[Bootstrap, Worker, trio.TaskStatus[None]], Awaitable[None]]:
@@ -36,41 +39,116 @@ def admin_of(path: Path) -> Callable[[Bootstrap, Worker, trio.TaskStatus[None]],
         sock.bind((bootstrap.admin.host, bootstrap.admin.port))
         sock.listen(128)
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-        admin = AdminPages(_sources(path, bootstrap, worker))
+        admin = AdminPages(_Proxy(path, bootstrap, worker).sources())
         await pages.serve([listener], admin.respond, task_status)
 
     return serve
 
 
-def _sources(path: Path, bootstrap: Bootstrap, worker: Worker) -> Sources:
-    message = parse(path.read_text(encoding="utf-8"), bootstrap_pb2.Bootstrap, str(path))
-    statistics = Workers()
-    statistics.add(worker.recorder.region)
+class _Proxy:
+    """Where the pages of a static proxy get their contents."""
 
-    async def query(what: str) -> list[Any]:
+    def __init__(self, path: Path, bootstrap: Bootstrap, worker: Worker) -> None:
+        self._path, self._bootstrap, self._worker = path, bootstrap, worker
+
+    def sources(self) -> Sources:
+        """See agent.host.admin."""
+        worker = self._worker
+        return Sources(
+            statistics=self._statistics,
+            ready=lambda: bool(worker.spaces),
+            draining=worker.drained.is_set,
+            query=self._query,
+            bootstrap=self._message,
+            certificates=self._certificates,
+            node_id=self._bootstrap.node.id,
+            started=time.time(),
+            options={"config_path": str(self._path), "concurrency": 1},
+            actions={
+                "quitquitquit": self._quit,
+                "drain_listeners": self._drain,
+                "reset_counters": self._reset,
+                "reopen_logs": self._reopen,
+            },
+        )
+
+    def _statistics(self) -> Statistics:
+        found = Statistics()
+        found.read(self._worker.recorder.region)
+        return found
+
+    async def _query(self, what: str) -> list[Any]:
         await trio.lowlevel.checkpoint()
         if what != "clusters":
             return []
         return [
             [
                 cluster_view(cluster, added_via_api=False)
-                for space in worker.spaces.values()
+                for space in self._worker.spaces.values()
                 for cluster in space.clusters.values()
             ]
         ]
 
-    async def end() -> None:
+    def _message(self) -> Message:
+        """Read when somebody asks; a file that was changed since shows its new contents."""
+        from envoy.config.bootstrap.v3 import bootstrap_pb2
+
+        from agent.table.decode.text import parse
+
+        return parse(self._path.read_text(encoding="utf-8"), bootstrap_pb2.Bootstrap, str(self._path))
+
+    def _certificates(self) -> list[Certificates]:
+        found: list[Certificates] = []
+        for settings in self._tls_settings():
+            validation = settings.validation
+            roots = self._secret(validation.ca) if validation is not None else None
+            for certificate in settings.certificates:
+                secret = self._secret(certificate)
+                found.append(
+                    Certificates(
+                        secret.name if secret is not None else "",
+                        _read(secret.certificate_chain if secret is not None else None),
+                        _read(roots.trusted_ca if roots is not None else None),
+                    )
+                )
+        return found
+
+    def _tls_settings(self) -> Iterable[TlsSettings]:
+        table = self._bootstrap.table
+        for listener in table.listeners.values():
+            for chain in (*listener.chains, listener.default_chain):
+                if chain is not None and chain.tls is not None:
+                    yield chain.tls
+        for cluster in table.clusters.values():
+            if cluster.tls is not None:
+                yield cluster.tls
+
+    def _secret(self, secret: Secret | str | None) -> Secret | None:
+        return self._bootstrap.table.secrets.get(secret) if isinstance(secret, str) else secret
+
+    async def _quit(self) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         await trio.lowlevel.checkpoint()
 
-    return Sources(
-        statistics=statistics.read,
-        ready=lambda: bool(worker.spaces),
-        draining=worker.drained.is_set,
-        query=query,
-        bootstrap=lambda: message,
-        node_id=bootstrap.node.id,
-        started=time.time(),
-        options={"config_path": str(path), "concurrency": 1},
-        actions={"quitquitquit": end},
-    )
+    async def _drain(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._worker.reactor.call(self._drain_spaces)
+
+    def _drain_spaces(self) -> None:
+        for space in self._worker.spaces.values():
+            space.drain()
+
+    async def _reset(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._worker.recorder.region.reset_counters()
+
+    async def _reopen(self) -> None:
+        await trio.lowlevel.checkpoint()
+        for error in self._worker.sinks.reopen():
+            raise error
+
+
+def _read(source: DataSource | None) -> bytes:
+    if source is None:
+        return b""
+    return Path(source.filename).read_bytes() if source.filename else source.inline

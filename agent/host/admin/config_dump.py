@@ -14,8 +14,8 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError, Message
 
 from agent.host.admin.sources import Resource, Resources
+from agent.table.build import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
 from agent.table.decode.types import message_class
-from wire.xds import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
 
 _ADMIN = "type.googleapis.com/envoy.admin.v3."
 _SECRET_FIELDS = frozenset(

@@ -21,11 +21,10 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 import agent.host.admin.config_dump as dumps
 from agent.host.admin import clusters
-from agent.host.admin.certificates import certificates_page
 from agent.host.admin.sources import Sources
-from agent.host.debug_channel import Page
+from agent.host.page import Page
+from agent.table.build import LISTENER
 from agent.telemetry.prometheus import CONTENT_TYPE, exposition, stats_json, stats_text
-from wire.xds import LISTENER
 
 _TEXT = "text/plain; charset=UTF-8"
 _JSON = "application/json"
@@ -220,6 +219,9 @@ class AdminPages:
         )
 
     async def _certs(self, query: Query) -> Page:
+        # Here and not above: `hostmesh-agent proxy` without TLS has no other use for its 8 MB.
+        from agent.host.admin.certificates import certificates_page
+
         return _json(certificates_page(self._sources.certificates(), self._clock()))
 
     async def _logging(self, query: Query) -> Page:

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from agent.host import local_socket, pages
-from agent.host.debug_channel import Page
+from agent.host.page import Page
 from agent.host.local_socket import CommandError, NotRunning
 from agent.host.log import LineHandler, fields, journal_entry
 from agent.host.service_notify import ServiceNotifier

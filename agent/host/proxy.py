@@ -1,0 +1,31 @@
+"""`hostmesh-agent proxy` once its arguments are read: the data plane and its admin port in a process of their own.
+
+Rule: what the command line needs for people (15 MB) is not in memory for the life of a proxy, so the command
+replaces itself by `python -m agent.host.proxy CONFIG WORKERS`. Not for: traffic (agent.worker.standalone).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def replace_this_process(config: Path, workers: int) -> None:
+    """Become the proxy; does not return. The process id stays, for who supervises it."""
+    os.execv(  # noqa: S606 (our own interpreter and module)
+        sys.executable, [sys.executable, "-P", "-m", "agent.host.proxy", str(config), str(workers)]
+    )
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    from agent.host import proxy_admin
+    from agent.worker import standalone
+
+    config = Path(sys.argv[1])
+    standalone.run(config, int(sys.argv[2]), proxy_admin.admin_of(config))
+
+
+if __name__ == "__main__":
+    main()
