@@ -36,7 +36,9 @@ class _Effective:
 
 
 def compile(placed: Placed) -> Steps | None:
-    """Steps for a route's policies; None where it has none."""
+    """Steps for a route's policies; None where it has none or answers by itself (then Envoy's CORS is silent)."""
+    if not placed.scope.forwards:
+        return None
     policies = [
         override.value for override in reversed(placed.overrides) if isinstance(override.value, CorsPolicy)
     ]
@@ -88,6 +90,8 @@ def _merge(policies: list[CorsPolicy]) -> _Effective:
 
 
 def _request(policy: _Effective) -> Callable[[RequestContext], LocalReply | None]:
+    refusal = LocalReply(200, headers=policy.reply_headers, details="cors_response")
+
     def request(ctx: RequestContext) -> LocalReply | None:
         origin = ctx.headers.get(b"origin")
         if not origin or ctx.method != b"OPTIONS" or not ctx.headers.get(b"access-control-request-method"):
@@ -95,7 +99,7 @@ def _request(policy: _Effective) -> Callable[[RequestContext], LocalReply | None
         if not policy.is_on(ctx):
             return None
         if not policy.allows(origin):
-            return None if policy.forward_not_matching else LocalReply(200, details="cors_response")
+            return None if policy.forward_not_matching else refusal
         headers = ((b"access-control-allow-origin", origin), *policy.reply_headers)
         if policy.private_network and ctx.headers.get(b"access-control-request-private-network") == b"true":
             headers = (*headers, (b"access-control-allow-private-network", b"true"))

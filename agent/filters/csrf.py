@@ -27,8 +27,7 @@ def compile(placed: Placed) -> Steps | None:
     def check(ctx: RequestContext) -> LocalReply | None:
         if ctx.method not in _CHANGING or not config.enabled.takes(draw(ctx, ENABLED)):
             return None
-        source = ctx.headers.get(b"origin", b"")
-        source = _host_and_port(source if source and source != b"null" else ctx.headers.get(b"referer", b""))
+        source = _host_and_port(ctx.headers.get(b"origin") or ctx.headers.get(b"referer", b""))
         if source and (source == _host_and_port(ctx.authority) or any(match(source) for match in additional)):
             return None
         return _REFUSAL

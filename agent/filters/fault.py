@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from agent.filters.chain import Placed, most_specific
 from agent.filters.chance import ABORT, DELAY, draw
-from agent.filters.grpc import grpc_reply, grpc_to_http
+from agent.filters.grpc import grpc_reply
 from agent.filters.step import RequestStep, Steps
 from agent.http.matching import RequestPredicate, compile_request_headers
 from agent.http.request import Delay, LocalReply, RequestContext
@@ -149,5 +149,5 @@ def _http_abort(status: int) -> LocalReply:
 
 
 def _grpc_abort(ctx: RequestContext, status: int) -> LocalReply:
-    reply = LocalReply(grpc_to_http(status), BODY, flags=("FI",), details="fault_filter_abort")
+    reply = LocalReply(200, BODY, flags=("FI",), details="fault_filter_abort")
     return grpc_reply(ctx, reply, status)

@@ -7,14 +7,6 @@ from urllib.parse import quote
 
 from agent.http.request import LocalReply, RequestContext
 
-_TO_HTTP = {0: 200, 1: 499, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429, 9: 400, 10: 409, 11: 400, 12: 501,
-            13: 500, 14: 503, 15: 500, 16: 401}  # fmt: skip
-
-
-def grpc_to_http(status: int) -> int:
-    """The HTTP status for a gRPC status (Envoy Grpc::Utility::grpcToHttpStatus)."""
-    return _TO_HTTP.get(status, 500)
-
 
 def grpc_reply(ctx: RequestContext, reply: LocalReply, status: int) -> LocalReply:
     """The reply as it is to an HTTP client; to a gRPC client a trailers-only response with this status."""

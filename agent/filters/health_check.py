@@ -8,18 +8,18 @@ from agent.http.matching import compile_request_headers
 from agent.http.request import LocalReply, RequestContext
 from agent.table.filter_config import HealthCheckFilter
 
-_OK = LocalReply(200, details="health_check_ok")
-
 
 def compile(placed: Placed) -> Steps | None:
     """Steps for a place in a chain. The log knows them by `health_check_ok`."""
     config: HealthCheckFilter = placed.config
     matches = compile_request_headers(config.headers)
+    headers = ((b"x-envoy-upstream-healthchecked-cluster", config.node_cluster.encode()),)
+    healthy = LocalReply(200, headers=headers, details="health_check_ok")
 
     def answer(ctx: RequestContext) -> LocalReply | None:
         if matches is not None and not matches(ctx):
             return None
-        return _OK
+        return healthy
 
     step: RequestStep = answer
     return Steps((step,))

@@ -1,10 +1,12 @@
 """Changes to the query string (Envoy KeyValueMutation on query parameters).
 
-Rule: names and values are decoded to be compared and encoded again; the path before the `?` stays as it is.
+Rule: as Envoy does it, the parameters come out decoded and in the order of their names, new values encoded; unlike
+Envoy, what cannot stand in a request line is encoded. The path before the `?` stays as it is.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from urllib.parse import quote, unquote
 
@@ -24,24 +26,34 @@ def compile_query_mutations(mutations: Sequence[QueryMutation]) -> RequestStep |
     ]
 
     def mutate(ctx: RequestContext) -> None:
-        bare, _, query = ctx.path.partition(b"?")
-        parameters = _parse(query)
+        bare, _, given = ctx.path.partition(b"?")
+        parameters = _parse(given)
         for name, maker, action in prepared:
             if maker is None:
                 parameters = [item for item in parameters if item[0] != name]
                 continue
             made = maker if isinstance(maker, bytes) else maker(ctx, None)
-            value = made.decode("utf-8", "surrogateescape")
+            value = _encode(made.decode("utf-8", "surrogateescape"))
             present = any(item[0] == name for item in parameters)
             if action == "append" or (action == "add_if_absent" and not present):
                 parameters.append((name, value))
             elif action == "overwrite" or (action == "overwrite_if_exists" and present):
                 parameters = [item for item in parameters if item[0] != name]
                 parameters.append((name, value))
-        encoded = "&".join(f"{_encode(name)}={_encode(value)}" for name, value in parameters)
-        ctx.path = bare + (b"?" + encoded.encode() if encoded else b"")
+        parameters.sort(key=lambda item: item[0])
+        query = "&".join(f"{name}={value}" for name, value in parameters if name)
+        ctx.path = bare + (
+            b"?" + _UNSENDABLE.sub(_escape, query.encode("utf-8", "surrogateescape")) if query else b""
+        )
 
     return mutate
+
+
+_UNSENDABLE = re.compile(rb"[^!-~]|#")
+
+
+def _escape(found: re.Match[bytes]) -> bytes:
+    return b"%%%02X" % found[0][0]
 
 
 def _parse(query: bytes) -> list[tuple[str, str]]:

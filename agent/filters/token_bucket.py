@@ -5,6 +5,8 @@ Rule: time is an argument, in monotonic seconds; the bucket starts full. Not for
 
 from __future__ import annotations
 
+from math import ceil
+
 from agent.table.filter_config import TokenBucket
 
 
@@ -37,7 +39,7 @@ class Bucket:
         self._fill(now)
         if self._tokens >= 1.0:
             return 0
-        return -int(-(1.0 - self._tokens) // self._rate)
+        return ceil((1.0 - self._tokens) / self._rate - 1e-6)
 
     @property
     def rate(self) -> float:

@@ -236,12 +236,14 @@ class _Builder:
             overrides,
             cors=tuple(policy for policy in (forward and forward.cors, vhost.cors) if policy is not None),
             rate_limits=(forward.rate_limits if forward else (), vhost.rate_limits),
+            forwards=forward is not None,
         )
 
     def _steps(self, scope: RouteScope) -> Steps:
         """The scope is kept beside its steps, so that the identities in the key stay taken."""
         key: tuple[object, ...] = (
             tuple((name, *map(id, entries)) for name, entries in sorted(scope.overrides.items())),
+            scope.forwards,
             tuple(map(id, scope.cors)),
             tuple(tuple(map(id, level)) for level in scope.rate_limits),
         )

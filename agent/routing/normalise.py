@@ -18,8 +18,9 @@ from agent.table.matchers import decimal
 Normaliser: TypeAlias = Callable[[RequestContext], LocalReply | None]
 
 FAILED = LocalReply(400, details="path_normalization_failed")
-FRAGMENT = LocalReply(400, details="path_normalization_failed")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_ESCAPED = frozenset(b"\"<>^`{|}")
+_PLAIN = bytes(byte for byte in range(0x21, 0x7F) if byte not in _ESCAPED and byte not in b"%\\")
 _ESCAPED_SLASHES = (b"%2f", b"%2F", b"%5c", b"%5C")
 
 
@@ -32,7 +33,7 @@ def compile_normaliser(hcm: HttpManager) -> Normaliser:
     def normalise(ctx: RequestContext) -> LocalReply | None:
         path = ctx.path
         if b"#" in path:
-            return FRAGMENT
+            return FAILED
         if strip_host is not None:
             strip_host(ctx)
         if path[:1] != b"/":
@@ -82,7 +83,7 @@ def remove_dot_segments(path: bytes) -> bytes | None:
     Backslashes count as slashes, %-escapes of unreserved characters are decoded, `%2e` counts as a dot, %00 is refused.
     """
     bare, mark, query = path.partition(b"?")
-    if b"%" not in bare and b"/." not in bare and b"\\" not in bare and bare.isascii():
+    if b"/." not in bare and not bare.translate(None, _PLAIN):
         return path
     canonical = _decode_unreserved(bare.replace(b"\\", b"/"))
     if canonical is None:
@@ -105,7 +106,7 @@ def remove_dot_segments(path: bytes) -> bytes | None:
 
 
 def _decode_unreserved(path: bytes) -> bytes | None:
-    if b"%" not in path and path.isascii():
+    if not path.translate(None, _PLAIN):
         return path
     output = bytearray()
     position = 0
@@ -124,7 +125,7 @@ def _decode_unreserved(path: bytes) -> bytes | None:
                 position += 3
                 continue
             output.append(byte)
-        elif byte >= 0x80:
+        elif byte in _ESCAPED or byte >= 0x7F:
             output += b"%%%02X" % byte
         else:
             output.append(byte)

@@ -66,6 +66,7 @@ def load(
         r.without_effect("stats_flush_interval", "enable_dispatcher_stats", "watchdogs", "watchdog")
         r.without_effect("node_context_params", "memory_allocator_manager")  # xDS requests; Envoy's allocator
         node = _node(r.child("node"))
+        context.node_cluster = node.cluster
         admin, admin_logs = _admin(r.child("admin"))
         listeners: dict[str, Listener] = {}
         clusters: dict[str, Cluster] = {}

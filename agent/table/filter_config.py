@@ -207,6 +207,8 @@ class HealthCheckFilter:
     """envoy.filters.http.health_check, answering here (pass_through_mode false)."""
 
     headers: tuple[HeaderMatch, ...] = ()
+    node_cluster: str = ""
+    """What x-envoy-upstream-healthchecked-cluster says."""
 
 
 @dataclass(frozen=True, slots=True)

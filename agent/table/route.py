@@ -265,6 +265,8 @@ class RouteScope:
     overrides: Mapping[str, tuple[FilterOverride, ...]] = field(default_factory=lambda: _NONE)
     cors: tuple[Any, ...] = ()
     rate_limits: tuple[tuple[Any, ...], ...] = ()
+    forwards: bool = False
+    """To a cluster, as opposed to an answer of the route's own."""
 
 
 NO_ROUTE = RouteScope()

@@ -254,7 +254,7 @@ def _health_check(reader: Reader) -> HealthCheckFilter:
     with reader as r:
         if r.boolean("pass_through_mode"):
             r.fail("pass_through_mode", "unsupported value true")
-        return HealthCheckFilter(header_matches(r, "headers"))
+        return HealthCheckFilter(header_matches(r, "headers"), r.context.node_cluster)
 
 
 def _set_metadata(reader: Reader) -> SetMetadata:

@@ -34,6 +34,7 @@ class Context:
     environment: Mapping[str, str] = field(default_factory=dict)
     runtime: Mapping[str, Any] = field(default_factory=dict)
     runtime_used: set[str] = field(default_factory=set)
+    node_cluster: str = ""
 
 
 class Reader:
@@ -157,9 +158,11 @@ class Reader:
             yield key, Reader(values[key], f'{self.at(name)}["{key}"]', self.context)
 
     def typed(self, name: str) -> Reader | None:
-        """A reader for the message inside an Any field; None where it is not set."""
+        """A reader for the message inside an Any field; None where it is not set or empty."""
         value = self.take(name)
-        return None if value is None else Reader(unpack(value, self.at(name)), self.at(name), self.context)
+        if value is None or not value.type_url:
+            return None
+        return Reader(unpack(value, self.at(name)), self.at(name), self.context)
 
     def unpacked(self) -> Reader:
         """If this message is itself an Any, a reader for what is inside."""
