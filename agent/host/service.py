@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import trio
+from google.protobuf import json_format
 
 from agent.host import local_socket, privileges
 from agent.host.capture import Capture, CaptureError, rules_for
@@ -156,6 +157,8 @@ class AgentService:
             clock=time.time,
             chance=_random.random,
         )
+        if index == 0:
+            self.dataplane.node_metadata = json_format.MessageToDict(node.metadata)
         session = ConfigSession(node)
         xds = XdsClient(
             config.key,
