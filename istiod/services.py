@@ -295,7 +295,9 @@ def _entry_endpoints(
     found = []
     for machine in machines:
         labels = {**machine.resource.labels, **machine.spec.labels}
-        if machine.resource.namespace == namespace and machine.spec.address and includes(labels, wanted):
+        # EDS knows addresses only: a name can be an endpoint where names are resolved, not elsewhere (Istio).
+        usable = _is_ip(machine.spec.address) or (spec.resolution != "STATIC" and machine.spec.address)
+        if machine.resource.namespace == namespace and usable and includes(labels, wanted):
             found.append(_of_workload(machine.spec, namespace, machine.resource.name, ports, labels))
     for instance in instances:
         if instance.namespace == namespace and instance.addresses and includes(instance.labels, wanted):
@@ -328,7 +330,7 @@ def _resolution(spec: ServiceEntry, endpoints: tuple[Endpoint, ...]) -> Resoluti
         return Resolution.ENDPOINTS
     if spec.resolution in ("DNS", "DNS_ROUND_ROBIN"):
         # Endpoints chosen by a selector have addresses: nothing is left to resolve.
-        if spec.workload_selector is not None and endpoints:
+        if spec.workload_selector is not None and endpoints and all(_is_ip(one.address) for one in endpoints):
             return Resolution.ENDPOINTS
         return Resolution(spec.resolution.lower())
     return Resolution.NONE
@@ -339,6 +341,10 @@ def _itself(spec: ServiceEntry, host: str, ports: tuple[ServicePort, ...]) -> tu
     if spec.resolution not in ("DNS", "DNS_ROUND_ROBIN") or host.startswith("*") or spec.workload_selector:
         return ()
     return (Endpoint((host.lower(),), {port.number: port.target for port in ports}, {}, ""),)
+
+
+def _is_ip(address: str) -> bool:
+    return address.startswith("unix://") or bool(_plain(address))
 
 
 def _plain(address: str) -> str:

@@ -23,6 +23,7 @@ from istiod.compile.envoy import ads, any_of, duration, socket_address, struct, 
 from istiod.compile.tls import (
     ALPN_HTTP1,
     ALPN_HTTP2,
+    ALPN_SNIFFED,
     ALPN_TCP,
     originated,
     outbound_mtls,
@@ -40,6 +41,7 @@ from istiod.resources.mesh_config import MeshConfig
 from istiod.services import MeshService, Protocol, Resolution, ServicePort
 
 Type: TypeAlias = cluster_pb2.Cluster.DiscoveryType
+_ALPN = {Protocol.HTTP: ALPN_HTTP1, Protocol.HTTP2: ALPN_HTTP2, Protocol.AUTO: ALPN_SNIFFED}
 _DISCOVERY = {
     Resolution.ENDPOINTS: Type.EDS,
     Resolution.DNS: Type.STRICT_DNS,
@@ -67,26 +69,33 @@ def outbound_cluster(
     *,
     sans: tuple[str, ...],
     mesh: MeshConfig,
+    opaque: bool = False,
 ) -> cluster_pb2.Cluster | None:
-    """The cluster for calls to one port, None when there is nothing to call (DNS without endpoints)."""
+    """The cluster for calls to one port, None when there is nothing to call (DNS without endpoints).
+
+    A port that is sniffed has a second one for what turned out not to be HTTP (`opaque`): the ALPN that a
+    cluster offers tells the callee's proxy which of the two comes. (Istio has a filter of its own for that.)
+    """
     name = naming.outbound_cluster(port.number, subset, service.host)
     policy = rule.effective(port.number, subset)
     cluster = cluster_pb2.Cluster(
-        name=name, type=_DISCOVERY[service.resolution], connect_timeout=duration(mesh.connect_timeout)
+        name=naming.opaque_cluster(port.number, subset, service.host) if opaque else name,
+        type=_DISCOVERY[service.resolution],
+        connect_timeout=duration(mesh.connect_timeout),
     )
     if cluster.type == Type.EDS:
         cluster.eds_cluster_config.eds_config.CopyFrom(ads())
         cluster.eds_cluster_config.service_name = name
     elif cluster.type in (Type.STRICT_DNS, Type.LOGICAL_DNS):
-        assignment = _dns_assignment(name, service, port, subset, rule)
+        assignment = _dns_assignment(cluster.name, service, port, subset, rule)
         if assignment is None:
             return None
         cluster.load_assignment.CopyFrom(assignment)
     apply_connection_pool(cluster, policy.connection_pool, policy.retry_budget)
     apply_load_balancer(cluster, policy.load_balancer)
-    protocol = apply_http_options(cluster, port.protocol, policy.connection_pool)
+    protocol = Protocol.TCP if opaque else apply_http_options(cluster, port.protocol, policy.connection_pool)
     apply_outlier_detection(cluster, policy.outlier_detection)
-    alpn = {Protocol.HTTP: ALPN_HTTP1, Protocol.HTTP2: ALPN_HTTP2}.get(protocol, ALPN_TCP)
+    alpn = _ALPN.get(protocol, ALPN_TCP)
     sni = naming.sni(port.number, subset, service.host)
     tls = policy.tls
     if tls is None:
@@ -139,9 +148,8 @@ def inbound_cluster(
         lb_policy=cluster_pb2.Cluster.CLUSTER_PROVIDED,
         connect_timeout=duration(mesh.connect_timeout),
     )
-    target = default_endpoint or ("" if port.target == port.number else f"0.0.0.0:{port.target}")
-    if target:
-        host, _, number = target.rpartition(":")
+    if default_endpoint:
+        host, _, number = default_endpoint.rpartition(":")
         host = host.strip("[]")
         if host in ("0.0.0.0", "::"):  # noqa: S104 - means the own address
             host = next(iter(addresses), "127.0.0.1")

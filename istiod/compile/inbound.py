@@ -66,16 +66,17 @@ def inbound_ports(proxy: ProxyInfo, sidecar: Sidecar | None) -> tuple[InboundPor
     own = (proxy.outbound_port, proxy.inbound_port)
     if sidecar is not None and sidecar.ingress:
         listed = [
-            (one.port.number, one.port.name, one.port.protocol, 0, one.default_endpoint)
+            (one.port.number, one.port.name, one.port.protocol, one.default_endpoint)
             for one in sidecar.ingress
         ]
     else:
-        listed = [(port.number, port.name, port.protocol, port.target_port, "") for port in proxy.ports]
+        # Callers connect to the port that the application listens on, whatever the service's own number is.
+        listed = [(port.target, port.name, port.protocol, "") for port in proxy.ports]
     result = []
-    for number, name, protocol, target, endpoint in listed:
+    for number, name, protocol, endpoint in listed:
         if number in own:
             continue
-        port = ServicePort(name, number, protocol_of(name, number, protocol), target or number)
+        port = ServicePort(name, number, protocol_of(name, number, protocol), number)
         if port.protocol is not Protocol.UDP:
             result.append(InboundPort(port, endpoint))
     return tuple(result)
@@ -159,7 +160,7 @@ class _Chains:
         if protocol is Protocol.AUTO:
             # Envoy does not go back once a transport matched: raw bytes that are not HTTP need their own chain.
             found = [self._http(self._match("raw_buffer", SNIFFED_HTTP), None)]
-            transports = ("tls", "raw_buffer")
+            transports: tuple[str, ...] = ("tls", "raw_buffer")
         else:
             found = []
             transports = ("tls", "raw_buffer") if tls_passes else ("",)

@@ -19,6 +19,11 @@ def outbound_cluster(port: int, subset: str, host: str) -> str:
     return f"outbound|{port}|{subset}|{host}"
 
 
+def opaque_cluster(port: int, subset: str, host: str) -> str:
+    """`outbound-tcp|8080||web.default.svc.cluster.local`: ours, see clusters.outbound_cluster."""
+    return f"outbound-tcp|{port}|{subset}|{host}"
+
+
 def inbound_cluster(port: int) -> str:
     """`inbound|9080||`."""
     return f"inbound|{port}||"

@@ -158,7 +158,8 @@ def _opaque_chains(view: View, service: MeshService, port: ServicePort, *, by_na
     blocks = tuple(address for address in service.addresses if "/" in address) if by_name else ()
     routes = opaque_routes(view, service, port)
     if not any(not route.server_names and not route.subnets for route in routes):
-        cluster = naming.outbound_cluster(port.number, "", service.host)
+        name = naming.opaque_cluster if port.protocol is Protocol.AUTO else naming.outbound_cluster
+        cluster = name(port.number, "", service.host)
         names = (service.host,) if by_name and not blocks and port.protocol is Protocol.TLS else ()
         routes.append(OpaqueRoute(cluster, ((cluster, 1),), names))
     pool = view.rule(service).effective(port.number, "").connection_pool

@@ -122,15 +122,8 @@ def _clusters(view: View, cache: Cache) -> Encoded:
     proxy = view.proxy
     for one in inbound_ports(proxy, sidecar.spec if sidecar else None):
         # Only a cluster that does not follow the original destination needs to know the workload's address.
-        fixed = one.default_endpoint or one.port.target != one.port.number
-        inbound_key = (
-            "inbound",
-            one,
-            proxy.addresses if fixed else (),
-            proxy.service,
-            proxy.namespace,
-            mesh_key,
-        )
+        addresses = proxy.addresses if one.default_endpoint else ()
+        inbound_key = ("inbound", one, addresses, proxy.service, proxy.namespace, mesh_key)
         resource = cache.get(inbound_key, partial(_inbound_cluster, view, one))
         found[resource.name] = resource
     for resource in cache.get(("fixed", mesh_key), lambda: [_encode(one) for one in fixed_clusters(mesh)]):
@@ -154,9 +147,12 @@ def _service_clusters(view: View, service: MeshService, sans: tuple[str, ...]) -
         if port.protocol is Protocol.UDP:
             continue
         for subset in ("", *rule.subsets):
-            cluster = outbound_cluster(service, port, subset, rule, sans=sans, mesh=view.mesh)
-            if cluster is not None:
-                found.append(_encode(cluster))
+            for opaque in (False, True) if port.protocol is Protocol.AUTO else (False,):
+                cluster = outbound_cluster(
+                    service, port, subset, rule, sans=sans, mesh=view.mesh, opaque=opaque
+                )
+                if cluster is not None:
+                    found.append(_encode(cluster))
     return found
 
 

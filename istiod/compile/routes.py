@@ -69,8 +69,10 @@ def domains_of(service: MeshService, namespace: str, suffix: str) -> list[str]:
     if service.host.endswith(tail):
         short = service.host.removesuffix(tail)
         found += [f"{short}.svc", short]
-        if service.namespace == namespace:
-            found.append(short.partition(".")[0])
+        name, _, home = short.rpartition(".")
+        if home == namespace:
+            # By the host and not by its owner: a ServiceEntry may name a host of another namespace.
+            found.append(name)
     for address in service.addresses:
         if "/" not in address:
             found.append(f"[{address}]" if ":" in address else address)

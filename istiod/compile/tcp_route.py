@@ -58,4 +58,6 @@ def _clusters(
     view: View, routes: tuple[TcpDestination, ...], namespace: str, port: ServicePort
 ) -> tuple[tuple[str, int], ...]:
     live = [one for one in routes if one.weight > 0] or list(routes[:1])
-    return tuple((view.cluster_of(one.destination, namespace, port.number), one.weight or 1) for one in live)
+    return tuple(
+        (view.opaque_cluster_of(one.destination, namespace, port.number), one.weight or 1) for one in live
+    )

@@ -30,6 +30,8 @@ MESH_ALPN = ("istio-peer-exchange", "istio")
 ALPN_TCP = ("istio",)
 ALPN_HTTP1 = ("istio-http/1.1", "istio", "http/1.1")
 ALPN_HTTP2 = ("istio-h2", "istio", "h2")
+ALPN_SNIFFED = ("istio-http/1.1", "istio")
+"""HTTP of either version: nothing that the server would choose, so that it looks at the first bytes."""
 MATCH_HTTP = ("istio-http/1.0", "istio-http/1.1", "istio-h2")
 SERVER_ALPN = ("h2", "http/1.1")
 _CIPHERS = (

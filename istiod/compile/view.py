@@ -12,7 +12,7 @@ from istiod.resources.destination_rule import ConsistentHash
 from istiod.resources.document import Document
 from istiod.resources.virtual_service import Destination, VirtualService
 from istiod.scope import host_covers
-from istiod.services import MeshService
+from istiod.services import MeshService, Protocol
 from istiod.snapshot import Snapshot
 
 
@@ -77,26 +77,34 @@ class View:
         """The service that a destination means, if the proxy sees it."""
         return self.scope.services.get(self.snapshot.resolve(destination.host, namespace))
 
-    def cluster_of(self, destination: Destination, namespace: str, listener_port: int) -> str:
-        """The cluster's name. Without a port: the service's only one, else the one that was called (Istio)."""
-        service = self.service(destination, namespace)
+    def port_of(self, destination: Destination, namespace: str, listener_port: int) -> int:
+        """The destination's port: its own, else the service's only one, else the one that was called (Istio)."""
         if destination.port is not None:
-            port = destination.port.number
-        elif service is not None and len(service.ports) == 1:
-            port = service.ports[0].number
-        else:
-            port = listener_port
+            return destination.port.number
+        service = self.service(destination, namespace)
+        return service.ports[0].number if service and len(service.ports) == 1 else listener_port
+
+    def cluster_of(self, destination: Destination, namespace: str, listener_port: int) -> str:
+        """The name of the cluster for HTTP."""
+        port = self.port_of(destination, namespace, listener_port)
         host = self.snapshot.resolve(destination.host, namespace)
         return naming.outbound_cluster(port, destination.subset, host)
+
+    def opaque_cluster_of(self, destination: Destination, namespace: str, listener_port: int) -> str:
+        """The name of the cluster for opaque TCP."""
+        number = self.port_of(destination, namespace, listener_port)
+        service = self.service(destination, namespace)
+        port = service.port(number) if service else None
+        sniffed = port is not None and port.protocol is Protocol.AUTO
+        name = naming.opaque_cluster if sniffed else naming.outbound_cluster
+        return name(number, destination.subset, self.snapshot.resolve(destination.host, namespace))
 
     def hash_of(self, destination: Destination, namespace: str, listener_port: int) -> ConsistentHash | None:
         """The consistent hash that balances a destination."""
         service = self.service(destination, namespace)
         if service is None:
             return None
-        port = destination.port.number if destination.port else listener_port
-        if destination.port is None and len(service.ports) == 1:
-            port = service.ports[0].number
+        port = self.port_of(destination, namespace, listener_port)
         balancer = self.rule(service).effective(port, destination.subset).load_balancer
         return balancer.consistent_hash if balancer is not None else None
 

@@ -78,6 +78,14 @@ class ServiceEntry(Spec):
             names.add(port.name)
             numbers.add(port.number)
         for index, endpoint in enumerate(self.endpoints or ()):
+            unix = endpoint.address.startswith("unix://")
+            if self.resolution == "STATIC" and not unix and address_problem(endpoint.address):
+                yield (
+                    f"endpoints[{index}].address",
+                    "must be an IP address (or unix://) for STATIC resolution",
+                )
+            if self.resolution == "DNS" and unix:
+                yield f"endpoints[{index}].address", "must not be a Unix socket for DNS resolution"
             for name in endpoint.ports:
                 if names and name not in names:
                     yield f"endpoints[{index}].ports", f"{name!r} is no port of this ServiceEntry"

@@ -292,7 +292,20 @@ def test_an_unnamed_port_is_sniffed() -> None:
         "outbound|8080||web.default.svc.cluster.local",
         3,
     )
-    assert world.tcp(PAGE, "web", 8080).cluster == "outbound|8080||web.default.svc.cluster.local"
+    assert (http.tls, http.inbound_chain, http.plan is not None) == ("mtls", "0.0.0.0_8080", True)
+    raw = world.tcp(PAGE, "web", 8080)
+    assert (raw.cluster, raw.tls) == ("outbound-tcp|8080||web.default.svc.cluster.local", "mtls")
+    assert raw.workload == http.workload == "web-v1"
+    only_get = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: get}
+spec: {selector: {matchLabels: {app: web}}, rules: [{to: [{operation: {methods: [GET]}}]}]}
+"""
+    world.apply(only_get)
+    assert world.http(PAGE, "http://web:8080/").status is None
+    assert world.http(PAGE, "http://web:8080/", "POST").status == 403
+    assert world.tcp(PAGE, "web", 8080).closed == "web-v1: refused by policy"
 
 
 def test_a_wildcard_entry_passes_to_the_address_the_caller_chose() -> None:
@@ -362,7 +375,9 @@ def test_unhealthy_instances_and_those_without_proxy_are_told_apart() -> None:
     world = World(workloads=workloads)
     assert world.http(PAGE, "http://old:9080/").tls == "plain"
     assert world.http(PAGE, "http://sick:9080/").details == "no_healthy_upstream"
-    assert world.http(PAGE, "http://moved/").endpoint == "10.2.0.3:8080"
+    moved = world.http(PAGE, "http://moved/")
+    assert (moved.endpoint, moved.inbound_chain) == ("10.2.0.3:8080", "0.0.0.0_8080")
+    assert moved.inbound_cluster == "inbound|8080||"
 
 
 @pytest.mark.parametrize(
