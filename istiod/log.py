@@ -88,6 +88,11 @@ class JournalHandler(logging.Handler):
         except OSError:
             sys.stderr.write(_as_text(record) + "\n")
 
+    def close(self) -> None:
+        """Close the socket too."""
+        self._socket.close()
+        super().close()
+
 
 def journal_entry(record: logging.LogRecord, identifier: str) -> bytes:
     """A record in journald's native format; values with line breaks use the length-prefixed form."""

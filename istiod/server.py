@@ -50,6 +50,7 @@ from wire import grpc
 
 log = logging.getLogger("istiod")
 
+_WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104 - compared, not bound
 GRACE_SECONDS = 5.0
 """How long open calls may go on after SIGTERM."""
 
@@ -278,21 +279,21 @@ class _Istiod:
                 fresh = load(self._path)
                 if fresh.model_copy(update={"mesh": self._config.mesh}) != self._config:
                     log.warning("settings other than mesh changed: they take effect after a restart")
-                self._feed.set_mesh(fresh.mesh)
-                log.info("configuration read again")
+                if fresh.mesh.trust_domain != self._config.mesh.trust_domain:
+                    log.error("mesh.trustDomain cannot change while istiod runs: restart it")
+                else:
+                    self._feed.set_mesh(fresh.mesh)
+                    log.info("configuration read again")
         except ConfigError as error:
             log.error("configuration not read again", extra=fields(reason=str(error)))  # noqa: TRY400
         self._notifier.ready("configuration read again")
 
     def _admin_app(self, addresses: Mapping[str, str]) -> Starlette:
         mesh = self._config.mesh
-        xds_name = self._config.listen.host_names[0] if self._config.listen.host_names else ""
-        xds = addresses["xds"]
-        reachable = f"{xds_name or _reachable(host_part(xds))}:{xds.rpartition(':')[2]}"
         return admin_app(
             ResourceApi(self._registry.store),
             TokenApi(self._enrolment, utc_now),
-            InventoryApi(self._feed, self._plane.table, mesh.domain_suffix, reachable),
+            InventoryApi(self._feed, self._plane.table, mesh.domain_suffix, self._called(addresses["xds"])),
             ProxyApi(self._plane.table, self._feed, self._debug, self._plane.sent, self._registry.owner),
             {
                 "istiod": self._registry.owner,
@@ -302,8 +303,15 @@ class _Istiod:
         )
 
     def _admin_url(self, address: str) -> str:
+        return f"https://{self._called(address)}"
+
+    def _called(self, address: str) -> str:
+        """HOST:PORT under which others call what listens on `address`."""
         host, _, port = address.rpartition(":")
-        return f"https://{_reachable(host.strip('[]'))}:{port}"
+        names = self._config.listen.host_names
+        if names and host.strip("[]") in _WILDCARDS:
+            host = names[0]
+        return f"{_reachable(host.strip('[]'))}:{port}"
 
     def _host_of(self, key: str) -> str | None:
         status = self._plane.table.find(key)
@@ -364,6 +372,6 @@ def _spoken(name: tuple[str, int]) -> str:
 
 def _reachable(host: str) -> str:
     """A host under which a listen address can be called: a wildcard is called by the machine's own name."""
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104 - compared, not bound
+    if host in _WILDCARDS:
         return socket.gethostname()
     return f"[{host}]" if ":" in host else host

@@ -98,7 +98,7 @@ class ProxyApi:
                 "rejected": [
                     {"proxy": stream.node.key, "type": _short(status), "reason": status.reason}
                     for stream in self._table
-                    for status in stream.refusals()
+                    for status in stream.refusals(number or 0)
                 ],
             }
         )

@@ -28,6 +28,8 @@ log = logging.getLogger("istiod.api")
 MAX_BODY = 8 * 1024 * 1024
 """Bytes of one request's body."""
 _SHUTDOWN_SECONDS = 2.0
+_LONGEST_ANSWER = 360
+"""Seconds: hypercorn counts the time of an answer (/api/v1/wait) as silence of the client."""
 
 
 class _HttpConfig(Config):
@@ -39,7 +41,7 @@ class _HttpConfig(Config):
         self.include_server_header = False
         self.h11_max_incomplete_size = 32 * 1024
         self.keep_alive_timeout = 75
-        self.read_timeout = 120
+        self.read_timeout = _LONGEST_ANSWER
         self.ssl_handshake_timeout = 10
         self.graceful_timeout = _SHUTDOWN_SECONDS
         self.errorlog = logging.getLogger("hypercorn.error")

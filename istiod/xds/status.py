@@ -39,6 +39,8 @@ class TypeStatus:
     answered_at: float | None = None
     unanswered: bool = False
     reason: str = ""
+    snapshot: int = 0
+    """Number of the snapshot that the last response was made of."""
 
     @property
     def state(self) -> str:
@@ -49,10 +51,10 @@ class TypeStatus:
             return "ERROR"
         return "SYNCED" if self.sent_at is not None else "NOT SENT"
 
-    def sent(self, now: float, nonce: str, version: str, resources: int) -> None:
+    def sent(self, now: float, nonce: str, version: str, resources: int, snapshot: int) -> None:
         """A response went out."""
         self.nonce, self.sent_at, self.version = nonce, now, version
-        self.resources, self.unanswered = resources, True
+        self.resources, self.unanswered, self.snapshot = resources, True, snapshot
 
     def answered(self, now: float, reason: str) -> None:
         """The response was acknowledged (empty reason) or refused."""
@@ -80,9 +82,9 @@ class ProxyStatus:
             self.types[type_url] = TypeStatus(type_url)
         return self.types[type_url]
 
-    def refusals(self) -> Iterator[TypeStatus]:
-        """Types whose last response was refused."""
-        return (status for status in self.types.values() if status.reason)
+    def refusals(self, since: int) -> Iterator[TypeStatus]:
+        """Types whose last response was refused, if it was made of snapshot `since` or a later one."""
+        return (status for status in self.types.values() if status.reason and status.snapshot >= since)
 
 
 class ProxyTable:

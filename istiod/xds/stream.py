@@ -217,7 +217,7 @@ class _Stream:
                     state.interest.covers(name, by_wildcard=resource.wildcard)
                     for name, resource in given.items()
                 )
-                status.sent(now, state.nonce, state.sent, wanted)
+                status.sent(now, state.nonce, state.sent, wanted, self._number)
                 self._plane.metrics.pushes.labels(SHORT_NAMES.get(type_url, type_url)).inc()
                 self._pushed = True
 
