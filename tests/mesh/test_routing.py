@@ -363,6 +363,9 @@ def test_names_of_another_namespace_need_their_namespace() -> None:
     world = World(workloads=workloads)
     assert world.http(PAGE, "http://reviews.prod:9080/").workload == "reviews-v9"
     assert world.http(PAGE, "http://reviews:9080/").workload != "reviews-v9"
+    far = World(workloads=(BOOKINFO[0], Workload("only", "v1", "10.1.0.1", namespace="prod")))
+    assert far.http(PAGE, "http://only:9080/").cluster == "PassthroughCluster"
+    assert far.http(PAGE, "http://only.prod:9080/").workload == "only-v1"
 
 
 def test_unhealthy_instances_and_those_without_proxy_are_told_apart() -> None:
