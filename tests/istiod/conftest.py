@@ -57,6 +57,8 @@ class Istiod:
 
     directory: Path
     grace: float = 1.0
+    extra: str = ""
+    """Further lines of the configuration file."""
     process: subprocess.Popen[bytes] | None = None
     about: dict[str, Any] = field(default_factory=dict)
     starts: int = 0
@@ -73,9 +75,9 @@ class Istiod:
     def log(self) -> str:
         return "\n".join(path.read_text() for path in sorted(self.directory.glob("log.*")))
 
-    def start(self, extra: str = "") -> Istiod:
+    def start(self) -> Istiod:
         config = self.directory / "istiod.yaml"
-        config.write_text(CONFIG.format(state=self.state, grace=self.grace) + extra)
+        config.write_text(CONFIG.format(state=self.state, grace=self.grace) + self.extra)
         self.starts += 1
         log = self.directory / f"log.{self.starts}"
         with log.open("wb") as file:
