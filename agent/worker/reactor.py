@@ -143,45 +143,46 @@ class Reactor:
         handlers = self._handlers
         soon = self._soon
         timers = self.timers
-        try:
-            while not self._stopped:
-                started = now = self.now = clock()
-                wait = 0.0
-                while True:
-                    events = poll(wait, 256)
-                    if not events and not soon and timers.next_due() > now:
-                        if wait:
-                            break
-                        wait = LINGER
-                    else:
-                        wait = 0.0
-                    for fd, mask in events:
-                        handler = handlers.get(fd)
-                        if handler is None:
-                            continue
-                        self.now = clock()
-                        try:
-                            handler.on_event(mask)
-                        except Exception:
-                            _log.exception("a handler failed; its connection is closed")
-                            handler.on_failure()
-                        if self.dirty:
-                            self.flush_dirty()
-                    now = self.now = clock()
-                    if timers.next_due() <= now:
-                        timers.run(now)
-                    while soon:
-                        soon.popleft()()
+        while not self._stopped:
+            started = now = self.now = clock()
+            wait = 0.0
+            while True:
+                events = poll(wait, 256)
+                if not events and not soon and timers.next_due() > now:
+                    if wait:
+                        break
+                    wait = LINGER
+                else:
+                    wait = 0.0
+                for fd, mask in events:
+                    handler = handlers.get(fd)
+                    if handler is None:
+                        continue
+                    self.now = clock()
+                    try:
+                        handler.on_event(mask)
+                    except Exception:
+                        _log.exception("a handler failed; its connection is closed")
+                        handler.on_failure()
                     if self.dirty:
                         self.flush_dirty()
-                    if now - started > BUDGET or self._stopped:
-                        break
-                if now - started > BUDGET:
-                    await trio.lowlevel.checkpoint()
-                    continue
-                delay = timers.next_due() - clock()
-                with trio.move_on_after(max(delay, 0.0)):
-                    await trio.lowlevel.wait_readable(descriptor)
-        finally:
-            self._epoll.close()
-            os.close(self._bell)
+                now = self.now = clock()
+                if timers.next_due() <= now:
+                    timers.run(now)
+                while soon:
+                    soon.popleft()()
+                if self.dirty:
+                    self.flush_dirty()
+                if now - started > BUDGET or self._stopped:
+                    break
+            if now - started > BUDGET:
+                await trio.lowlevel.checkpoint()
+                continue
+            delay = timers.next_due() - clock()
+            with trio.move_on_after(max(delay, 0.0)):
+                await trio.lowlevel.wait_readable(descriptor)
+
+    def close(self) -> None:
+        """After `run`, and after everything has been unregistered."""
+        self._epoll.close()
+        os.close(self._bell)

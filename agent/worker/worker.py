@@ -66,6 +66,7 @@ class Worker:
                     space.drain()
                     space.close()
                 self.sinks.close()
+                self.reactor.close()
                 nursery.cancel_scope.cancel()
 
     def apply(self, tables: Mapping[str, Table]) -> None:
