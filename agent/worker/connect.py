@@ -187,8 +187,11 @@ def _prepare(sock: socket.socket, family: int, cluster: Cluster, mark: bool) -> 
             ):  # fmt: skip
                 if value:
                     sock.setsockopt(socket.IPPROTO_TCP, option, value)
-        if cluster.bind_source:
-            sock.bind((cluster.bind_source, 0))
+        source = cluster.bind_source
+        if family == socket.AF_INET6 and ":" not in source:
+            source = cluster.bind_source_v6
+        if source:
+            sock.bind((source, 0))
 
 
 def _words(code: int) -> str:
