@@ -21,6 +21,7 @@ from agent.worker.transport import PlainTransport, TransportOwner
 
 MARK = 0x539
 """What nftables rules let pass as the agent's own (contract of agent/host/capture_rules)."""
+_IP_BIND_ADDRESS_NO_PORT = 24
 _IN_PROGRESS = (0, 11, 115)
 _DELAYED = "delayed connect error: %s"
 
@@ -191,6 +192,8 @@ def _prepare(sock: socket.socket, family: int, cluster: Cluster, mark: bool) -> 
         if family == socket.AF_INET6 and ":" not in source:
             source = cluster.bind_source_v6
         if source:
+            # The port is chosen at connect, so that it need be free towards this one destination only.
+            sock.setsockopt(socket.SOL_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((source, 0))
 
 
