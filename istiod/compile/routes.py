@@ -81,8 +81,8 @@ def domains_of(service: MeshService, namespace: str, suffix: str) -> list[str]:
 
 def _service_host(view: View, service: MeshService, port: int, cache: Cache) -> Keyed:
     document = view.virtual_service(service.host)
-    near = service.namespace == view.proxy.namespace
-    key: tuple[object, ...] = ("vhost", service.key, port, view.rule_key(service), near)
+    domains = domains_of(service, view.proxy.namespace, view.mesh.domain_suffix)
+    key: tuple[object, ...] = ("vhost", service.key, port, view.rule_key(service), tuple(domains))
     if document is not None:
         key += (*_document_key(view, document),)
 
@@ -90,7 +90,7 @@ def _service_host(view: View, service: MeshService, port: int, cache: Cache) -> 
         routes = _routes(view, document, port) if document is not None else []
         host = route_components_pb2.VirtualHost(
             name=f"{service.host}:{port}",
-            domains=domains_of(service, view.proxy.namespace, view.mesh.domain_suffix),
+            domains=domains,
             routes=routes or [_plain_route(view, service, port)],
             include_request_attempt_count=True,
         )
