@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Mapping
@@ -62,6 +63,7 @@ class StartError(Exception):
 async def run(config: Config, environ: Mapping[str, str], path: Path | None = None) -> None:
     """Run istiod until SIGTERM or SIGINT. Raises `StartError`. `path` is read again on SIGHUP."""
     os.umask(0o077)
+    _allow_connections()
     try:
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         config.state_dir.chmod(0o700)
@@ -82,6 +84,13 @@ async def run(config: Config, environ: Mapping[str, str], path: Path | None = No
         raise StartError(str(error)) from error
     except OSError as error:
         raise StartError(f"{error.filename or 'start'}: {error.strerror or error}") from error
+
+
+def _allow_connections() -> None:
+    """Every proxy is an open file: take what the system allows (the usual soft limit is 1024)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @dataclass

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 
+import trio
+
 from istiod.compile import Cache, compile_proxy
 from istiod.feed import Feed
 from istiod.monitoring import Metrics
@@ -40,6 +42,8 @@ class Plane:
         self.table = ProxyTable()
         self.contents: dict[int, PhasedContent] = {}
         """What each stream was given, by its number."""
+        self.compiling = trio.Lock()
+        """Held by the stream whose turn it is to compile."""
         self._cache = Cache()
         self._generation = 0
 

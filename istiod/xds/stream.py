@@ -180,7 +180,7 @@ class _Stream:
         """The one task that compiles and sends; ends the stream when the client has ended its side."""
         while True:
             self._wake = trio.Event()
-            self._compile_newest()
+            await self._compile_newest()
             while (message := self._session.next_response()) is not None:
                 self._note_sent()
                 await self._call.send(message)
@@ -196,11 +196,16 @@ class _Stream:
             with trio.move_on_at(self._held_since + PATIENCE):
                 await self._wake.wait()
 
-    def _compile_newest(self) -> None:
+    async def _compile_newest(self) -> None:
         feed = self._plane.feed
         if feed.number == self._number:
             return
-        self._number = feed.number
+        # One after the other: between two compiles the loop looks at its sockets, however many proxies wait.
+        async with self._plane.compiling:
+            self._compile()
+
+    def _compile(self) -> None:
+        self._number = self._plane.feed.number
         if not self._phases.waiting:
             self._held_since = math.inf
         self._phases.replace(self._plane.compile(self._info))

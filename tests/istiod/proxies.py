@@ -112,6 +112,10 @@ class Proxy:
         )
         self.refuse: dict[str, str] = {}
         self.updates = 0
+        self.received: list[str] = []
+        self.answering = trio.Event()
+        """Unset: responses are read, and not answered."""
+        self.answering.set()
         self.ended: GrpcError | None = None
         self._changed = trio.Event()
 
@@ -129,6 +133,8 @@ class Proxy:
     async def _follow(self) -> None:
         while (message := await self.call.receive()) is not None:
             update = self.client.receive(message)
+            self.received.append(update.type_url)
+            await self.answering.wait()
             if update.type_url in self.refuse:
                 await self.call.send(self.client.nack(update, self.refuse[update.type_url]))
             else:

@@ -162,6 +162,33 @@ def test_apply_reaches_the_proxies_and_waits_for_their_answer(istiod: Istiod) ->
     trio.run(story)
 
 
+def test_a_slow_proxy_gets_the_newest_and_not_every_step(istiod: Istiod) -> None:
+    async def story() -> None:
+        (caller,) = await joined(istiod, "caller")
+        me = node("caller-a", "reviews", service_account="caller")
+        async with connected(istiod.address("xds"), me, caller) as proxy:
+            await _in_thread(istiod.ok, "apply", "-f", SAMPLES / "destination-rule-reviews.yaml")
+            await _in_thread(
+                istiod.ok, "apply", "--wait", "-f", SAMPLES / "virtual-service-reviews-test-v2.yaml"
+            )
+            proxy.answering = trio.Event()
+            proxy.received.clear()
+            splits = ("90-10", "80-20", "v2-v3", "50-v3", "90-10", "80-20", "50-v3")
+            for split in splits:
+                await _in_thread(istiod.ok, "apply", "-f", SAMPLES / f"virtual-service-reviews-{split}.yaml")
+            late = await _in_thread(
+                istiod.meshctl, "apply", "--wait=1", "-f", SAMPLES / "virtual-service-reviews-50-v3.yaml"
+            )
+            assert late.returncode == 1
+            assert "waiting for: default/caller-a" in late.stderr
+            assert "STALE" in await _in_thread(istiod.ok, "proxy-status")
+            proxy.answering.set()
+            await proxy.until(lambda: weights(proxy) == [("v1", 50), ("v3", 50)])
+            assert proxy.received.count(ROUTE) == 2, "the first step, and then the newest"
+
+    trio.run(story)
+
+
 def test_a_refusal_is_shown_with_its_reason_and_apply_wait_fails(istiod: Istiod) -> None:
     async def story() -> None:
         (caller,) = await joined(istiod, "caller")
