@@ -22,7 +22,6 @@ from agent.host import local_socket
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
-SMALL_WORKER = (sys.executable, str(ROOT / "tests/unit/agent_host/worker_in_small.py"))
 
 
 def eventually(what: str, condition: Callable[[], Any], seconds: float = 15.0) -> Any:
@@ -139,10 +138,10 @@ class Agent:
         self.config.write_text(yaml.safe_dump(config))
         self.process: Process
 
-    def start(self, program: tuple[str, ...] = SMALL_WORKER) -> Agent:
+    def start(self) -> Agent:
         log = self.directory / f"agent-{time.monotonic_ns()}.log"
-        script = str(Path(__file__).with_name("run_agent.py"))
-        self.process = Process(self.mesh.stack, log, sys.executable, script, str(self.config), *program)
+        command = (str(BIN / "hostmesh-agent"), "run", "--config", str(self.config))
+        self.process = Process(self.mesh.stack, log, *command)
         return self
 
     def status(self) -> dict[str, Any] | None:
