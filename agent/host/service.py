@@ -1,8 +1,9 @@
 """`hostmesh-agent run`: everything that one host needs, started and stopped in the right order.
 
 Start: configuration, identities, last good or fresh xDS configuration, workers listening, capture last.
-Stop: capture first, then "leaving" to istiod, then the workers drain. So traffic is never brought to a proxy
-that cannot serve it. Rule: what istiod or the network does after the start never ends the agent.
+Stop: "leaving" to istiod, capture down once the others have heard of it, then the workers drain. So traffic
+is never brought to a proxy that cannot serve it, nor past one that it was meant for.
+Rule: what istiod or the network does after the start never ends the agent.
 Not for: how any of the parts works.
 """
 
@@ -43,6 +44,8 @@ log = logging.getLogger("hostmesh.agent")
 SOCKET_NAME = "agent.sock"
 _random = random.SystemRandom()
 _PATIENCE_SECONDS = 10.0
+_HEARSAY_SECONDS = 1.0
+"""From "leaving" until the last of the other proxies has dropped our endpoints (push: about 0.2 s)."""
 
 
 class AgentService:
@@ -123,11 +126,15 @@ class AgentService:
     async def _stop(self) -> None:
         self.ending, self.ready = True, False
         self.notifier.stopping()
-        log.info("stopping: capture down, then up to %g s of draining", self.config.proxy.drain_seconds)
-        self.capture.down()
+        log.info("stopping: leaving the mesh, then up to %g s of draining", self.config.proxy.drain_seconds)
+        known = any(workload.parts.xds.connected for workload in self.workloads)
         async with trio.open_nursery() as nursery:
             for workload in self.workloads:
                 nursery.start_soon(workload.parts.xds.leave)
+        if known and self.capture.active:
+            # The others still call us, with TLS, until they have heard of it: the proxy must be there for them.
+            await trio.sleep(min(_HEARSAY_SECONDS, self.config.proxy.drain_seconds))
+        self.capture.down()
         await self.dataplane.drain(self.config.proxy.drain_seconds)
 
     async def _signals(self, task_status: trio.TaskStatus[None]) -> None:
