@@ -28,7 +28,7 @@ class PhasedContent:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._given: dict[str, Mapping[str, EncodedResource]] = {}
-        self._content: Content = {}
+        self._content: Content | None = None
         self._routing_due = False
         self._removal_due = False
         self._awaited: set[str] = set()
@@ -44,7 +44,12 @@ class PhasedContent:
         return self._routing_due or self._removal_due
 
     def replace(self, content: Content) -> None:
-        """New content; what an earlier one still held back is superseded by it."""
+        """New content; what an earlier one still held back is superseded by it.
+
+        The very same object as before means: this proxy cannot see what changed.
+        """
+        if content is self._content:
+            return
         self._content = content
         if not self._given:
             # A proxy that has nothing cannot miss anything, and asks in its own order.
@@ -64,18 +69,19 @@ class PhasedContent:
 
     def step(self, *, patience_over: bool) -> bool:
         """Hand over the next portion if the proxy is ready for it, or if waiting has lasted long enough."""
+        content = self._content or {}
         if self._routing_due:
             if not (self._targets_taken() or patience_over):
                 return False
             self._routing_due = False
             self._awaited = set()
-            self._give({url: names for url, names in self._content.items() if url not in _TARGETS})
+            self._give({url: names for url, names in content.items() if url not in _TARGETS})
             return True
         if self._removal_due:
             if not (self._all_answered() or patience_over):
                 return False
             self._removal_due = False
-            self._give({url: self._content.get(url, {}) for url in _TARGETS})
+            self._give({url: content.get(url, {}) for url in _TARGETS})
             return True
         return False
 
