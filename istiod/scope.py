@@ -68,14 +68,17 @@ class EgressHost:
         return self.namespace in ("*", namespace) and hosts_meet(self.host, host)
 
 
-def egress_hosts(sidecar: Document[Sidecar]) -> tuple[EgressHost, ...] | None:
-    """The imports of a Sidecar; None when it does not limit them."""
+def egress_hosts(sidecar: Document[Sidecar], namespace: str) -> tuple[EgressHost, ...] | None:
+    """The imports of a Sidecar for a proxy of `namespace`; None when it does not limit them.
+
+    `.` is the proxy's namespace: the root namespace's Sidecar is the default of all the others (Istio).
+    """
     if not sidecar.spec.egress:
         return None
     found = []
     for listener in sidecar.spec.egress:
         for text in listener.hosts:
-            namespace, _, host = text.partition("/")
-            home = sidecar.resource.namespace if namespace == "." else namespace
+            named, _, host = text.partition("/")
+            home = namespace if named == "." else named
             found.append(EgressHost(home, host.lower()))
     return tuple(found)

@@ -138,7 +138,7 @@ class Snapshot:
         return plain
 
     def _make_scope(self, namespace: str, sidecar: Document[Sidecar] | None) -> Scope:
-        imports = egress_hosts(sidecar) if sidecar else None
+        imports = egress_hosts(sidecar, namespace) if sidecar else None
         policy = self.mesh.outbound_traffic_policy.mode
         if sidecar and sidecar.spec.outbound_traffic_policy:
             policy = sidecar.spec.outbound_traffic_policy.mode
