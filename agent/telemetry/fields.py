@@ -28,17 +28,19 @@ def text(value: bytes) -> str:
 # Headers
 
 
+_PSEUDO = {
+    ":method": "method",
+    ":path": "path",
+    ":authority": "authority",
+    ":scheme": "scheme",
+    "host": "authority",
+}
+
+
 def request_field(name: str) -> Callable[[Any], bytes | None]:
     """Reader of one request header (lower case), pseudo-headers included."""
-    pseudo = {
-        ":method": "method",
-        ":path": "path",
-        ":authority": "authority",
-        ":scheme": "scheme",
-        "host": "authority",
-    }
-    if name in pseudo:
-        read = attrgetter(pseudo[name])
+    if name in _PSEUDO:
+        read = attrgetter(_PSEUDO[name])
         return lambda request: read(request) or None
     wanted = name.encode()
     return lambda request: request.headers.get(wanted)
@@ -56,6 +58,8 @@ def _names(argument: str) -> tuple[str, str]:
 
 def request_header(argument: str, absent: Any) -> Getter:
     main, alternative = _names(argument)
+    if not alternative and main not in _PSEUDO:
+        return _plain_request_header(main.encode(), absent)
     first = request_field(main)
     second = request_field(alternative) if alternative else None
 
@@ -66,6 +70,19 @@ def request_header(argument: str, absent: Any) -> Getter:
         value = first(request)
         if value is None and second is not None:
             value = second(request)
+        return absent if value is None else value.decode("utf-8", "surrogateescape")
+
+    return get
+
+
+def _plain_request_header(name: bytes, absent: Any) -> Getter:
+    """The common case in one frame: every access-log line has several of these."""
+
+    def get(outcome: Outcome) -> Any:
+        request = outcome.request
+        if request is None:
+            return absent
+        value = request.headers.get(name)
         return absent if value is None else value.decode("utf-8", "surrogateescape")
 
     return get

@@ -80,25 +80,22 @@ class Recorder:
 
     def record(self, outcome: Outcome) -> None:
         """Count one finished HTTP request."""
-        cluster, metadata, listener = outcome.cluster, outcome.upstream_metadata, outcome.listener
         peer, upstream_peer, flags = outcome.connection.peer, outcome.upstream_peer, outcome.flags
+        request = outcome.request
         key = (
-            id(cluster),
-            id(metadata),
-            id(listener),
+            id(outcome.cluster),
+            id(outcome.upstream_metadata),
+            id(outcome.listener),
             outcome.stat_prefix,
             outcome.response_code,
             ",".join(flags) if flags else "",
             peer.uri_sans if peer is not None else None,
             upstream_peer.uri_sans if upstream_peer is not None else None,
-            grpc_status(outcome),
+            grpc_status(outcome) if request is not None and b"content-type" in request.headers else None,
             outcome.upstream_address != "",
         )
         known = self._by_key.get(key)
-        if known is None:
-            first = self._learn(key, outcome)
-        else:
-            first = known[0]
+        first = self._learn(key, outcome) if known is None else known[0]
         slots = self.slots
         milliseconds = (outcome.finished_at - outcome.started_at) * 1e3
         slots[first + bisect_left(BUCKETS, milliseconds)] += 1
