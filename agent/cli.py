@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from agent.host.config import DEFAULT_PATH, AgentConfig, AgentConfigError
@@ -246,27 +247,31 @@ def _show_status(answer: dict[str, Any]) -> None:
         f"[bold]{answer['host']}[/] {state}; capture {capture}; configuration {answer['generation']}; "
         f"workers {workers or 'none'}"
     )
-    table = Table(box=None)
-    for column in ("workload", "health", "istiod", "identity", "until", "resources", "dns"):
-        table.add_column(column, overflow="fold")
     for work in answer["workloads"]:
-        istiod, identity = work["istiod"], work["identity"]
-        health = {True: "healthy", False: "unhealthy", None: "unknown"}[work["healthy"]]
-        until = identity["expires"]
-        table.add_row(
-            work["workload"],
-            health,
-            "connected" if istiod["connected"] else f"down: {istiod['error'] or 'connecting'}",
-            identity["spiffe"] or f"none: {identity['error'] or 'joining'}",
-            datetime.fromtimestamp(until, UTC).isoformat(timespec="minutes") if until else "",
-            " ".join(f"{name[0].upper()}{count}" for name, count in work["resources"].items()),
-            f"{work['dns']['answered']}/{work['dns']['queries']}",
-        )
-    _output.print(table)
-    for work in answer["workloads"]:
-        for what, reason in (
-            ("refused configuration", work["istiod"]["rejected"]),
-            ("identity", work["identity"]["error"]),
-        ):
-            if reason:
-                _output.print(f"[red]{work['workload']}: {what}:[/] {reason}", soft_wrap=True)
+        _output.print(_workload_table(work))
+
+
+def _workload_table(work: dict[str, Any]) -> Table:
+    istiod, identity, until = work["istiod"], work["identity"], work["identity"]["expires"]
+    health = {True: "[green]healthy[/]", False: "[red]unhealthy[/]", None: "unknown"}[work["healthy"]]
+    table = Table(
+        box=None, show_header=False, title=work["workload"], title_justify="left", title_style="bold"
+    )
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("health", f"{health} {escape(work['healthReason'])}")
+    table.add_row(
+        "istiod", "connected" if istiod["connected"] else f"[red]down[/] {escape(istiod['error'] or '')}"
+    )
+    if istiod["rejected"]:
+        table.add_row("refused", f"[red]{escape(istiod['rejected'])}[/]")
+    table.add_row("identity", escape(identity["spiffe"] or "none yet"))
+    if until:
+        table.add_row("", f"until {datetime.fromtimestamp(until, UTC).isoformat(timespec='seconds')}")
+    if identity["error"]:
+        table.add_row("", f"[red]{escape(identity['error'])}[/]")
+    table.add_row("resources", ", ".join(f"{count} {name}" for name, count in work["resources"].items()))
+    table.add_row(
+        "dns", f"{work['dns']['answered']} of {work['dns']['queries']} questions answered from the mesh"
+    )
+    return table

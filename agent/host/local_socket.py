@@ -66,7 +66,7 @@ async def _refuse_a_second(path: Path) -> None:
         return
     except CommandError as error:
         log.debug("ping: %s", error)
-    raise CommandError(f"another agent is running: it serves {path}")
+    raise CommandError(f"another agent is running, or holds the capture: it serves {path}")
 
 
 def _bound(path: Path) -> socket.socket:

@@ -38,8 +38,10 @@ def check(config: AgentConfig, *, agent_running: bool) -> list[Finding]:
     names = ", ".join(f"{user}={uid}" for user, uid in users.items())
     findings.append(Finding("users", "ok", names or "no workload has a user of its own"))
     if all(finding.state != "problem" for finding in findings):
-        findings += _tables(agent_running)
-        if not agent_running:
+        tables = _tables(agent_running)
+        findings += tables
+        # With a table of somebody else's in the way the kernel would refuse for that reason alone.
+        if not agent_running and all(finding.state != "problem" for finding in tables):
             findings.append(_kernel(render(rules_for(config, users, own))))
     findings.append(_ports(config, agent_running))
     servers = Resolvers().current()
@@ -70,7 +72,7 @@ def _kernel(rules: str) -> Finding:
         with Netfilter(dry_run=True) as netfilter:
             netfilter.run(rules)
     except NetfilterError as error:
-        return Finding("kernel", "problem", f"refuses the rules: {error}")
+        return Finding("kernel", "problem", f"refuses the rules: {str(error).splitlines()[0]}")
     return Finding("kernel", "ok", "accepts the rules (owned table, inet nat, fib, skuid, ct status)")
 
 
