@@ -82,8 +82,8 @@ class DebugChannels:
                 channel.close()
             log.info("agent detached", extra=fields(nodes=",".join(keys)))
 
-    async def ask(self, node_key: str, method: str, path: str, body: bytes) -> debug_pb2.DebugResponse:
-        """One request to the agent's admin pages. Raises `NotAttachedError` or `NoAnswerError`."""
+    async def ask(self, node_key: str, path: str) -> debug_pb2.DebugResponse:
+        """One page of the agent's admin. Raises `NotAttachedError` or `NoAnswerError`."""
         attachment = self._find(node_key)
         if attachment is None:
             raise NotAttachedError(node_key)
@@ -91,7 +91,7 @@ class DebugChannels:
         number = attachment.last_id
         send, receive = trio.open_memory_channel[debug_pb2.DebugResponse](1)
         attachment.waiting[number] = send
-        request = debug_pb2.DebugRequest(id=number, method=method, path=path, body=body)
+        request = debug_pb2.DebugRequest(id=number, method="GET", path=path)
         try:
             with trio.fail_after(ANSWER_SECONDS):
                 async with attachment.sending:

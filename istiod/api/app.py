@@ -47,7 +47,7 @@ def admin_app(
     return Starlette(
         routes=[
             Mount("/api/v1", routes=routes),
-            Route("/debug/proxy/{namespace}/{name}/{page:path}", proxies.debug, methods=["GET", "POST"]),
+            Route("/debug/proxy/{namespace}/{name}/{page:path}", proxies.debug, methods=["GET"]),
         ],
         exception_handlers={
             ApiError: on_api_error,

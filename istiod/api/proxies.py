@@ -1,13 +1,12 @@
 """The admin API's view of the connected proxies, and the way to their own admin pages.
 
 Job: proxy status, waiting until a change is in effect, the configuration istiod sent, and /debug/proxy.
-Rule: read only but for /debug/proxy's POST to the few pages that take one.
+Rule: read only; what changes a host is for people on that host.
 Not for: how a status comes about (`istiod.xds`).
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,15 +20,11 @@ from istiod.api.config_dump import config_dump
 from istiod.api.errors import ApiError, bad_request, not_found
 from istiod.debug import DebugChannels, NoAnswerError, NotAttachedError
 from istiod.feed import Feed
-from istiod.log import fields
 from istiod.xds.status import SHORT_NAMES, ProxyStatus, ProxyTable, TypeStatus, behind
 from registry.model import ResourceKey
 from wire.xds import EncodedResource
 
-log = logging.getLogger("istiod.api")
-
 MAX_WAIT = 300.0
-_POST_PAGES = ("logging", "drain_listeners", "reset_counters", "healthcheck/fail", "healthcheck/ok")
 
 SentResources = Callable[[ProxyStatus], Mapping[str, Mapping[str, EncodedResource]]]
 
@@ -104,17 +99,13 @@ class ProxyApi:
         )
 
     async def debug(self, request: Request) -> Response:
-        """GET or POST /debug/proxy/NS/NAME/PAGE: the page of that proxy's own admin."""
+        """GET /debug/proxy/NS/NAME/PAGE: the page of that proxy's own admin."""
         params = request.path_params
         page = params["page"]
-        if request.method == "POST" and page not in _POST_PAGES:
-            raise ApiError(405, "MethodNotAllowed", f"POST is not forwarded to /{page}")
         key = f"{params['namespace']}/{params['name']}"
         path = f"/{page}" + (f"?{request.url.query}" if request.url.query else "")
-        if request.method == "POST":
-            log.info("admin page asked", extra=fields(proxy=key, path=path))
         try:
-            answer = await self._debug.ask(key, request.method, path, await request.body())
+            answer = await self._debug.ask(key, path)
         except NotAttachedError:
             connected = self._table.find(key) is not None
             message = (

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 
@@ -39,7 +38,6 @@ def add_to(app: typer.Typer) -> None:
         (("endpoints", "endpoint", "ep"), endpoints),
         (("secret", "secrets", "s"), secret),
         (("all", "a"), everything),
-        (("log",), log),
     ):
         for position, name in enumerate(names):
             group.command(name, hidden=position > 0)(command)
@@ -171,22 +169,6 @@ def everything(ctx: typer.Context, proxy: ProxyArgument, form: FormOption = outp
         if position:
             typer.echo()
         output.print_table(columns, rows, "-")
-
-
-def log(
-    ctx: typer.Context,
-    *,
-    proxy: ProxyArgument,
-    level: Annotated[
-        str | None, typer.Option("--level", help="New level: debug, info, warning, error.")
-    ] = None,
-) -> None:
-    """Show or change the proxy's log level."""
-    namespace, name = split_name(proxy)
-    query = f"?level={quote(level)}" if level else ""
-    with session_of(ctx).client() as client:
-        response = client.raw("POST", f"/debug/proxy/{namespace}/{name}/logging{query}")
-    typer.echo(response.text.rstrip("\n"))
 
 
 def _dump(ctx: typer.Context, proxy: str) -> Json:
