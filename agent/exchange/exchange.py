@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 
 from agent.exchange import local_reply as replies
 from agent.exchange.mirror import send_mirrors
-from agent.exchange.target import expected_timeout, host_for
+from agent.exchange.target import host_for, tell_timeout, timeouts
 from agent.http.h1_message import H1Violation, InboundResponse, RequestHead
 from agent.http.headers import Headers
 from agent.http.request import Delay, LocalReply, RequestContext, ResponseHead
+from agent.routing.rewrite import rewrite_authority
 from agent.telemetry.outcome import Outcome
 from agent.upstream import reset, retry
 
@@ -61,7 +62,8 @@ class Exchange:
         self.upstream: UpstreamStream | None = None
         self.waiting_in: Pool | None = None
         self.retry: retry.RetryState | None = None
-        self.tried: list[Host] = []
+        self.tried: list[Host | None] = []
+        """Hosts of the attempts that were given up; not empty: a place in the retry budget is taken."""
         self.body: list[bytes] = []
         """Of the request: not sent yet, or kept to be sent again."""
         self.buffered = 0
@@ -202,7 +204,9 @@ class Exchange:
         if host is None:
             self.answer(replies.NO_UPSTREAM)
             return
-        self.total_timeout, self.try_timeout = expected_timeout(plan, headers, setting.strip_envoy_headers)
+        self.total_timeout, self.try_timeout = timeouts(plan, headers)
+        if not setting.strip_envoy_headers:
+            tell_timeout(headers, self.total_timeout, self.try_timeout)
         self.retry = retry.begin(plan.retry, ctx)
         retry.forget_headers(headers)
         if plan.finish_request is not None:
@@ -232,9 +236,12 @@ class Exchange:
         self.host = host
         plan = self.plan
         if plan is not None and plan.auto_host_rewrite and endpoint.hostname:
-            if plan.append_x_forwarded_host:
-                self.ctx.headers.add(b"x-forwarded-host", self.ctx.authority)
-            self.ctx.authority = endpoint.hostname.encode()
+            rewrite_authority(
+                self.ctx,
+                endpoint.hostname.encode(),
+                append=plan.append_x_forwarded_host,
+                original=plan.keep_original,
+            )
         if not self.priority_breaker.may_request():
             self._overflowed()
             return
@@ -471,7 +478,7 @@ class Exchange:
         if state is not None and state.of_reset(reason, started) and self._try_again(reason):
             return
         if flag not in outcome.flags:
-            retried = state is not None and state.attempts > 0
+            retried = bool(self.tried)
             self.answer(replies.reset_reply(reason, failure, flag, reset.status_for(reason), retried))
 
     def _switch_protocols(self, headers: Headers) -> None:
@@ -523,11 +530,10 @@ class Exchange:
         slots[stats.upstream_rq_retry] += 1
         delay = state.delay(self.ctx.random)
         state.attempts += 1
-        if state.attempts == 1:
+        if not self.tried:
             self.priority_breaker.retries += 1
         self._drop_upstream()
-        if self.host is not None:
-            self.tried.append(self.host)
+        self.tried.append(self.host)
         self.try_at = inf
         self.resume_at = self.setting.clock.now + delay
         self._arm()
@@ -545,6 +551,9 @@ class Exchange:
             return
         if plan.attempt_count_in_request:
             self.ctx.headers.set(b"x-envoy-attempt-count", b"%d" % (self.outcome.attempts + 1))
+        if not self.setting.strip_envoy_headers and self.total_timeout:
+            left = max(self.total_at - self.setting.clock.now, 0.001) if self.total_at != inf else self.total_timeout
+            tell_timeout(self.ctx.headers, left, min(self.try_timeout, left))
         self._attempt(host)
 
     # Time
@@ -634,6 +643,8 @@ class Exchange:
             self.client.closing = True
         head, body = replies.build(ctx, reply, outcome, setting.rewrite)
         if plan is not None:
+            if plan.attempt_count_in_response and outcome.attempts:
+                head.headers.set(b"x-envoy-attempt-count", b"%d" % outcome.attempts)
             if from_route and plan.finish_response is not None:
                 plan.finish_response(ctx, head)
             for step in plan.response_steps:
@@ -715,13 +726,15 @@ class Exchange:
         self.over = True
         setting, outcome = self.setting, self.outcome
         self.client.timer.cancel()
-        state = self.retry
-        if state is not None and state.attempts:
+        if self.tried:
             self.priority_breaker.retries -= 1
         now = setting.clock.now
         outcome.finished_at = outcome.downstream_last_at = now
         outcome.duration = now - outcome.started_at
         outcome.details = self.ctx.details
+        if self.ctx.at_end is not None:
+            for release in self.ctx.at_end:
+                release()
         plan = self.plan
         if plan is not None:
             outcome.route_name = plan.name

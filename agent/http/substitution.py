@@ -46,6 +46,8 @@ def known_so_far(ctx: RequestContext, head: ResponseHead | None) -> Outcome:
     if head is not None:
         begun = head.outcome
         if isinstance(begun, Outcome):
+            begun.response_code = head.status
+            begun.response_headers = head.headers
             return begun
     outcome = Outcome()
     outcome.request = ctx
