@@ -63,6 +63,8 @@ class ConfigSession:
     def receive(self, data: bytes) -> list[bytes]:
         """Take a response in; the requests for what it newly refers to. XdsError ends the stream."""
         update = self._client.receive(data)
+        if (earlier := self._pending.get(update.type_url)) is not None:
+            update = _joined(earlier, update)
         self._pending[update.type_url] = update
         self._received.add(update.type_url)
         if update.type_url in self._absent:
@@ -129,3 +131,16 @@ class ConfigSession:
                 requests.append(request)
             self._subscribed[type_url] = names
         return requests
+
+
+def _joined(earlier: Update, later: Update) -> Update:
+    """Two responses of a type as one, answered by the later one's nonce: that is the one istiod waits for."""
+    resources = {name: value for name, value in earlier.resources.items() if name not in later.removed}
+    removed = (name for name in earlier.removed if name not in later.resources)
+    return Update(
+        later.type_url,
+        later.nonce,
+        later.version,
+        {**resources, **later.resources},
+        tuple(dict.fromkeys((*removed, *later.removed))),
+    )

@@ -1,10 +1,10 @@
 """Incremental xDS, the server's side of one ADS stream, sans-IO.
 
-Rule: per type at most one response is outstanding; while it is, newer content only replaces what is to
-come, so a slow client gets the latest and not every step. What the client has is known name by name; a
-response holds the difference. Order: what is referred to first (PUSH_ORDER), clusters and endpoints that go
-away last. Source: xDS protocol, "Incremental xDS". Not for compiling resources nor for choosing who gets
-which.
+Rule: per type at most one response is outstanding, unless the client asks for more names meanwhile (then the
+last nonce counts); while it is, newer content only replaces what is to come, so a slow client gets the latest
+and not every step. What the client has is known name by name; a response holds the difference. Order: what is
+referred to first (PUSH_ORDER), clusters and endpoints that go away last. Source: xDS protocol, "Incremental
+xDS". Not for compiling resources nor for choosing who gets which.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ class _Type:
     """Sum of the digests of `known`: its version without reading it all."""
     must_send: set[str] = field(default_factory=set)
     """Names to be answered even if the client has them: it asked anew, or warms a cluster."""
+    asked: bool = False
+    """Names were asked for since the last response: they are answered even while it is outstanding, because a client
+    may need them before it can answer (a set of clusters waits for its endpoints)."""
     must_answer: bool = False
     """A wildcard was asked for: even an empty answer is one (Envoy waits for it to start)."""
     nonce: str = ""
@@ -131,7 +134,7 @@ class DeltaSession:
         """The next DeltaDiscoveryResponse that may be sent now, None when there is none for the moment."""
         for type_url in in_push_order(self._types):
             state = self._types[type_url]
-            if not state.outstanding and type_url in self._latest:
+            if (state.asked or not state.outstanding) and type_url in self._latest:
                 response = self._response(type_url, state, self._latest[type_url])
                 if response is not None:
                     return response
@@ -181,6 +184,7 @@ class DeltaSession:
         state.names |= names
         # Asked anew means: send it, whatever we think the client has (a warming cluster asks so).
         state.must_send |= names
+        state.asked = state.asked or bool(names)
 
     def _unsubscribe(self, state: _Type, asked: Any) -> None:
         names = set(asked)
@@ -200,6 +204,7 @@ class DeltaSession:
                 state.must_send.discard(name)
 
     def _response(self, type_url: str, state: _Type, latest: Resources) -> bytes | None:
+        state.asked = False
         if state.settled_with is latest and not state.must_send:
             return None
         changed, removed = _difference(state, latest)

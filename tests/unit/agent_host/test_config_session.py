@@ -22,8 +22,9 @@ def cluster(name: str) -> EncodedResource:
     return encode(name, cluster_pb2.Cluster(name=name, type=cluster_pb2.Cluster.EDS))
 
 
-def endpoints(name: str) -> EncodedResource:
-    return encode(name, endpoint_pb2.ClusterLoadAssignment(cluster_name=name))
+def endpoints(name: str, step: int = 0) -> EncodedResource:
+    policy = {"overprovisioning_factor": {"value": 100 + step}}
+    return encode(name, endpoint_pb2.ClusterLoadAssignment(cluster_name=name, policy=policy))
 
 
 def listener(name: str, route: str) -> EncodedResource:
@@ -117,6 +118,17 @@ def test_a_new_service_is_used_only_with_its_endpoints_and_route() -> None:
             assert set(candidate.resources[ENDPOINT]) >= set(candidate.resources[CLUSTER])
     pair.settle()
     assert pair.agent.held() == pair.mesh
+
+
+def test_a_new_service_comes_together_with_changed_endpoints_of_another() -> None:
+    pair = Pair(content("a"))
+    pair.settle()
+    changed = content("a", "b")
+    changed[ENDPOINT]["a"] = endpoints("a", 1)
+    pair.change(changed)
+    assert pair.settle() >= 1
+    assert pair.agent.held() == pair.mesh
+    assert not pair.agent.pending
 
 
 def test_what_is_gone_is_let_go_after_the_new_set_is_in_use() -> None:

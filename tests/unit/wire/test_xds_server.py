@@ -204,6 +204,21 @@ def test_delta_named_subscriptions_follow_their_names() -> None:
     assert peer.session.interest(ENDPOINT).names == {"y", "nowhere"}
 
 
+def test_delta_names_asked_for_while_a_response_is_outstanding_are_answered() -> None:
+    peer = DeltaPeer(DeltaSession())
+    peer.session.update({ENDPOINT: content(ENDPOINT, "x", "y")})
+    peer.ask(ENDPOINT, ["x"])
+    first = peer.next()
+    peer.ask(ENDPOINT, ["y"])
+    second = peer.next()
+    assert [r.name for r in second.resources] == ["y"]
+    assert peer.next() is None
+    peer.answer(first)
+    assert peer.session.state(ENDPOINT).outstanding
+    assert peer.answer(second) is Kind.ACK
+    assert not peer.session.state(ENDPOINT).outstanding
+
+
 def test_delta_types_without_legacy_wildcard_need_a_star() -> None:
     peer = DeltaPeer(DeltaSession())
     peer.session.update({ROUTE: content(ROUTE, "80")})
