@@ -16,7 +16,7 @@ from typing import Protocol
 from agent.http.request import ConnectionInfo, PeerIdentity
 from agent.table.listener import FilterChain, Listener
 from agent.telemetry.scopes import ListenerStats
-from agent.worker.chain_match import ChainIndex, Seen
+from agent.worker.chain_match import ChainIndex, Seen, inspected
 from agent.worker.reactor import ERR, ET, HUP, IN, RDHUP, Reactor
 from agent.worker.sniff import MAX_HELLO, NOT_TLS, client_hello, http_version
 from agent.worker.tls_contexts import ServerTls
@@ -99,7 +99,7 @@ class Arrival:
     """A connection on its way to its station."""
 
     __slots__ = (
-        "_socket", "_station", "_timer", "_transport", "local", "reactor", "remote", "runtime", "seen",
+        "_http", "_socket", "_station", "_timer", "_tls", "_transport", "local", "reactor", "remote", "runtime", "seen",
     )  # fmt: skip
 
     _ids = 0
@@ -130,7 +130,8 @@ class Arrival:
                         self.runtime = owner
                         listener = owner.listener
         self.seen = Seen(self.local, self.remote)
-        if listener.tls_inspector or listener.http_inspector:
+        self._tls, self._http = inspected(listener, self.local[1])
+        if self._tls or self._http:
             self.reactor.register(sock.fileno(), IN | RDHUP | ET, self)
             if listener.inspection_timeout:
                 self._timer.set(self.reactor.now + listener.inspection_timeout)
@@ -162,9 +163,9 @@ class Arrival:
         self._give_up()
 
     def _inspect(self, data: bytes) -> bool:
-        listener, seen = self.runtime.listener, self.seen
+        seen = self.seen
         hello = NOT_TLS
-        if listener.tls_inspector:
+        if self._tls:
             found = client_hello(data)
             if found is None:
                 return len(data) >= MAX_HELLO
@@ -173,7 +174,7 @@ class Arrival:
                 seen.transport = "tls"
                 seen.server_name = hello.server_name
                 seen.protocols = hello.protocols
-        if listener.http_inspector and not hello.tls:
+        if self._http and not hello.tls:
             version = http_version(data)
             if version is None:
                 return False

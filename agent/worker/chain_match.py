@@ -1,4 +1,4 @@
-"""Which filter chain a connection gets (Envoy FilterChainManagerImpl).
+"""Which listener, inspectors and filter chain a connection gets (Envoy FilterChainManagerImpl).
 
 Rule: one criterion after the other in Envoy's order, each keeping only the chains with the most specific value that
 matches, without going back: destination port, destination prefix, server name, transport protocol, application
@@ -7,13 +7,13 @@ protocol, direct source, source type, source prefix, source port. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Generic, TypeVar
 
-from agent.table.listener import ChainMatch
+from agent.table.listener import ChainMatch, Listener
 
 T = TypeVar("T")
 _Ranges = tuple[IPv4Network | IPv6Network, ...]
@@ -63,6 +63,30 @@ class ChainIndex(Generic[T]):
         return any(
             match.server_names or match.transport_protocol or match.application_protocols for match, _ in self._chains
         )
+
+
+def owner(by_address: Mapping[tuple[str, int], T], address: tuple[str, int]) -> T | None:
+    """Who takes a connection to an original destination: its address, else the wildcard with its port; None: nobody
+    (Envoy ConnectionHandlerImpl). An IPv4 wildcard also takes IPv6 where there is no other.
+    """
+    found = by_address.get(address)
+    if found is None and ":" in address[0]:
+        found = by_address.get(("::", address[1]))
+    return found if found is not None else by_address.get(("0.0.0.0", address[1]))  # noqa: S104 - a key
+
+
+def inspected(listener: Listener, port: int) -> tuple[bool, bool]:
+    """Whether the TLS and the HTTP inspector look at connections to a port (ListenerFilter.filter_disabled).
+
+    Where they are off, the server may speak first: nobody waits for the client's bytes.
+    """
+    off = {
+        kind for kind, ranges in listener.inspector_exceptions if any(start <= port < end for start, end in ranges)
+    }
+    return (
+        listener.tls_inspector and "TlsInspector" not in off,
+        listener.http_inspector and "HttpInspector" not in off,
+    )
 
 
 @lru_cache(maxsize=4096)

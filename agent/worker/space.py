@@ -28,7 +28,7 @@ from agent.table.tls import UpstreamTls
 from agent.upstream.cluster import ClusterRuntime
 from agent.upstream.pool import Pool
 from agent.worker.accept import Acceptor, ListenerRuntime
-from agent.worker.chain_match import ChainIndex
+from agent.worker.chain_match import ChainIndex, owner
 from agent.worker.connect import Dialer
 from agent.worker.listen import bind
 from agent.worker.services import Services
@@ -279,13 +279,7 @@ class Space:
 
     def _owner_of(self, address: tuple[str, int]) -> ListenerRuntime | None:
         """The listener for an original destination: its address, else the wildcard with its port."""
-        found = self._by_address.get(address)
-        if found is None:
-            wildcard = "::" if ":" in address[0] else "0.0.0.0"
-            found = self._by_address.get((wildcard, address[1]))
-            if found is None and wildcard == "::":
-                found = self._by_address.get(("0.0.0.0", address[1]))
-        return found
+        return owner(self._by_address, address)
 
     # The end
 

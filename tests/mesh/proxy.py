@@ -35,7 +35,7 @@ from agent.upstream import reset
 from agent.upstream.cluster import ClusterRuntime
 from agent.upstream.pool import Pool
 from agent.worker.certificates import compile_judge
-from agent.worker.chain_match import ChainIndex, Seen
+from agent.worker.chain_match import ChainIndex, Seen, inspected, owner
 from tests.mesh.loop import Answered, Caller, Far, Loop, Response, Sent, Wire
 
 Address = tuple[str, int]
@@ -120,13 +120,12 @@ class Proxy:
         """Who takes a captured outbound connection to this address (Envoy ConnectionHandlerImpl)."""
         outbound = self.table.listeners["virtualOutbound"]
         assert outbound.use_original_dst
-        wildcard = "::" if ":" in local[0] else "0.0.0.0"
-        for host in (local[0], wildcard):
-            for listener in self.table.listeners.values():
-                addresses = (listener.address, *listener.additional_addresses)
-                if any((one.host, one.port) == (host, local[1]) for one in addresses):
-                    return listener
-        return outbound
+        by_address = {
+            (one.host, one.port): listener
+            for listener in self.table.listeners.values()
+            for one in (listener.address, *listener.additional_addresses)
+        }
+        return owner(by_address, local) or outbound
 
     def chain(
         self, listener: Listener, local: Address, remote: Address, opening: Opening
@@ -136,19 +135,12 @@ class Proxy:
         if index is None:
             pairs = [(chain.match, chain) for chain in listener.chains]
             index = self._indexes[listener.name] = ChainIndex(pairs, listener.default_chain)
-        off = {
-            kind
-            for kind, ranges in listener.inspector_exceptions
-            if any(start <= local[1] < end for start, end in ranges)
-        }
+        sees_tls, sees_http = inspected(listener, local[1])
         seen = Seen(local, remote)
-        if opening.tls and listener.tls_inspector and "TlsInspector" not in off:
-            seen.transport, seen.server_name, seen.protocols = (
-                "tls",
-                opening.server_name.lower(),
-                opening.alpn,
-            )
-        elif opening.http and not opening.tls and listener.http_inspector and "HttpInspector" not in off:
+        if opening.tls and sees_tls:
+            seen.transport, seen.protocols = "tls", opening.alpn
+            seen.server_name = opening.server_name.lower()
+        elif opening.http and not opening.tls and sees_http:
             seen.protocols = ("http/1.1",)
         return index.find(seen)
 

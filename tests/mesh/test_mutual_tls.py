@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agent.worker.chain_match import inspected
 from registry.model import Port
 from tests.mesh.bookinfo import bookinfo
 from tests.mesh.simulation import Mesh
@@ -243,3 +244,13 @@ def test_the_applications_own_tls_passes_through_the_meshs() -> None:
     mesh.add("shop-1", service="shop", port=Port("https", 443))
     decision = mesh.call("productpage-v1", "https://shop")
     assert (decision.workload, decision.mtls) == ("shop-1", True)
+
+
+def test_where_the_server_speaks_first_nobody_waits_for_the_client() -> None:
+    # Without mutual TLS there is nothing to look at: a waiting inspector would hang every MySQL client.
+    mesh = database(mode("DISABLE"))
+    listener = mesh.proxy("mysql-1").table.listeners["virtualInbound"]
+    assert inspected(listener, 3306) == (False, False)
+    assert inspected(listener, 3307) == (True, True)
+    outbound = mesh.proxy("ratings-v1")
+    assert inspected(outbound.listener(("240.240.0.5", 3306)), 3306) == (False, False)
