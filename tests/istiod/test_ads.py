@@ -173,8 +173,13 @@ def test_a_slow_proxy_gets_the_newest_and_not_every_step(istiod: Istiod) -> None
             )
             proxy.answering = trio.Event()
             proxy.received.clear()
-            splits = ("90-10", "80-20", "v2-v3", "50-v3", "90-10", "80-20", "50-v3")
-            for split in splits:
+            await _in_thread(istiod.ok, "apply", "-f", SAMPLES / "virtual-service-reviews-90-10.yaml")
+
+            async def first_step_came() -> bool:
+                return ROUTE in proxy.received
+
+            await eventually(first_step_came)
+            for split in ("80-20", "v2-v3", "90-10", "80-20", "50-v3"):
                 await _in_thread(istiod.ok, "apply", "-f", SAMPLES / f"virtual-service-reviews-{split}.yaml")
             late = await _in_thread(
                 istiod.meshctl, "apply", "--wait=1", "-f", SAMPLES / "virtual-service-reviews-50-v3.yaml"
