@@ -52,8 +52,8 @@ class Dataplane:
         program: Sequence[str] = PROGRAM,
     ) -> None:
         self.generation = 0
-        self.node_metadata: Mapping[str, object] = {}
-        """Of the first workload, in Istio's keys: what the workers' metrics say of their own side."""
+        self.sides: dict[str, dict[str, object]] = {}
+        """By workload, `node` and `principal`: what the workers' metrics say of their own side."""
         self.on_worker: Callable[[WorkerProcess], None] = lambda worker: None
         """Called with each worker that starts, before it is told anything."""
         self._count, self._run_as, self._chance, self._program = count, run_as, chance, program
@@ -151,7 +151,7 @@ class Dataplane:
 
     def _payload(self, index: int, generation: int) -> bytes:
         workloads = [WorkloadConfig(key, resources) for key, resources in self._in_force.items()]
-        settings = {"worker": index, "workers": self._count, "node": self.node_metadata}
+        settings = {"worker": index, "workers": self._count, "sides": self.sides}
         return Config(generation, workloads, settings).encode()
 
     async def _keep(self, index: int, task_status: trio.TaskStatus[None]) -> None:

@@ -164,8 +164,8 @@ class AgentService:
             clock=time.time,
             chance=_random.random,
         )
-        if index == 0:
-            self.dataplane.node_metadata = json_format.MessageToDict(node.metadata)
+        side: dict[str, object] = {"node": json_format.MessageToDict(node.metadata), "principal": str(spiffe)}
+        self.dataplane.sides[config.key] = side
         session = ConfigSession(node)
         xds = XdsClient(
             config.key,

@@ -47,7 +47,11 @@ class WorkloadConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything a worker serves. `settings` is about the process: `worker` (its index) and `workers`."""
+    """Everything a worker serves.
+
+    `settings`: `worker` (its index), `workers` (how many), and `sides`, by workload: `node` (metadata in Istio's
+    keys) and `principal` (SPIFFE id), what metrics say of the own side.
+    """
 
     generation: int
     workloads: Sequence[WorkloadConfig]

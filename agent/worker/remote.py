@@ -94,9 +94,11 @@ class RemoteWorker:
 
     async def _configure(self, config: control.Config, nursery: trio.Nursery) -> None:
         if self._worker is None:
-            metadata = config.settings.get("node") or {}
-            self._worker = Worker(self._region, metadata, mark=_may_mark())
+            self._worker = Worker(self._region, mark=_may_mark())
             await nursery.start(self._worker.run)
+        for key, side in config.settings.get("sides", {}).items():
+            if key not in self._worker.spaces:
+                self._worker.describe(key, side["node"], side["principal"])
         try:
             tables = {}
             for workload in config.workloads:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import trio
@@ -37,6 +38,7 @@ class Worker:
     ) -> None:
         self.reactor = Reactor()
         self.recorder = Recorder(region, node_metadata)
+        self._recorders: dict[str, Recorder] = {}
         self.sinks = Sinks()
         self.dialer = Dialer(self.reactor, mark=mark)
         self.spaces: dict[str, Space] = {}
@@ -75,7 +77,7 @@ class Worker:
         for key, table in tables.items():
             space = self.spaces.get(key)
             if space is None:
-                space = Space(self._services, self.dialer)
+                space = Space(self._services_of(key), self.dialer)
                 space.apply(table)
                 self.spaces[key] = space
             elif space.table is not table:
@@ -87,6 +89,15 @@ class Worker:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
+
+    def describe(self, key: str, node_metadata: Mapping[str, Any], principal: str) -> None:
+        """Whose side a workload's metrics are (metadata in Istio's keys, SPIFFE id); before its first table."""
+        self._recorders[key] = Recorder(self.recorder.region, node_metadata, principal=principal)
+
+    def _services_of(self, key: str) -> Services:
+        assert self._services is not None
+        recorder = self._recorders.get(key)
+        return self._services if recorder is None else replace(self._services, recorder=recorder)
 
     async def drain(self, seconds: float) -> None:
         """Accept no more, let requests finish for so long at most, then end `run`."""
