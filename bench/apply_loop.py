@@ -1,6 +1,6 @@
 """Runs `meshctl apply` again and again in one process: the command without the interpreter's start.
 
-Usage: python -m bench.apply_loop CONTEXT — reads file names from standard input; prints, for each, monotonic
+Usage: python -P bench/apply_loop.py CONTEXT — reads file names from standard input; prints, for each, monotonic
 nanoseconds before and after. Not for: people.
 """
 

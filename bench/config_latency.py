@@ -26,6 +26,7 @@ from tests.hosts.lab.namespaces import Lab, command_to_enter, environment_inside
 CLIENTS = ("client-a", "client-b", "client-c")
 SERVERS = (("reviews-v1", "v1"), ("reviews-v2", "v2"))
 GOAL_MS = 250.0
+_LOOP = Path(__file__).with_name("apply_loop.py").resolve()
 _FOLDER = "HOSTMESH_BENCH_FOLDER"
 _SPLIT = """
 apiVersion: networking.istio.io/v1
@@ -119,16 +120,9 @@ def _as_commands(mesh: Mesh, samplers: list[Sampler], folder: Path, changes: int
 
 
 def _in_one_process(mesh: Mesh, samplers: list[Sampler], folder: Path, changes: int) -> list[float]:
-    command = mesh.istiod_host.command(
-        [python(), "-m", "bench.apply_loop", str(mesh.state / "admin-context.yaml")]
-    )
+    command = mesh.istiod_host.command([python(), "-P", str(_LOOP), str(mesh.state / "admin-context.yaml")])
     with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        bufsize=1,
-        cwd=Path(__file__).parents[1],
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
