@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from ipaddress import ip_network
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.host import config
@@ -86,6 +86,7 @@ def test_networks_are_excluded_and_included_by_family() -> None:
     assert not any("@excluded4" in line for line in lines)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     ports=st.lists(st.integers(1, 65535), max_size=5),
     uid=st.none() | st.integers(1, 2**32 - 2),

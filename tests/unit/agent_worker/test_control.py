@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.worker.control import (
@@ -23,6 +23,7 @@ RESOURCES = st.dictionaries(
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(st.text(), RESOURCES), max_size=3), st.lists(st.integers(1, 30), min_size=1))
 def test_a_configuration_arrives_as_it_was_sent_however_it_is_cut(
     workloads: list[tuple[str, dict[str, dict[str, bytes]]]], cuts: list[int]
@@ -45,6 +46,7 @@ def test_impossible_lengths_end_the_connection(data: bytes) -> None:
         list(FrameReader().feed(data))
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.binary(max_size=60))
 def test_nonsense_is_no_configuration(data: bytes) -> None:
     with pytest.raises(FrameError):
