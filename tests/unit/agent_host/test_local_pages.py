@@ -11,9 +11,9 @@ import pytest
 import trio
 
 from agent.host import local_socket, pages
-from agent.host.page import Page
 from agent.host.local_socket import CommandError, NotRunning
 from agent.host.log import LineHandler, fields, journal_entry
+from agent.host.page import Page
 from agent.host.service_notify import ServiceNotifier
 
 
