@@ -161,6 +161,9 @@ class H1Downstream:
         self.request_done = True
         if self.exchange is not None:
             self.exchange.request_end(trailers)
+        elif not self._discarding:
+            # Answered from the head alone: the next request may be taken up.
+            self._again = True
 
     # From the exchange
 
