@@ -53,6 +53,8 @@ def test_a_host_joins_serves_and_leaves(mesh: Any) -> None:
         check=True,
     )
     assert readiness.stdout == "ready\n"
+    name = workload["node"].split("~")[2]
+    assert "ACTIVE" in mesh.meshctl("proxy-config", "secret", name), "istiod reaches the host's pages"
     state = Path(agent.directory / "state")
     for file in state.rglob("*"):
         assert file.stat().st_mode & 0o077 == 0, f"{file} can be read by others"
