@@ -74,13 +74,16 @@ def dig(host: Host, name: str, *options: str) -> list[str]:
 
 
 class Sampler:
-    """A plain client on a host that calls without pause; tells when an answer of a kind was first seen."""
+    """A plain client on a host that calls without pause, or with one (seconds); tells when an answer of a kind
+    was first seen."""
 
-    def __init__(self, mesh: Mesh, name: str, service: str, path: str = "/sample") -> None:
+    def __init__(
+        self, mesh: Mesh, name: str, service: str, path: str = "/sample", pause: float = 0.0
+    ) -> None:
         self._path = mesh.folder / f"sampler-{time.monotonic_ns()}.log"
         host = mesh.lab.hosts[name]
         self._process = host.start(
-            python(), str(APPS / "sampler.py"), service, "9080", path, log=self._path, uid=APP_UID
+            python(), str(APPS / "sampler.py"), service, "9080", path, str(pause), log=self._path, uid=APP_UID
         )
         wait_for("the first sample", self.lines)
 
