@@ -36,6 +36,8 @@ from wire.xds import CLUSTER, ENDPOINT, LISTENER, NAME_TABLE, ROUTE
 
 CASES = Path(__file__).parents[3] / "shared" / "cases"
 DATA_PLANE = (LISTENER, ROUTE, CLUSTER, ENDPOINT)
+_BUILDER = TableBuilder()
+"""One for all: what two proxies have in common is decoded once, as between two configurations of one agent."""
 DEFAULT_RANDOM = 0x5DEECE66D1234567
 
 
@@ -140,7 +142,6 @@ class Mesh:
         self._stale = True
         self._proxies: dict[str, Proxy] = {}
         self._compiled: dict[str, ProxyResources] = {}
-        self._builders: dict[str, TableBuilder] = {}
         self._call: Decision
         self._die = 0
         self._started = 0.0
@@ -259,7 +260,7 @@ class Mesh:
         found = self._proxies.get(name)
         if found is None:
             bodies = {url: {key: one.body for key, one in compiled.of(url).items()} for url in DATA_PLANE}
-            table = self._builders.setdefault(name, TableBuilder()).build(bodies)
+            table = _BUILDER.build(bodies)
             found = Proxy(name, self.identity(name), table, self._loop, self._connect)
             self._proxies[name] = found
         return found

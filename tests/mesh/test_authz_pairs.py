@@ -1,8 +1,8 @@
 """Istio's own pairs of AuthorizationPolicy and Envoy RBAC filter: ours must give the same verdict on every request.
 
 Both filters are read by agent/table and judged by agent/filters. Each condition is compared by what it says about a
-grid of requests made from every text that the policy mentions, so that a policy which can never be true is still compared
-condition by condition; then the whole verdict on requests put together at random.
+grid of requests made from every text that the policy mentions, so that a policy which can never be true is still
+compared condition by condition; then the whole verdict on requests put together at random.
 """
 
 from __future__ import annotations
@@ -184,6 +184,7 @@ def meaning(rule: Rule, requests: list[RequestContext]) -> object:
 def test_every_condition_of_a_policy_says_the_same_as_istios(name: str) -> None:
     theirs, mine = expected(name), ours(name)
     requests = list(grid(name))
+    requests = Random(name).sample(requests, min(len(requests), 4000))
     assert mine.action == theirs.action
     assert [policy.name for policy in mine.policies] == [policy.name for policy in theirs.policies]
     for left, right in zip(mine.policies, theirs.policies, strict=True):
