@@ -21,7 +21,7 @@ class Tap:
 
     def __init__(self, path: Path, host: Host | None = None, interface: str = BRIDGE) -> None:
         self._path = path
-        command = ["tcpdump", "-i", interface, "-U", "-s", "0", "-w", str(path), "tcp"]
+        command = ["tcpdump", "-i", interface, "-U", "--immediate-mode", "-s", "0", "-w", str(path), "tcp"]
         self._command = host.command(command) if host else command
         self.bytes = b""
 
