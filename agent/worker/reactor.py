@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from email.utils import formatdate
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -42,6 +43,9 @@ class Flushable(Protocol):
     """Something with queued output."""
 
     def flush(self) -> None: ...
+
+    def on_failure(self) -> None:
+        """`flush` raised, which is a bug that must cost this one connection only."""
 
 
 class Handler(Protocol):
@@ -127,8 +131,19 @@ class Reactor:
         while dirty:
             self.dirty = []
             for transport in dirty:
-                transport.flush()
+                try:
+                    transport.flush()
+                except Exception:
+                    _log.exception("output failed; its connection is closed")
+                    transport.on_failure()
             dirty = self.dirty
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        """What fails here has no connection that could be closed for it; the others must go on."""
+        try:
+            call()
+        except Exception:
+            _log.exception("a timer or a postponed call failed")
 
     def stop(self) -> None:
         """End `run` after the turn in progress."""
@@ -167,10 +182,10 @@ class Reactor:
                     if self.dirty:
                         self.flush_dirty()
                 now = self.now = clock()
-                if timers.next_due() <= now:
-                    timers.run(now)
+                while timers.next_due() <= now:
+                    self._guarded(partial(timers.run, now))
                 while soon:
-                    soon.popleft()()
+                    self._guarded(soon.popleft())
                 if self.dirty:
                     self.flush_dirty()
                 if now - started > BUDGET or self._stopped:

@@ -192,7 +192,7 @@ class TlsTransport(PlainTransport):
 class BulkTlsTransport(PlainTransport):
     """TLS through memory BIOs, edge-triggered like the plain transport it extends."""
 
-    __slots__ = ("_incoming", "_object", "_outgoing", "_tls_owner", "handshaking")
+    __slots__ = ("_incoming", "_left", "_object", "_outgoing", "_tls_owner", "handshaking")
     tls = True
 
     def __init__(
@@ -203,6 +203,7 @@ class BulkTlsTransport(PlainTransport):
         self._tls_owner = owner
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
+        self._left = b""
         self._object = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_name
         )
@@ -295,7 +296,10 @@ class BulkTlsTransport(PlainTransport):
     def flush(self) -> None:
         """Encrypt what is queued and send it, as far as the kernel takes it."""
         self._dirty = False
-        if self._blocked or self.closed or self.handshaking:
+        if self._blocked or self.closed:
+            return
+        if self.handshaking:
+            self._send_outgoing()
             return
         if self.out:
             data = self.out[0] if len(self.out) == 1 else b"".join(self.out)
@@ -314,30 +318,49 @@ class BulkTlsTransport(PlainTransport):
         if self._shut and not self.backlog and not self.closed:
             self._shut_now()
 
-    def _send_outgoing(self) -> None:
-        """Ciphertext waits in the BIO; what the kernel does not take goes back in front of `out`'s account."""
-        data = self._outgoing.read()
-        if self.handshaking or not data:
-            if data:
-                with suppress(OSError):
-                    self.socket.send(data)
-            return
-        self._send(data)
+    def finish(self) -> None:
+        """See PlainTransport."""
+        self._shut = self._shut or "write"
+        if not self.backlog:
+            self._shut_now()
 
-    def _send(self, data: bytes) -> None:
+    def close_when_sent(self) -> None:
+        """See PlainTransport."""
+        self._shut = "close"
+        if not self.backlog:
+            self._shut_now()
+
+    def _shut_now(self) -> None:
+        """close_notify (RFC 8446 section 6.1), then what the plain transport does."""
+        if self._shut in ("close", "write") and not self.handshaking:
+            with suppress(OSError, ValueError):
+                self._object.unwrap()
+            self._send_outgoing()
+            if self.closed:
+                return
+        super()._shut_now()
+
+    def _send_outgoing(self) -> None:
+        """Ciphertext waits in the BIO; what the kernel does not take now is `_left` and goes first next time."""
+        data = self._outgoing.read()
+        if self._left:
+            data = self._left + data
+            self._left = b""
+        if not data:
+            return
         try:
             sent = self.socket.send(data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._break(error.strerror or "connection reset")
+            if not self.handshaking:  # a handshake's failure is told by what the peer sent
+                self._break(error.strerror or "connection reset")
             return
         if sent < len(data):
             self._blocked = True
             self._left = data[sent:]
-            self.backlog = len(data) - sent
-        else:
-            self.backlog = 0
+        if not self.handshaking:
+            self.backlog = len(self._left)
 
 
 def describe(error: OSError) -> str:
