@@ -19,7 +19,7 @@ Normaliser: TypeAlias = Callable[[RequestContext], LocalReply | None]
 
 FAILED = LocalReply(400, details="path_normalization_failed")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-_ESCAPED = frozenset(b"\"<>^`{|}")
+_ESCAPED = frozenset(b'"<>^`{|}')
 _PLAIN = bytes(byte for byte in range(0x21, 0x7F) if byte not in _ESCAPED and byte not in b"%\\")
 _ESCAPED_SLASHES = (b"%2f", b"%2F", b"%5c", b"%5C")
 

@@ -77,11 +77,9 @@ def compile_direct(direct: Direct) -> Callable[[RequestContext], LocalReply]:
     """The direct response; one shared value unless its body or its Location is made per request."""
     makes_body = _body_maker(direct)
     located = direct.status == 201 or 300 <= direct.status < 400
-    content_type = (direct.body_format.content_type if direct.body_format is not None else "").encode()
+    content_type = _content_type(direct)
     if not located and isinstance(makes_body, bytes):
-        reply = LocalReply(
-            direct.status, makes_body, details=DETAILS, content_type=content_type or b"text/plain"
-        )
+        reply = LocalReply(direct.status, makes_body, details=DETAILS, content_type=content_type)
         return lambda ctx: reply
 
     def respond(ctx: RequestContext) -> LocalReply:
@@ -90,10 +88,17 @@ def compile_direct(direct: Direct) -> Callable[[RequestContext], LocalReply]:
             makes_body if isinstance(makes_body, bytes) else makes_body(ctx, None),
             headers=((b"location", b"%s://%s%s" % (ctx.scheme, ctx.authority, ctx.path)),) if located else (),
             details=DETAILS,
-            content_type=content_type or b"text/plain",
+            content_type=content_type,
         )
 
     return respond
+
+
+def _content_type(direct: Direct) -> bytes:
+    body_format = direct.body_format
+    if body_format is not None and body_format.content_type:
+        return str(body_format.content_type).encode()
+    return b"text/plain" if body_format is None or body_format.json is None else b"application/json"
 
 
 def _body_maker(direct: Direct) -> bytes | ValueMaker:

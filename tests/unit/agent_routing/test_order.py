@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.filters.step import NO_STEPS
@@ -32,6 +32,7 @@ def _choose(routes: list[Route], path: str) -> str | None:
     return None if plan is None else plan.cluster
 
 
+@settings(deadline=None)
 @given(st.lists(_MATCHES, min_size=INDEX_FROM, max_size=30), _SEGMENTS)
 def test_many_routes_give_the_same_first_match_as_one_by_one(matches: list[RouteMatch], path: str) -> None:
     routes = _routes(matches)
