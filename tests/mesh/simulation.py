@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from agent.host.dns_names import Names
 from agent.host.workload import names_of
 from agent.http.headers import Headers
 from agent.table.build import TableBuilder
@@ -142,6 +143,7 @@ class Mesh:
         self._stale = True
         self._proxies: dict[str, Proxy] = {}
         self._compiled: dict[str, ProxyResources] = {}
+        self._names: dict[str, Names] = {}
         self._call: Decision
         self._die = 0
         self._started = 0.0
@@ -206,6 +208,7 @@ class Mesh:
         """Something of the mesh has changed."""
         self._proxies.clear()
         self._compiled.clear()
+        self._names.clear()
         self._stale = True
 
     # What is made of it
@@ -272,9 +275,11 @@ class Mesh:
 
     def resolve(self, name: str, host: str) -> str:
         """What the DNS of a workload's host answers; "" when there is no such name."""
-        one = self.workloads[name]
-        held: Any = {NAME_TABLE: self.compiled(name).of(NAME_TABLE)}
-        names = names_of(held, one.namespace, self.config.domain_suffix)
+        names = self._names.get(name)
+        if names is None:
+            held: Any = {NAME_TABLE: self.compiled(name).of(NAME_TABLE)}
+            home = self.workloads[name].namespace
+            names = self._names[name] = names_of(held, home, self.config.domain_suffix)
         full = names.find(host)
         if full is not None:
             found = names.addresses(full)
