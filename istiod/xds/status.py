@@ -41,6 +41,8 @@ class TypeStatus:
     reason: str = ""
     snapshot: int = 0
     """Number of the snapshot that the last response was made of."""
+    current: bool = False
+    """The proxy came with everything it should have (it named its versions), so that nothing had to be sent."""
 
     @property
     def state(self) -> str:
@@ -49,7 +51,7 @@ class TypeStatus:
             return "STALE"
         if self.reason:
             return "ERROR"
-        return "SYNCED" if self.sent_at is not None else "NOT SENT"
+        return "SYNCED" if self.sent_at is not None or self.current else "NOT SENT"
 
     def sent(self, now: float, nonce: str, version: str, resources: int, snapshot: int) -> None:
         """A response went out."""

@@ -235,4 +235,6 @@ class _Stream:
                 self._plane.metrics.convergence.observe(trio.current_time() - self._plane.feed.changed_at)
             self._pushed = False
             self._status.settled = self._number
+            for type_url in self._session.types:
+                self._status.of_type(type_url).current = True
             self._plane.table.progressed()

@@ -116,13 +116,12 @@ def tell(registry: str, keep: bool) -> int:
 
 def linger(board: Board, folder: Path, mesh: Mesh, *, failed: bool) -> None:
     """Print how to look around, then wait for `make demo-down`."""
-    outer = int(Path("/proc/self/stat").read_text().split()[0])
     enter = folder / "on"
     enter.write_text(
         "#!/bin/sh\n# on HOST COMMAND…: run a command on one of the demo's hosts\n"
-        f'first=$(pgrep -n -f "^unshare .*tests.hosts.demo" | xargs -r -I{{}} pgrep -P {{}}) # {outer}\n'
+        f'first=$(ps -o pid= --ppid "$(cat {_KEPT})" | tr -d " ")\n'
         f'pid=$(cat {folder}/"$1".pid) || exit 2; shift\n'
-        f'user=""; [ "$(id -u)" = 0 ] || user="-U --preserve-credentials"\n'
+        'user=""; [ "$(id -u)" = 0 ] || user="-U --preserve-credentials"\n'
         'exec nsenter -t "$first" $user -m -p -n -u -- nsenter -t "$pid" -n -m -u -- "$@"\n'
     )
     enter.chmod(0o755)

@@ -336,6 +336,18 @@ class Story:
             board.check("its own name resolution", "192.0.2.7", ", ".join(out), out == ["192.0.2.7"])
             inside = mesh.versions("productpage", URL, 20)
             board.check("the rest of the mesh", "20 × v1", inside, inside == {"v1": 20})
+            victim.agent.wait()
+            mesh.start_agent("reviews-v2")
+            mesh.await_agent("reviews-v2")
+            done = self.outsider.run(
+                "curl", "-sS", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", target, check=False
+            )
+            board.check(
+                "its agent started again with the identity on disk; plain text from outside",
+                "refused",
+                f"curl: ({done.returncode})",
+                done.returncode != 0,
+            )
 
     @staticmethod
     def _kill(pid: int) -> None:

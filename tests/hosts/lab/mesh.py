@@ -181,6 +181,12 @@ class Mesh:
         }  # fmt: skip
         path = workload.folder / "agent.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False))
+        return self.start_agent(name)
+
+    def start_agent(self, name: str) -> Workload:
+        """Start the agent of a host that was enrolled, without waiting for it."""
+        workload = self.workloads[name]
+        path = workload.folder / "agent.yaml"
         workload.agent = workload.host.start(
             str(BIN / "hostmesh-agent"), "run", "--config", str(path), log=self.folder / f"{name}.log"
         )
