@@ -57,7 +57,10 @@ class Mesh:
         self.lab, self.registry = lab, registry
         self.folder = lab.folder
         self.workloads: dict[str, Workload] = {}
-        self._resolver = subprocess.Popen([python(), str(APPS / "resolver.py"), "10.77.0.1"])
+        with (self.folder / "resolver.log").open("ab") as log:
+            self._resolver = subprocess.Popen(
+                [python(), str(APPS / "resolver.py"), "10.77.0.1"], stdout=log, stderr=log
+            )
         self.istiod_host = lab.add("istiod")
         self.state = self.folder / "istiod" / "state"
         self.consul: subprocess.Popen[bytes] | None = None
