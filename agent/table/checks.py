@@ -25,15 +25,14 @@ def check_references(table: Table) -> None:
 
 def _check_chain(table: Table, chain: FilterChain, path: str) -> None:
     terminal = chain.terminal
+    manager = f"{path}.filters[{len(chain.network_filters)}].typed_config"
     if isinstance(terminal, HttpManager):
         if isinstance(terminal.route, str):
-            raise ConfigError(
-                f"{path}.filters", f"route configuration {terminal.route} needs a control plane"
-            )
+            raise ConfigError(f"{manager}.rds", f"route configuration {terminal.route} needs a control plane")
         if terminal.route.validate_clusters is not False:
             for where, name in _clusters(terminal.route):
                 if name not in table.clusters:
-                    raise ConfigError(f"{path}.filters: route_config.{where}", f"unknown cluster {name!r}")
+                    raise ConfigError(f"{manager}.route_config.{where}", f"unknown cluster {name!r}")
     if chain.tls is not None:
         for certificate in chain.tls.certificates:
             if isinstance(certificate, str) and certificate not in table.secrets:
@@ -48,8 +47,8 @@ def _clusters(config: RouteConfiguration) -> Iterator[tuple[str, str]]:
                 continue
             if route.action.cluster:
                 yield f"{where}.cluster", route.action.cluster
-            for weight in route.action.weighted:
+            for index, weight in enumerate(route.action.weighted):
                 if weight.cluster:
-                    yield f"{where}.weighted_clusters", weight.cluster
-            for mirror in route.action.mirrors:
-                yield f"{where}.request_mirror_policies", mirror.cluster
+                    yield f"{where}.weighted_clusters.clusters[{index}].name", weight.cluster
+            for index, mirror in enumerate(route.action.mirrors):
+                yield f"{where}.request_mirror_policies[{index}].cluster", mirror.cluster

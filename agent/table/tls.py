@@ -6,17 +6,17 @@ renewed without a new table. Not for: ssl contexts, which agent/worker makes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.table.matchers import StringMatch
 
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
-    """Envoy DataSource: a file's name or the bytes themselves. `password` never reaches a log."""
+    """Envoy DataSource: a file's name or the bytes themselves. They never reach a log."""
 
     filename: str = ""
-    inline: bytes = b""
+    inline: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,88 @@
+"""xDS resources become a table whole or not at all; what did not change stays the same object."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.config.route.v3 import route_pb2
+from google.protobuf import json_format
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from agent.table.build import CLUSTER, ENDPOINT, LISTENER, ROUTE, TableBuilder, build
+from agent.table.errors import ConfigError
+
+
+def packed(message: Any) -> bytes:
+    """A message as the control plane sends it."""
+    holder = AnyMessage()
+    holder.Pack(message)
+    return holder.SerializeToString(deterministic=True)
+
+
+def cluster(name: str, **fields: Any) -> bytes:
+    """An EDS cluster."""
+    tree = {"name": name, "type": "EDS", "eds_cluster_config": {"eds_config": {"ads": {}}}, **fields}
+    return packed(json_format.ParseDict(tree, cluster_pb2.Cluster()))
+
+
+def endpoints(name: str, *hosts: str) -> bytes:
+    """An assignment of hosts on port 80."""
+    listed = [
+        {"endpoint": {"address": {"socket_address": {"address": host, "port_value": 80}}}} for host in hosts
+    ]
+    tree = {"cluster_name": name, "endpoints": [{"lb_endpoints": listed}]}
+    return packed(json_format.ParseDict(tree, endpoint_pb2.ClusterLoadAssignment()))
+
+
+def test_unchanged_resources_stay_the_same_objects() -> None:
+    builder = TableBuilder()
+    first = builder.build(
+        {CLUSTER: {"a": cluster("a"), "b": cluster("b")}, ENDPOINT: {"a": endpoints("a", "10.0.0.1")}}
+    )
+    second = builder.build(
+        {
+            CLUSTER: {"a": cluster("a"), "b": cluster("b", connect_timeout="1s")},
+            ENDPOINT: {"a": endpoints("a", "10.0.0.1")},
+        }
+    )
+    assert second.clusters["a"] is first.clusters["a"]
+    assert second.assignments["a"] is first.assignments["a"]
+    assert second.clusters["b"].connect_timeout == 1.0
+    assert second.version != first.version
+
+
+def test_the_version_is_the_contents() -> None:
+    resources = {CLUSTER: {"a": cluster("a")}}
+    assert build(resources).version == build(resources).version
+
+
+def test_a_removed_resource_is_gone_and_a_bad_one_changes_nothing() -> None:
+    builder = TableBuilder()
+    first = builder.build({CLUSTER: {"a": cluster("a"), "b": cluster("b")}})
+    with pytest.raises(ConfigError, match=r"Cluster\[b\].preconnect_policy: unsupported"):
+        builder.build({CLUSTER: {"a": cluster("a"), "b": cluster("b", preconnect_policy={})}})
+    after = builder.build({CLUSTER: {"a": cluster("a")}})
+    assert after.clusters["a"] is first.clusters["a"]
+    assert set(after.clusters) == {"a"}
+
+
+@pytest.mark.parametrize("body", [b"\xff\xff", b"", packed(route_pb2.RouteConfiguration(name="r"))])
+def test_bytes_that_are_no_such_resource_are_refused(body: bytes) -> None:
+    with pytest.raises(ConfigError):
+        build({CLUSTER: {"a": body}})
+
+
+def test_the_constraints_of_the_api_are_checked() -> None:
+    bad = packed(
+        json_format.ParseDict({"name": "r", "virtual_hosts": [{"name": "v"}]}, route_pb2.RouteConfiguration())
+    )
+    with pytest.raises(ConfigError, match=r"RouteConfiguration\[r\].virtual_hosts\[0\].domains: at least 1"):
+        build({ROUTE: {"r": bad}})
+
+
+def test_resources_that_are_not_the_data_planes_are_passed_over() -> None:
+    table = build({"type.googleapis.com/istio.networking.nds.v1.NameTable": {"": b"anything"}, LISTENER: {}})
+    assert table.listeners == {}
