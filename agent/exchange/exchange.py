@@ -217,6 +217,7 @@ class Exchange:
             self.total_timeout = 0.0
         if plan.max_stream_duration:
             self.max_at = min(self.max_at, setting.clock.now + plan.max_stream_duration)
+            self._arm()
         self.keep_body = self.retry is not None and not ctx.upgrade
         if self.request_ended:
             self._start_total_timeout()
@@ -334,12 +335,13 @@ class Exchange:
         if self.request_ended:
             return
         self.request_ended = True
+        self.total_at = inf
         self.trailers = trailers
         if self.tunnel:
             if self.upstream is not None:
                 self.upstream.send_end(None)
             return
-        if self.cluster is not None:
+        if self.total_timeout:
             self._start_total_timeout()
         if self.upstream is not None:
             self.outcome.upstream_sent_last_at = now
@@ -402,7 +404,7 @@ class Exchange:
         state = self.retry
         if state is not None and state.of_response(head) and self._try_again(f"{status}"):
             return
-        if ctx.upgrade and ctx.upgrade != b"connect" and status != 101:
+        if ctx.upgrade and ctx.upgrade != b"connect" and 200 <= status < 300:
             self.client.closing = True
             self.answer(LocalReply(status, details="websocket_handshake_unsuccessful"))
             return
@@ -577,12 +579,13 @@ class Exchange:
             self.resume_at = inf
             self._resume()
         elif self.max_at <= now:
-            self._timed_out(replies.MAX_DURATION)
+            self._timed_out(replies.MAX_DURATION if self.request_ended else replies.REQUEST_MAX_DURATION)
         elif self.total_at <= now:
-            if self.cluster is None:
+            cluster = self.cluster
+            if cluster is None or not self.request_ended:
                 self._timed_out(replies.REQUEST_TIMEOUT)
             else:
-                self.cluster.slots[self.cluster.stats.upstream_rq_timeout] += 1
+                cluster.slots[cluster.stats.upstream_rq_timeout] += 1
                 self._blame_host("")
                 self._timed_out(replies.RESPONSE_TIMEOUT)
         elif self.try_at <= now:
@@ -655,7 +658,7 @@ class Exchange:
         setting.outgoing(ctx, head, setting.clock.http_date())
         self._send_own(head, body, ctx.method)
 
-    def refuse(self, violation: H1Violation) -> None:
+    def refuse(self, reply: LocalReply) -> None:
         """An answer to bytes that never became a request; there is no context."""
         setting, outcome = self.setting, self.outcome
         ctx = self.ctx = RequestContext(b"", b"", b"", Headers(), self.client.connection)
@@ -663,7 +666,6 @@ class Exchange:
         now = setting.clock.now
         self._describe(now, setting.clock.wall(), "")
         setting.slots[setting.stats.downstream_rq_active] += 1
-        reply = replies.protocol_error(violation.status, violation.details)
         outcome.flags.extend(reply.flags)
         ctx.details = reply.details
         self.client.closing = True

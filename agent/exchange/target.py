@@ -19,7 +19,7 @@ from agent.upstream.retry import RetryState
 
 
 def host_for(
-    cluster: ClusterRuntime, ctx: RequestContext, plan: RoutePlan, tried: Sequence[Host], state: RetryState | None
+    cluster: ClusterRuntime, ctx: RequestContext, plan: RoutePlan, tried: Sequence[Host | None], state: RetryState | None
 ) -> Host | None:
     """The host for the next attempt, None when there is none."""
     if cluster.config.discovery == "original_dst":
@@ -52,9 +52,9 @@ def original_destination(cluster: ClusterRuntime, ctx: RequestContext) -> Endpoi
     return Endpoint(Address(host, cluster.config.upstream_port or port))
 
 
-def expected_timeout(plan: RoutePlan, headers: Headers, suppressed: bool) -> tuple[float, float]:
-    """The whole request's and one attempt's timeout in seconds (Envoy FilterUtility::finalTimeout); tells the upstream."""
-    total = plan.timeout
+def timeouts(plan: RoutePlan, headers: Headers) -> tuple[float, float]:
+    """The whole request's and one attempt's timeout in seconds, 0 for none (Envoy FilterUtility::finalTimeout)."""
+    total = plan.timeout if plan.max_stream_duration is None else 0.0
     each = plan.retry.per_try_timeout if plan.retry is not None else 0.0
     told = headers.pop(b"x-envoy-upstream-rq-timeout-ms", None)
     if told is not None and told.isdigit():
@@ -64,7 +64,11 @@ def expected_timeout(plan: RoutePlan, headers: Headers, suppressed: bool) -> tup
         each = int(told) / 1000.0
     if total and each >= total:
         each = 0.0
-    expected = each or total
-    if expected > 0 and not suppressed:
-        headers.set(b"x-envoy-expected-rq-timeout-ms", b"%d" % round(expected * 1000))
     return total, each
+
+
+def tell_timeout(headers: Headers, total: float, each: float) -> None:
+    """How long the upstream may expect us to wait (Envoy FilterUtility::setTimeoutHeaders)."""
+    expected = each or total
+    if expected > 0:
+        headers[b"x-envoy-expected-rq-timeout-ms"] = b"%d" % round(expected * 1000)

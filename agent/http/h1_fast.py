@@ -7,6 +7,8 @@ Not for: sending, connections, timeouts.
 
 from __future__ import annotations
 
+import re
+
 import h11r
 
 from agent.http.h1_message import (
@@ -31,6 +33,7 @@ _Response = h11r.Response
 _Informational = h11r.InformationalResponse
 _HOST = ((b"host", b"-"),)
 _MARK = b"host: " + NO_HOST + b"\r\n"
+_LENGTH_FIELD = re.compile(rb"(?i)(?<=\n)content-length:[^\n]*\n")
 _H11R_HEADERS = 65535
 
 
@@ -75,9 +78,13 @@ class FastServerCodec:
             self._parser.receive_data(data)
             self._advance()
         except h11r.RemoteProtocolError as error:
-            if not self._between or "Host field" not in str(error):
+            text = str(error)
+            if self._between and "Host field" in text:
+                self._read_without_host(error)
+            elif self._between and self._limits.chunked_length and "cannot be combined" in text:
+                self._read_again(_LENGTH_FIELD.sub(b"", self._first))
+            else:
                 raise self._violation(error) from None
-            self._read_without_host(error)
 
     def _read_without_host(self, error: h11r.RemoteProtocolError) -> None:
         """A request that h11r refuses for its Host field. Where there is none, Envoy logs the request and answers it, or
@@ -86,13 +93,17 @@ class FastServerCodec:
         head = rest.partition(b"\n\r\n")[0].lower()
         if head.startswith(b"host:") or b"\nhost:" in head:
             raise H1Violation(400, "http1.codec_error", str(error))
+        self._read_again(line + b"\n" + _MARK + rest)
+
+    def _read_again(self, data: bytes) -> None:
+        """Read a head that was changed so that the parser takes it."""
         self._parser = self._new()
         self._first = b""
         try:
-            self._parser.receive_data(line + b"\n" + _MARK + rest)
+            self._parser.receive_data(data)
             self._advance()
-        except h11r.RemoteProtocolError as second:
-            raise self._violation(second) from None
+        except h11r.RemoteProtocolError as error:
+            raise self._violation(error) from None
 
     def leftovers(self) -> bytes:
         """See ServerCodec."""
@@ -135,11 +146,11 @@ class FastServerCodec:
             other = classify_request_error(line)
             if other is not None:
                 return other
-        if error.suggested_status_code == 501:
-            return H1Violation(501, "http1.invalid_transfer_encoding", str(error))
         text = str(error)
         if "cannot be combined" in text:
             return H1Violation(400, "http1.content_length_and_chunked_not_allowed", text)
+        if error.suggested_status_code == 501 or "transfer coding" in text:
+            return H1Violation(501, "http1.invalid_transfer_encoding", text)
         if "header value" in text:
             return H1Violation(400, "http1.invalid_characters", text)
         return H1Violation(400, "http1.codec_error", text)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agent.http.headers import Headers
+from agent.http.single import SINGLE_IN_REQUESTS, SINGLE_IN_RESPONSES
 
 CHUNKED = -1
 """Body length of a message with `Transfer-Encoding: chunked`."""
@@ -30,7 +31,7 @@ METHODS = frozenset(
 """Methods that Envoy's HTTP/1 codec knows; others are refused unless custom methods are allowed."""
 
 _AUTHORITY = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:@\[\]]*\Z")
-_VERSION_AT_END = re.compile(rb"[^ ]+ +[^ ]+(?: +HTTP/(\d)\.(\d))?\Z")
+_VERSION_AT_END = re.compile(rb"([^ ]+) +[^ ]+(?: +HTTP/(\d)\.(\d))?\Z")
 
 
 class H1Violation(Exception):
@@ -54,6 +55,8 @@ class Limits:
     trailers: bool = False
     """Pass trailers on; otherwise they are read and dropped."""
     custom_methods: bool = False
+    chunked_length: bool = False
+    """Ignore a Content-Length beside chunked transfer encoding instead of refusing both (allow_chunked_length)."""
 
 
 class RequestHead:
@@ -155,6 +158,7 @@ def judge_request(
     repeated = headers.repeated
     if repeated is not None:
         _refuse_ambiguous(repeated)
+        _join_single(headers, repeated, SINGLE_IN_REQUESTS)
     if limits.underscores != "allow":
         _judge_underscores(headers, limits)
     authority = headers.pop(b"host", None)
@@ -205,6 +209,7 @@ def judge_response(status: int, headers: Headers, old: bool, method: bytes) -> I
     repeated = headers.repeated
     if repeated is not None:
         _refuse_ambiguous(repeated)
+        _join_single(headers, repeated, SINGLE_IN_RESPONSES)
     coding = headers.get(b"transfer-encoding")
     length = headers.get(b"content-length")
     if coding is not None:
@@ -238,9 +243,9 @@ def judge_response(status: int, headers: Headers, old: bool, method: bytes) -> I
 def classify_request_error(first_line: bytes) -> H1Violation | None:
     """Envoy answers a request line with another HTTP version (or none) by 426, whatever else is wrong with it."""
     match = _VERSION_AT_END.match(first_line)
-    if match is None:
+    if match is None or match[1] not in METHODS:
         return None
-    major, minor = match.groups()
+    _, major, minor = match.groups()
     if major == b"1" and minor == b"1":
         return None
     return H1Violation(426, "low_version", "unsupported HTTP version")
@@ -268,6 +273,12 @@ def _refuse_ambiguous(repeated: list[tuple[bytes, bytes]]) -> None:
             raise H1Violation(501, "http1.invalid_transfer_encoding", "more than one transfer-encoding")
 
 
+def _join_single(headers: Headers, repeated: list[tuple[bytes, bytes]], single: frozenset[bytes]) -> None:
+    """Names that Envoy keeps once: their values become one, in order."""
+    for name in {name for name, _ in repeated if name in single}:
+        headers.set(name, headers.joined(name) or b"")
+
+
 def _judge_underscores(headers: Headers, limits: Limits) -> None:
     named = [name for name, _ in headers.fields() if b"_" in name]
     if named and limits.underscores == "reject_request":
@@ -289,7 +300,9 @@ def _judge_target(head: RequestHead, limits: Limits) -> None:
             raise H1Violation(400, "http1.invalid_url", "asterisk with another method than OPTIONS")
         return
     scheme, mark, rest = target.partition(b"://")
-    if not mark or not limits.allow_absolute_url:
+    if mark and not limits.allow_absolute_url:
+        return
+    if not mark:
         raise H1Violation(400, "http1.codec_error", "invalid request target")
     if scheme.lower() not in (b"http", b"https"):
         raise H1Violation(400, "http1.invalid_scheme", "invalid scheme in request target")
@@ -303,8 +316,7 @@ def _judge_target(head: RequestHead, limits: Limits) -> None:
         raise H1Violation(400, "http1.invalid_url", "no authority in request target")
     head.authority = authority
     head.has_host = True
-    path = rest[cut:]
-    head.path = path if path[:1] == b"/" else b"/" + path
+    head.path = rest[cut:] or b"/"
 
 
 def _note_upgrade(head: RequestHead, headers: Headers) -> None:

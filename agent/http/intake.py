@@ -28,16 +28,21 @@ INTERNAL_ONLY = (
     b"x-envoy-hedge-on-per-try-timeout",
 )  # fmt: skip
 """Fields that only internal requests may carry."""
-EDGE_ONLY = (b"x-envoy-decorator-operation", b"x-envoy-downstream-service-cluster", b"x-envoy-downstream-service-node")
+EDGE_ONLY = (
+    b"x-envoy-decorator-operation", b"x-envoy-downstream-service-cluster", b"x-envoy-downstream-service-node",
+    b"x-envoy-original-path",
+)  # fmt: skip
+"""Fields that no client outside may send."""
 
 _INTERNAL_NETWORKS: tuple[IPv4Network | IPv6Network, ...] = tuple(
-    ip_network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "::1/128", "fd00::/8")
+    ip_network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fd00::/8")
 )
-"""Envoy Network::Utility::isInternalAddress (RFC 1918, RFC 4193, loopback)."""
+"""Envoy's default internal_address_config (RFC 1918, RFC 4193)."""
 
 
-def compile_intake(manager: HttpManager) -> Intake:
-    """The function that cleans and completes a request. Its third argument is the connection's XFCC element, if any."""
+def compile_intake(manager: HttpManager, host_address: str = "") -> Intake:
+    """The function that cleans and completes a request. Its third argument is the connection's XFCC element, if any.
+    `host_address` stands for loopback clients in X-Forwarded-For, as Envoy's local address does."""
     use_remote = manager.use_remote_address
     hops = manager.xff_trusted_hops
     append_xff = not manager.skip_xff_append
@@ -55,6 +60,8 @@ def compile_intake(manager: HttpManager) -> Intake:
         connection = ctx.connection
         if b"connection" in headers:
             _drop_nominated(headers, head)
+        elif b"upgrade" in headers:
+            headers.remove(b"upgrade")
         headers.pop(b"transfer-encoding", None)
         for name in _HOP_BY_HOP:
             if name in headers:
@@ -72,6 +79,8 @@ def compile_intake(manager: HttpManager) -> Intake:
             internal = (not forwarded or bool(hops)) and is_internal(client, networks)
             if append_xff:
                 own = connection.remote[0]
+                if own in _LOOPBACK and host_address:
+                    own = host_address
                 forwarded = own.encode() if not forwarded else forwarded + b"," + own.encode()
                 headers.set(b"x-forwarded-for", forwarded)
             if not hops or proto is None:
@@ -88,10 +97,9 @@ def compile_intake(manager: HttpManager) -> Intake:
                 internal = b"," not in forwarded and is_internal(told, networks)
         if client is not connection.remote[0]:
             ctx.client = (client, 0)
-        if proto is None or proto not in (b"http", b"https"):
-            headers.set(b"x-forwarded-proto", scheme)
-            proto = scheme
-        ctx.scheme = scheme_overwrite or proto
+        if proto is None:
+            headers[b"x-forwarded-proto"] = proto = scheme
+        ctx.scheme = scheme_overwrite or (proto if proto == b"http" or proto == b"https" else scheme)
         edge = use_remote and not internal
         if internal:
             headers.set(b"x-envoy-internal", b"true")
@@ -119,6 +127,7 @@ def compile_intake(manager: HttpManager) -> Intake:
     return intake
 
 
+_LOOPBACK = frozenset(("127.0.0.1", "::1"))
 _HOP_BY_HOP = (b"keep-alive", b"proxy-connection")
 
 
@@ -166,9 +175,7 @@ def _drop_nominated(headers: Headers, head: RequestHead) -> None:
     for name in connection_tokens(headers):
         if name and name not in _NEVER_NOMINATED:
             headers.remove(name)
-    if head.upgrade:
-        headers.set(b"connection", b"upgrade")
-    else:
+    if not head.upgrade:
         headers.remove(b"connection")
         headers.remove(b"upgrade")
 

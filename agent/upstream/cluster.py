@@ -149,7 +149,7 @@ class ClusterRuntime:
         return picker.pick(random, key)
 
     def pick_other(
-        self, random: int, key: int | None, match: Mapping[str, Any], avoid: Sequence[Host], tries: int
+        self, random: int, key: int | None, match: Mapping[str, Any], avoid: Sequence[Host | None], tries: int
     ) -> Host | None:
         """A host that was not tried before, if one comes up within the number of tries (previous_hosts)."""
         host = self.pick(random, key, match)

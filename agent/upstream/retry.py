@@ -21,7 +21,10 @@ _KNOWN = frozenset((
     "5xx", "gateway-error", "reset", "reset-before-request", "connect-failure", "retriable-4xx", "refused-stream",
     "retriable-status-codes", "retriable-headers", "envoy-ratelimited", "http3-post-connect-failure",
 ))  # fmt: skip
-_HEADERS = (b"x-envoy-retry-on", b"x-envoy-retry-grpc-on", b"x-envoy-max-retries")
+_HEADERS = (
+    b"x-envoy-retry-on", b"x-envoy-retry-grpc-on", b"x-envoy-max-retries", b"x-envoy-retriable-status-codes",
+    b"x-envoy-retriable-header-names", b"x-envoy-hedge-on-per-try-timeout",
+)  # fmt: skip
 
 
 class RetryState:
@@ -116,7 +119,8 @@ def begin(plan: RetryPlan | None, ctx: RequestContext) -> RetryState | None:
 def forget_headers(headers: Headers) -> None:
     """The upstream is not told what was asked of us."""
     for name in _HEADERS:
-        headers.remove(name)
+        if name in headers:
+            headers.remove(name)
 
 
 def _names(headers: Headers) -> frozenset[str]:

@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from agent.exchange.exchange import Exchange
+from agent.exchange.local_reply import HEADERS_TIMEOUT, REQUEST_IDLE, protocol_error
 from agent.exchange.setting import Setting
 from agent.http import h1_encode
-from agent.http.h1_message import H1Violation, Limits, RequestHead, RequestSink, ServerCodec
+from agent.http.h1_message import H1Violation, RequestHead, RequestSink, ServerCodec
 from agent.http.headers import Headers
 from agent.http.request import ConnectionInfo, ResponseHead
 from agent.worker.timers import Timer
@@ -37,7 +38,7 @@ class H1Downstream:
 
     __slots__ = (
         "_again", "_discarding", "_framing", "_hold_body", "_hold_next", "_in_codec", "_max_age", "_polite", "_tunnel",
-        "certificate_element", "closing", "codec", "connection", "exchange", "old", "request_done", "requests", "setting",
+        "_upgrading", "_winding_down", "certificate_element", "closing", "codec", "connection", "exchange", "old", "request_done", "requests", "setting",
         "station", "timer", "transport",
     )  # fmt: skip
 
@@ -58,6 +59,8 @@ class H1Downstream:
         self.old = False
         self._framing = h1_encode.FIXED
         self._tunnel = False
+        self._upgrading = False
+        self._winding_down = False
         self._polite = False
         self._discarding = False
         self._in_codec = False
@@ -137,16 +140,15 @@ class H1Downstream:
         if head.old and not manager.accept_http_10:
             self.old = False
             self._polite = False
-            exchange.refuse(H1Violation(426, "low_version", "HTTP/1.0 is not accepted"))
+            exchange.refuse(protocol_error(426, "low_version"))
             return
         if head.old and not head.has_host and manager.default_host_for_http_10:
             head.authority, head.has_host = manager.default_host_for_http_10, True
-        if self.station.draining:
-            self.closing = True
+        if self.station.draining or self._winding_down:
+            self.closing = self._polite = True
         elif manager.max_requests_per_connection and self.requests >= manager.max_requests_per_connection:
-            self.closing = True
-        if head.upgrade:
-            self.request_done = True
+            self.closing = self._polite = True
+        self._upgrading = bool(head.upgrade)
         exchange.begin(head)
 
     def request_data(self, data: bytes) -> None:
@@ -156,7 +158,7 @@ class H1Downstream:
 
     def request_end(self, trailers: Headers | None) -> None:
         """See RequestSink."""
-        if self._tunnel:
+        if self._upgrading:
             return
         self.request_done = True
         if self.exchange is not None:
@@ -208,7 +210,7 @@ class H1Downstream:
                 headers[b"connection"] = b"close"
                 self.closing = True
         elif self.station.draining:
-            self.closing = True
+            self.closing = self._polite = True
             headers[b"connection"] = b"close"
         if tunnel and head.status != 101:
             headers.pop(b"content-length", None)
@@ -280,7 +282,9 @@ class H1Downstream:
         manager = self.setting.manager
         now = self.transport.reactor.now
         if self.codec.end_of_input():
-            if manager.idle_timeout:
+            if self._winding_down:
+                self.timer.set(now + manager.drain_timeout)
+            elif manager.idle_timeout:
                 self.timer.set(now + manager.idle_timeout)
         elif manager.request_headers_timeout:
             self.timer.set(min(self.timer.deadline, now + manager.request_headers_timeout))
@@ -299,7 +303,7 @@ class H1Downstream:
             self.exchange.client_gone()
         else:
             self.exchange = Exchange(self.setting, self)
-            self.exchange.refuse(violation)
+            self.exchange.refuse(protocol_error(violation.status, violation.details))
 
     def _timer_fired(self) -> None:
         if self.exchange is not None:
@@ -309,18 +313,31 @@ class H1Downstream:
             self.transport.close()
         elif self.codec.end_of_input():
             slots = self.setting.slots
-            slots[self.setting.stats.downstream_cx_idle_timeout] += 1
-            self._polite = True
-            self._leave()
+            if self._winding_down or not self.setting.manager.drain_timeout:
+                self._polite = True
+                self._leave()
+            else:
+                slots[self.setting.stats.downstream_cx_idle_timeout] += 1
+                self._wind_down()
         else:
+            self.closing = True
+            self._polite = False
             manager = self.setting.manager
-            details = "request_header_timeout" if manager.request_headers_timeout else "stream_idle_timeout"
-            self._refuse(H1Violation(408, details, "the request's head did not come in time"))
+            exchange = self.exchange = Exchange(self.setting, self)
+            exchange.refuse(HEADERS_TIMEOUT if manager.request_headers_timeout else REQUEST_IDLE)
 
     def _grown_old(self) -> None:
         slots = self.setting.slots
         slots[self.setting.stats.downstream_cx_max_duration_reached] += 1
-        self.drain()
+        if self.exchange is None and not self._discarding:
+            self._wind_down()
+        else:
+            self.closing = self._polite = True
+
+    def _wind_down(self) -> None:
+        """Envoy's drain sequence: a request that comes within `drain_timeout` is answered, with `connection: close`."""
+        self._winding_down = True
+        self.timer.set(self.transport.reactor.now + self.setting.manager.drain_timeout)
 
     def drain(self) -> None:
         """End the connection: at once when idle, else with the response in progress."""
@@ -342,7 +359,8 @@ class H1Downstream:
                     self.timer.set(self.transport.reactor.now + max(delay, 1.0))
         else:
             self.timer.set(self.transport.reactor.now + delay)
-            self.transport.resume()
+            if not self.request_done:
+                self.transport.pause()
 
     def _gone(self) -> None:
         self.timer.cancel()

@@ -5,13 +5,16 @@ Rule: every worker has its own, by SO_REUSEPORT, so that the kernel spreads conn
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import struct
 from contextlib import suppress
 from pathlib import Path
 
 from agent.table.listener import Address
 
 _BACKLOG = 4096
+_SIOCGIFADDR = 0x8915
 
 
 def bind(address: Address, *, transparent: bool = False) -> socket.socket:
@@ -21,6 +24,18 @@ def bind(address: Address, *, transparent: bool = False) -> socket.socket:
     except OSError as error:
         where = address.path or f"{address.host}:{address.port}"
         raise OSError(error.errno, f"cannot listen on {where}: {error.strerror}") from error
+
+
+def host_address() -> str:
+    """The first IPv4 address of the host that is not loopback, as Envoy's local address; empty where there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):
+                answer = fcntl.ioctl(sock, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                address = socket.inet_ntoa(answer[20:24])
+                if not address.startswith("127."):
+                    return address
+    return ""
 
 
 def _inet(address: Address, transparent: bool) -> socket.socket:

@@ -39,6 +39,10 @@ READABLE = IN | RDHUP | HUP | ERR
 _log = logging.getLogger("hostmesh.worker")
 
 
+def _ends_first(event: tuple[int, int]) -> bool:
+    return not event[1] & (RDHUP | HUP | ERR)
+
+
 class Flushable(Protocol):
     """Something with queued output."""
 
@@ -169,6 +173,9 @@ class Reactor:
                     wait = LINGER
                 else:
                     wait = 0.0
+                if len(events) > 1:
+                    # Ends first: a connection that its peer has closed must not be taken from a pool by the next event.
+                    events.sort(key=_ends_first)
                 for fd, mask in events:
                     handler = handlers.get(fd)
                     if handler is None:

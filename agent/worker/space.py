@@ -30,7 +30,7 @@ from agent.upstream.pool import Pool
 from agent.worker.accept import Acceptor, ListenerRuntime
 from agent.worker.chain_match import ChainIndex, owner
 from agent.worker.connect import Dialer
-from agent.worker.listen import bind
+from agent.worker.listen import bind, host_address
 from agent.worker.services import Services
 from agent.worker.stations import HttpStation
 from agent.worker.tcp import TcpStation
@@ -149,7 +149,7 @@ class Space:
         routes = route_configuration(terminal, table)
         setting = Setting(
             terminal, listener, self._router(terminal, routes), self.clusters,
-            intake=compile_intake(terminal), normalise=compile_normaliser(terminal), outgoing=compile_outgoing(terminal),
+            intake=compile_intake(terminal, host_address()), normalise=compile_normaliser(terminal), outgoing=compile_outgoing(terminal),
             rewrite=compile_rewrite(terminal.local_reply), logs=logs, record=services.recorder.record,
             stats=services.recorder.http(terminal.stat_prefix), slots=services.recorder.slots, clock=services.reactor,
             random=services.random,

@@ -39,7 +39,7 @@ class HttpStation:
         manager = setting.manager
         self._limits = Limits(
             manager.max_request_headers_kb * 1024, manager.max_headers_count, manager.underscores,
-            manager.allow_absolute_url, manager.enable_trailers, manager.allow_custom_methods,
+            manager.allow_absolute_url, manager.enable_trailers, manager.allow_custom_methods, manager.allow_chunked_length,
         )  # fmt: skip
 
     def server_codec(self, sink: RequestSink) -> ServerCodec:

@@ -23,7 +23,7 @@ class H1Upstream:
     """See the module. Invariant: `exchange` is set from `begin` until its response is over."""
 
     __slots__ = (
-        "_answered", "_framing", "_keep_alive", "_max_age", "_proper_case", "_request_done", "_tunnel", "_upgrade", "closed",
+        "_answered", "_framing", "_keep_alive", "_max_age", "_proper_case", "_request_done", "_trailers", "_tunnel", "_upgrade", "closed",
         "codec", "connected_at", "exchange", "local_address", "peer", "pool", "requests", "reused", "timer", "transport",
     )  # fmt: skip
 
@@ -47,6 +47,7 @@ class H1Upstream:
         self._upgrade = b""
         self._max_age: Timer | None = None
         self._proper_case = False
+        self._trailers = False
 
     def open(self, transport: PlainTransport, codec: ClientCodec, now: float) -> None:
         """The connection is up and secured."""
@@ -56,6 +57,7 @@ class H1Upstream:
         self.timer = transport.reactor.timer(self._idle_too_long)
         config = self.pool.cluster.config
         self._proper_case = config.proper_case_headers
+        self._trailers = config.enable_trailers
         if config.max_connection_duration:
             self._max_age = transport.reactor.timer(self._grown_old)
             self._max_age.set(now + config.max_connection_duration)
@@ -67,7 +69,9 @@ class H1Upstream:
         """See connect.Caller."""
         self.peer = peer
         config = self.pool.cluster.config
-        limits = Limits(config.max_response_headers_kb * 1024, config.max_headers_count)
+        limits = Limits(
+            config.max_response_headers_kb * 1024, config.max_headers_count, trailers=config.enable_trailers
+        )
         name = transport.socket.getsockname()
         self.local_address = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
         self.open(transport, CLIENT_CODEC(self, limits), transport.reactor.now)
@@ -114,13 +118,13 @@ class H1Upstream:
             self.transport.write(h1_encode.chunk(data) if self._framing == h1_encode.CHUNKS else data)
 
     def send_end(self, trailers: Headers | None) -> None:
-        """See UpstreamStream."""
+        """See UpstreamStream. Unless the cluster says `enable_trailers`, they end here."""
         if self._tunnel:
             self.transport.finish()
             return
         self._request_done = True
         if self._framing == h1_encode.CHUNKS:
-            self.transport.write(h1_encode.last_chunk(trailers))
+            self.transport.write(h1_encode.last_chunk(trailers if self._trailers else None))
 
     def cancel(self) -> None:
         """See UpstreamStream. HTTP/1.1 has no other way than to close."""
