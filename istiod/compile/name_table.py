@@ -1,6 +1,7 @@
 """Istio's NameTable: what the DNS of a proxy's host answers for the names of the mesh.
 
-Rule: only names with addresses of their own; everything else is the host's own resolver's business.
+Rule: only names with addresses of their own; everything else is the host's own resolver's business. A host without
+IPv6 (or IPv4) is not told addresses that its proxy does not listen for.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def name_table(view: View) -> name_table_pb2.NameTable:
     """Every visible host with its virtual addresses; `alt_hosts` are the shorter names that mean the same here."""
     table = name_table_pb2.NameTable()
     for host, service in view.scope.services.items():
-        addresses = [address for address in service.addresses if "/" not in address]
+        addresses = view.addresses(service)
         if not addresses:
             continue
         info = table.table[host]

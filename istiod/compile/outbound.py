@@ -116,11 +116,7 @@ def wildcard_listener(view: View, port: int, entry: PortPlan) -> listener_pb2.Li
 
 def vip_listener(view: View, service: MeshService, port: ServicePort) -> listener_pb2.Listener:
     """`VIP_PORT` of one service that is not (known to be) HTTP."""
-    addresses = [address for address in service.addresses if "/" not in address]
-    if not view.proxy.ipv6:
-        addresses = [address for address in addresses if ":" not in address] or addresses
-    if not view.proxy.ipv4:
-        addresses = [address for address in addresses if ":" in address] or addresses
+    addresses = view.addresses(service)
     name = naming.listener(addresses[0], port.number)
     result = _unbound(_listener(name, [socket_address(address, port.number) for address in addresses]))
     tls = False

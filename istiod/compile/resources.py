@@ -265,7 +265,8 @@ def _routes(view: View, outbound: OutboundPlan, cache: Cache) -> Encoded:
 
 def _name_table(view: View, cache: Cache) -> Encoded:
     text = "\n".join(service.key for service in view.scope.services.values())
-    key = ("names", view.proxy.namespace, hashlib.sha256(text.encode()).hexdigest()[:16])
+    proxy = view.proxy
+    key = ("names", proxy.namespace, proxy.ipv4, proxy.ipv6, hashlib.sha256(text.encode()).hexdigest()[:16])
     return {"": cache.get(key, lambda: encode("", name_table(view)))}
 
 

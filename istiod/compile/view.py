@@ -41,6 +41,12 @@ class View:
         """The hosts of a VirtualService, in full."""
         return [self.snapshot.resolve(host, document.resource.namespace) for host in document.spec.hosts]
 
+    def addresses(self, service: MeshService) -> list[str]:
+        """The service's own addresses in the families that the proxy's host has; all of them if it has neither."""
+        found = [address for address in service.addresses if "/" not in address]
+        families = [address for address in found if (self.proxy.ipv6 if ":" in address else self.proxy.ipv4)]
+        return families or found
+
     def rule(self, service: MeshService) -> HostRule:
         """The DestinationRules for a service, merged."""
         return self._rule(service)[0]

@@ -262,3 +262,16 @@ def test_a_service_without_instances_answers_503() -> None:
     mesh.service("empty", ports=(Port("http", 9080),))
     decision = mesh.call("productpage-v1", "http://empty:9080/")
     assert (decision.status, decision.outbound.flags) == (503, ("UH",))
+
+
+@pytest.mark.parametrize("address", ["10.0.1.9", "fd00::9"])
+def test_a_host_is_told_addresses_of_its_own_families_only(address: str) -> None:
+    mesh = bookinfo()
+    mesh.add("lone-1", service="lone", address=address)
+    mesh.workloads["details-v1"].address = "fd00::2" if ":" in address else "10.0.0.2"
+    mesh.changed()
+    resolved = mesh.resolve("lone-1", "details")
+    assert resolved.startswith("2001:2::" if ":" in address else "240.240.")
+    decision = mesh.call("lone-1", "http://details:9080/")
+    assert (decision.workload, decision.mtls) == ("details-v1", True)
+    assert mesh.knock(f"http://{'[fd00::2]' if ':' in address else '10.0.0.2'}:9080/").status == 200

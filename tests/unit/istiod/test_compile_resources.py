@@ -120,7 +120,8 @@ def test_clusters_say_which_service_they_are_and_whom_they_trust() -> None:
 
 
 def test_the_name_table_has_the_services_and_their_shorter_names() -> None:
-    table = compile_proxy(mesh(), PROXY).message(NAME_TABLE, "", name_table_pb2.NameTable)
+    dual = replace(PROXY, addresses=("10.0.0.2", "fd00::2"))
+    table = compile_proxy(mesh(), dual).message(NAME_TABLE, "", name_table_pb2.NameTable)
     assert isinstance(table, name_table_pb2.NameTable)
     info = table.table["ratings.default.svc.cluster.local"]
     assert list(info.ips) == ["240.240.0.2", "2001:2::2"]
