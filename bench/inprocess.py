@@ -97,8 +97,7 @@ def _turn(reactor: Any, received: Any) -> None:
         reactor.timers.run(reactor.now)
 
 
-async def _measure(features: Any, profile: bool, rounds: int) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="hostmesh-bench-"))
+async def _measure(features: Any, profile: bool, rounds: int, folder: Path) -> None:
     hop = Hop("hop", free_port(), free_port(), 9, folder, features=features)
     table = load(bootstrap(hop)).table
     async with trio.open_nursery() as nursery:
@@ -132,7 +131,9 @@ def main() -> None:
     parser.add_argument("--bare", action="store_true", help="without RBAC, access log and so on")
     parser.add_argument("--rounds", type=int, default=600)
     arguments = parser.parse_args()
-    trio.run(_measure, BARE if arguments.bare else FULL, arguments.profile, arguments.rounds)
+    features = BARE if arguments.bare else FULL
+    with tempfile.TemporaryDirectory(prefix="hostmesh-bench-") as folder:
+        trio.run(_measure, features, arguments.profile, arguments.rounds, Path(folder))
 
 
 if __name__ == "__main__":
