@@ -56,6 +56,9 @@ class Dataplane:
         """By workload, `node` and `principal`: what the workers' metrics say of their own side."""
         self.on_worker: Callable[[WorkerProcess], None] = lambda worker: None
         """Called with each worker that starts, before it is told anything."""
+        self.on_serving: Callable[[bool], None] = lambda serving: None
+        """Called with True when a worker serves after none did, with False when the last one has ended."""
+        self._serving: set[int] = set()
         self._count, self._run_as, self._chance, self._program = count, run_as, chance, program
         self._workers: dict[int, WorkerProcess] = {}
         self._restarts = [0] * count
@@ -63,6 +66,11 @@ class Dataplane:
         self._last_generation = 0
         self._changing = trio.Lock()
         self._draining = False
+
+    @property
+    def serving(self) -> bool:
+        """Whether at least one live worker has applied a configuration."""
+        return bool(self._serving)
 
     @property
     def workers(self) -> list[WorkerProcess]:
@@ -148,6 +156,10 @@ class Dataplane:
             return
         if reason is not None:
             reasons.append(reason)
+        elif worker.index not in self._serving:
+            self._serving.add(worker.index)
+            if len(self._serving) == 1:
+                self.on_serving(True)
 
     def _payload(self, index: int, generation: int) -> bytes:
         workloads = [WorkloadConfig(key, resources) for key, resources in self._in_force.items()]
@@ -172,6 +184,10 @@ class Dataplane:
                     nursery.cancel_scope.cancel()
             finally:
                 del self._workers[index]
+                if index in self._serving:
+                    self._serving.remove(index)
+                    if not self._serving and not self._draining:
+                        self.on_serving(False)
                 await worker.end()
             if self._draining:
                 return

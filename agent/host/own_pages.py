@@ -40,7 +40,7 @@ class OwnPages:
         self.admin = AdminPages(
             Sources(
                 statistics=self._statistics.read,
-                ready=lambda: service.ready,
+                ready=lambda: service.ready and service.dataplane.serving,
                 draining=lambda: service.ending,
                 query=self._query,
                 resources=self._resources,

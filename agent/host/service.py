@@ -67,6 +67,10 @@ class AgentService:
         self.notifier = ServiceNotifier()
         self.started = time.time()
         self.ready = False
+        self.dataplane.on_serving = self._serving_changed
+        self._first_served = trio.Event()
+        self._failed_open = False
+        """Capture is down because no worker serves, and comes back with the next one that does."""
         self.stopping = trio.Event()
         self.ending = False
         self.own_pages = OwnPages(self)
@@ -110,6 +114,9 @@ class AgentService:
                 )
                 with trio.move_on_after(_PATIENCE_SECONDS):
                     await workload.parts.configured.wait()
+        if not self.dataplane.serving:
+            self.notifier.waiting("waiting for a worker to serve", 3 * _PATIENCE_SECONDS)
+            await self._first_served.wait()
         if self.stopping.is_set():
             return
         if self.config.capture.enabled:
@@ -122,6 +129,24 @@ class AgentService:
         log.info("ready: traffic is %s", "captured" if self.capture.active else "not captured")
         for workload in self.workloads:
             nursery.start_soon(workload.watch_health)
+
+    def _serving_changed(self, serving: bool) -> None:
+        """Without a worker the host's traffic flows as if there were no agent, until one serves again."""
+        if serving:
+            self._first_served.set()
+        if self.ending or not self.ready or not self.config.capture.enabled:
+            return
+        if not serving and self.capture.active:
+            log.error("no worker serves: capture is down until one does")
+            self.capture.down()
+            self._failed_open = True
+        elif serving and self._failed_open:
+            self._failed_open = False
+            try:
+                self.capture.up()
+                log.info("a worker serves again: traffic is captured")
+            except CaptureError:
+                log.exception("capture could not be brought back")
 
     async def _stop(self) -> None:
         self.ending, self.ready = True, False
