@@ -150,7 +150,9 @@ class Exchange:
                 if ctx.clear_route:
                     ctx.clear_route = False
                     plan = self.plan = ctx.route = self.setting.router.route(ctx)
-                    steps = plan.request_steps if plan is not None else self.setting.router.no_route_steps.request
+                    steps = (
+                        plan.request_steps if plan is not None else self.setting.router.no_route_steps.request
+                    )
             elif isinstance(verdict, Delay):
                 ctx.flags.append(verdict.flag)
                 self.resume_at = self.setting.clock.now + verdict.seconds
@@ -192,9 +194,7 @@ class Exchange:
         cluster = setting.clusters.get(name)
         if cluster is None:
             setting.slots[setting.stats.no_cluster] += 1
-            self.answer(
-                LocalReply(plan.cluster_not_found_status, flags=("NC",), details="cluster_not_found")
-            )
+            self.answer(LocalReply(plan.cluster_not_found_status, flags=("NC",), details="cluster_not_found"))
             return
         self.cluster = cluster
         self.outcome.cluster = cluster.config
@@ -365,7 +365,9 @@ class Exchange:
         if self.over:
             return
         self.outcome.flags.append("DC")
-        self.ctx.details = self.ctx.details if self.head_sent and self.ctx.details else "downstream_remote_disconnect"
+        self.ctx.details = (
+            self.ctx.details if self.head_sent and self.ctx.details else "downstream_remote_disconnect"
+        )
         self._drop_upstream()
         self.finish()
 
@@ -554,7 +556,11 @@ class Exchange:
         if plan.attempt_count_in_request:
             self.ctx.headers.set(b"x-envoy-attempt-count", b"%d" % (self.outcome.attempts + 1))
         if not self.setting.strip_envoy_headers and self.total_timeout:
-            left = max(self.total_at - self.setting.clock.now, 0.001) if self.total_at != inf else self.total_timeout
+            left = (
+                max(self.total_at - self.setting.clock.now, 0.001)
+                if self.total_at != inf
+                else self.total_timeout
+            )
             tell_timeout(self.ctx.headers, left, min(self.try_timeout, left))
         self._attempt(host)
 

@@ -70,7 +70,14 @@ class UpstreamStream(PooledConnection, Protocol):
         """So much output waits that the client should pause; `exchange.upstream_drained` follows."""
 
     def begin(
-        self, exchange: Exchange, method: bytes, path: bytes, authority: bytes, headers: Headers, ended: bool, upgrade: bytes
+        self,
+        exchange: Exchange,
+        method: bytes,
+        path: bytes,
+        authority: bytes,
+        headers: Headers,
+        ended: bool,
+        upgrade: bytes,
     ) -> None:
         """Send a request's head."""
 

@@ -19,7 +19,11 @@ from agent.upstream.retry import RetryState
 
 
 def host_for(
-    cluster: ClusterRuntime, ctx: RequestContext, plan: RoutePlan, tried: Sequence[Host | None], state: RetryState | None
+    cluster: ClusterRuntime,
+    ctx: RequestContext,
+    plan: RoutePlan,
+    tried: Sequence[Host | None],
+    state: RetryState | None,
 ) -> Host | None:
     """The host for the next attempt, None when there is none."""
     if cluster.config.discovery == "original_dst":

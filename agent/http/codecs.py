@@ -5,7 +5,6 @@ Rule: chosen once per process; both give the same verdicts (tests run every case
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from agent.http.h1_fast import FastClientCodec, FastServerCodec

@@ -98,7 +98,9 @@ def last_chunk(trailers: Headers | None) -> bytes:
 
 def _fields(headers: Headers, proper_case: bool) -> bytes:
     if proper_case:
-        return b"".join([b"%b: %b\r\n" % (_proper(name), value) for name, value in headers.fields()]) + b"\r\n"
+        return (
+            b"".join([b"%b: %b\r\n" % (_proper(name), value) for name, value in headers.fields()]) + b"\r\n"
+        )
     if not headers:
         return b"\r\n"
     return b"\r\n".join(map(_COLON, headers.fields())) + b"\r\n\r\n"

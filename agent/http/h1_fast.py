@@ -123,8 +123,12 @@ class FastServerCodec:
                 self._first = b""
                 sink.request_head(
                     judge_request(
-                        event.method, event.target, Headers.of_wire(fields), event.http_version != b"1.1",
-                        self._limits, 0,
+                        event.method,
+                        event.target,
+                        Headers.of_wire(fields),
+                        event.http_version != b"1.1",
+                        self._limits,
+                        0,
                     )  # fmt: skip
                 )
             elif kind is _Data:

@@ -7,8 +7,8 @@ Not for: bytes of the body, timers, or anything that must be released.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from agent.http.headers import Headers
@@ -85,9 +85,27 @@ class RequestContext:
     """One request. Header changes made before the upstream is chosen are what the upstream gets."""
 
     __slots__ = (
-        "at_end", "authority", "client", "clear_route", "connection", "dynamic_metadata", "details", "filter_notes", "flags",
-        "headers", "http_version", "method", "original_path", "path", "random", "received_at",
-        "request_id", "route", "scheme", "started_at", "upgrade",
+        "at_end",
+        "authority",
+        "clear_route",
+        "client",
+        "connection",
+        "details",
+        "dynamic_metadata",
+        "filter_notes",
+        "flags",
+        "headers",
+        "http_version",
+        "method",
+        "original_path",
+        "path",
+        "random",
+        "received_at",
+        "request_id",
+        "route",
+        "scheme",
+        "started_at",
+        "upgrade",
     )  # fmt: skip
 
     def __init__(

@@ -11,26 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.http.request import LocalReply, RequestContext, ResponseHead
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPlan:
-    """Envoy RetryPolicy, compiled. Times in seconds."""
-
-    on: frozenset[str]
-    """`5xx`, `gateway-error`, `reset`, `connect-failure`, `refused-stream`, `retriable-status-codes`, …"""
-    attempts: int
-    """Retries after the first attempt (Envoy num_retries)."""
-    per_try_timeout: float = 0.0
-    per_try_idle_timeout: float = 0.0
-    statuses: frozenset[int] = frozenset()
-    retriable_headers: Callable[[ResponseHead], bool] | None = None
-    retriable_request: Callable[[RequestContext], bool] | None = None
-    base_interval: float = 0.025
-    max_interval: float = 0.25
-    previous_hosts: bool = False
-    """Avoid endpoints that were tried (envoy.retry_host_predicates.previous_hosts)."""
-    host_selection_attempts: int = 1
+from agent.http.retry_plan import RetryPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent.http.matching import RequestPredicate, compile_request_header, compile_response_headers
 from agent.http.request import RequestContext
-from agent.routing.plan import RetryPlan
+from agent.http.retry_plan import RetryPlan
 from agent.table.matchers import HeaderMatch
 from agent.table.route import RetryPolicy
 

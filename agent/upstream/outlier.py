@@ -34,7 +34,10 @@ class OutlierDetector:
             return False
         if status in (502, 503, 504):
             host.consecutive_gateway += 1
-            if config.consecutive_gateway_failure and host.consecutive_gateway >= config.consecutive_gateway_failure:
+            if (
+                config.consecutive_gateway_failure
+                and host.consecutive_gateway >= config.consecutive_gateway_failure
+            ):
                 host.consecutive_gateway = 0
                 if chance < config.enforcing_consecutive_gateway_failure:
                     return self._eject(host, now, total, "consecutive_gateway_failure")
@@ -98,7 +101,10 @@ class OutlierDetector:
         if config.enforcing_failure_percentage and len(volume) >= config.failure_percentage_minimum_hosts:
             for host in volume:
                 failed = 100.0 - host.successes * 100.0 / host.requests
-                if failed >= config.failure_percentage_threshold and chance < config.enforcing_failure_percentage:
+                if (
+                    failed >= config.failure_percentage_threshold
+                    and chance < config.enforcing_failure_percentage
+                ):
                     changed |= self._eject(host, now, len(hosts), "failure_percentage")
         return changed
 

@@ -74,9 +74,7 @@ def _health(hosts: list[Host], overprovisioning: int) -> float:
     return min(100.0, sum(host.healthy for host in hosts) * overprovisioning / len(hosts))
 
 
-def _loads(
-    health: list[float], total: float, order: list[int], levels: dict[int, list[Host]]
-) -> list[float]:
+def _loads(health: list[float], total: float, order: list[int], levels: dict[int, list[Host]]) -> list[float]:
     """Per cent of the traffic for each priority; nobody healthy: by number of hosts (total panic)."""
     if total == 0:
         everybody = sum(len(levels[priority]) for priority in order)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from agent.http.headers import Headers
 from agent.http.request import RequestContext, ResponseHead
-from agent.routing.plan import RetryPlan
+from agent.http.retry_plan import RetryPlan
 from agent.upstream.reset import CONNECT_REASONS, OVERFLOW
 
 _GATEWAY = frozenset((502, 503, 504))

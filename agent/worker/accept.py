@@ -104,7 +104,9 @@ class Arrival:
 
     _ids = 0
 
-    def __init__(self, sock: socket.socket, remote: object, runtime: ListenerRuntime, reactor: Reactor) -> None:
+    def __init__(
+        self, sock: socket.socket, remote: object, runtime: ListenerRuntime, reactor: Reactor
+    ) -> None:
         self._socket = sock
         self.reactor = reactor
         self.runtime = runtime
@@ -229,7 +231,9 @@ class Arrival:
                     self._socket, tls.context, self.reactor, self, server_side=True, limit=limit
                 )
             else:
-                wrapped = tls.context.wrap_socket(self._socket, server_side=True, do_handshake_on_connect=False)
+                wrapped = tls.context.wrap_socket(
+                    self._socket, server_side=True, do_handshake_on_connect=False
+                )
                 self._transport = TlsTransport(wrapped, self.reactor, self, limit)
         except (OSError, ValueError):
             self._timer.cancel()

@@ -50,7 +50,11 @@ class ChainIndex(Generic[T]):
         left = _exact(left, lambda match: match.destination_port, seen.local[1])
         left = _prefix(left, lambda match: match.prefix_ranges, local)
         left = _server_name(left, seen.server_name)
-        left = _one_of(left, lambda match: (match.transport_protocol,) if match.transport_protocol else (), (seen.transport,))
+        left = _one_of(
+            left,
+            lambda match: (match.transport_protocol,) if match.transport_protocol else (),
+            (seen.transport,),
+        )
         left = _one_of(left, lambda match: match.application_protocols, seen.protocols)
         left = _prefix(left, lambda match: match.direct_source_ranges, remote)
         left = _source_type(left, seen, remote)
@@ -61,7 +65,8 @@ class ChainIndex(Generic[T]):
     def needs_server_name(self) -> bool:
         """Does any chain ask for what only a ClientHello tells?"""
         return any(
-            match.server_names or match.transport_protocol or match.application_protocols for match, _ in self._chains
+            match.server_names or match.transport_protocol or match.application_protocols
+            for match, _ in self._chains
         )
 
 
@@ -81,7 +86,9 @@ def inspected(listener: Listener, port: int) -> tuple[bool, bool]:
     Where they are off, the server may speak first: nobody waits for the client's bytes.
     """
     off = {
-        kind for kind, ranges in listener.inspector_exceptions if any(start <= port < end for start, end in ranges)
+        kind
+        for kind, ranges in listener.inspector_exceptions
+        if any(start <= port < end for start, end in ranges)
     }
     return (
         listener.tls_inspector and "TlsInspector" not in off,
@@ -106,7 +113,9 @@ def _exact(
 
 
 def _one_of(
-    chains: list[tuple[ChainMatch, T]], values_of: Callable[[ChainMatch], Sequence[object]], values: Sequence[object]
+    chains: list[tuple[ChainMatch, T]],
+    values_of: Callable[[ChainMatch], Sequence[object]],
+    values: Sequence[object],
 ) -> list[tuple[ChainMatch, T]]:
     for value in values:
         found = [chain for chain in chains if value in values_of(chain[0])]
@@ -116,7 +125,9 @@ def _one_of(
 
 
 def _prefix(
-    chains: list[tuple[ChainMatch, T]], ranges_of: Callable[[ChainMatch], _Ranges], address: IPv4Address | IPv6Address | None
+    chains: list[tuple[ChainMatch, T]],
+    ranges_of: Callable[[ChainMatch], _Ranges],
+    address: IPv4Address | IPv6Address | None,
 ) -> list[tuple[ChainMatch, T]]:
     best = -1
     found: list[tuple[ChainMatch, T]] = []

@@ -44,7 +44,9 @@ class Dialer:
         self.mark = mark
         """Set SO_MARK, which the process must be allowed to."""
 
-    def dial(self, host: Host, cluster: Cluster, caller: Caller, *, bulk: bool = False, server_name: str = "") -> None:
+    def dial(
+        self, host: Host, cluster: Cluster, caller: Caller, *, bulk: bool = False, server_name: str = ""
+    ) -> None:
         """Connect. The answer may come before this returns only for failures."""
         Dial(self, host, cluster, caller, bulk, server_name)
 
@@ -52,7 +54,17 @@ class Dialer:
 class Dial:
     """One try. Invariant: `_caller` is told once; afterwards nothing of this is registered anywhere."""
 
-    __slots__ = ("_bulk", "_caller", "_cluster", "_host", "_server_name", "_socket", "_timer", "_transport", "reactor")
+    __slots__ = (
+        "_bulk",
+        "_caller",
+        "_cluster",
+        "_host",
+        "_server_name",
+        "_socket",
+        "_timer",
+        "_transport",
+        "reactor",
+    )
 
     def __init__(
         self, dialer: Dialer, host: Host, cluster: Cluster, caller: Caller, bulk: bool, server_name: str
@@ -199,4 +211,3 @@ def _prepare(sock: socket.socket, family: int, cluster: Cluster, mark: bool) -> 
 
 def _words(code: int) -> str:
     return os.strerror(code)
-

@@ -56,7 +56,9 @@ class Resolver:
             while True:
                 hosts = await _lookup(config, assignment)
                 if hosts is not None:
-                    self._reactor.call(lambda hosts=hosts: runtime.update_hosts(hosts, assignment.overprovisioning))  # type: ignore[misc]
+                    self._reactor.call(
+                        lambda hosts=hosts: runtime.update_hosts(hosts, assignment.overprovisioning)
+                    )  # type: ignore[misc]
                 await trio.sleep(config.dns_refresh if hosts is not None else _FAILED_AGAIN)
 
 

@@ -144,9 +144,11 @@ class H1Downstream:
             return
         if head.old and not head.has_host and manager.default_host_for_http_10:
             head.authority, head.has_host = manager.default_host_for_http_10, True
-        if self.station.draining or self._winding_down:
-            self.closing = self._polite = True
-        elif manager.max_requests_per_connection and self.requests >= manager.max_requests_per_connection:
+        if (
+            self.station.draining
+            or self._winding_down
+            or (manager.max_requests_per_connection and self.requests >= manager.max_requests_per_connection)
+        ):
             self.closing = self._polite = True
         self._upgrading = bool(head.upgrade)
         exchange.begin(head)

@@ -65,7 +65,8 @@ class Space:
         """Take a table. Raises TlsError, OSError or ValueError (ConfigError) with everything as it was."""
         tls = self._prepare_tls(table)
         clusters = {
-            name: self.clusters.get(name) or self._new_cluster(cluster) for name, cluster in table.clusters.items()
+            name: self.clusters.get(name) or self._new_cluster(cluster)
+            for name, cluster in table.clusters.items()
         }
         stations: dict[str, list[AnyStation]] = {}
         runtimes: dict[str, ListenerRuntime] = {}
@@ -94,13 +95,19 @@ class Space:
     def _new_cluster(self, config: Cluster) -> ClusterRuntime:
         services = self.services
         stats = services.recorder.cluster(config.alt_stat_name or config.name)
-        return ClusterRuntime(config, self._connect, stats, services.recorder.slots, services.random() & 0xFFFF)
+        return ClusterRuntime(
+            config, self._connect, stats, services.recorder.slots, services.random() & 0xFFFF
+        )
 
     def _connect(self, pool: Pool) -> None:
         self.dialer.dial(pool.host, pool.cluster.config, H1Upstream(pool))
 
     def _listener(
-        self, name: str, listener: Listener, table: Table, routers: list[tuple[HttpStation, Router, RouteConfiguration]]
+        self,
+        name: str,
+        listener: Listener,
+        table: Table,
+        routers: list[tuple[HttpStation, Router, RouteConfiguration]],
     ) -> tuple[ListenerRuntime, list[AnyStation]]:
         """The runtime of a listener, with the stations of unchanged filter chains."""
         known = self.listeners.get(name)
@@ -127,11 +134,15 @@ class Space:
             made.append((chain, station))
         stations = [station for _, station in made]
         default = stations[-1] if listener.default_chain is not None else None
-        index = ChainIndex([(chain.match, station) for chain, station in made if station is not default], default)
+        index = ChainIndex(
+            [(chain.match, station) for chain, station in made if station is not default], default
+        )
         address = listener.address
         stat_name = listener.stat_prefix or f"{address.host}_{address.port}"
         recorder = self.services.recorder
-        runtime = ListenerRuntime(listener, index, recorder.listener(stat_name), recorder.slots, self._owner_of)
+        runtime = ListenerRuntime(
+            listener, index, recorder.listener(stat_name), recorder.slots, self._owner_of
+        )
         return runtime, stations
 
     def _station(self, chain: FilterChain, listener: Listener, table: Table) -> AnyStation:
@@ -316,7 +327,11 @@ def route_configuration(manager: HttpManager, table: Table) -> RouteConfiguratio
     if isinstance(manager.route, RouteConfiguration):
         return manager.route
     found = table.routes.get(manager.route)
-    return found if found is not None else _EMPTY_ROUTES.setdefault(manager.route, RouteConfiguration(manager.route))
+    return (
+        found
+        if found is not None
+        else _EMPTY_ROUTES.setdefault(manager.route, RouteConfiguration(manager.route))
+    )
 
 
 _EMPTY_ROUTES: dict[str, RouteConfiguration] = {}

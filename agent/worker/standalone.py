@@ -28,14 +28,16 @@ _log = logging.getLogger("hostmesh.proxy")
 
 def run(config: Path, workers: int = 1, admin: Admin | None = None) -> None:
     """Serve the bootstrap until SIGTERM; exits with status 1 and the reason when it cannot be used."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     try:
         bootstrap = load(Path(config).read_text(), str(config), environment=os.environ)
     except (OSError, ValueError) as error:
         refuse(str(error))
     if workers > 1 and (worker := _fork(workers)) is None:
         return
-    elif workers > 1 and worker != 0:
+    if workers > 1 and worker != 0:
         admin = None
     try:
         trio.run(_serve, bootstrap, admin, strict_exception_groups=True)
@@ -67,7 +69,10 @@ async def _serve(bootstrap: Bootstrap, admin: Admin | None) -> None:
 
 
 async def _run_admin(
-    admin: Admin, bootstrap: Bootstrap, worker: Worker, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    admin: Admin,
+    bootstrap: Bootstrap,
+    worker: Worker,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     await admin(bootstrap, worker, task_status)
 

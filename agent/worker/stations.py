@@ -26,7 +26,12 @@ class HttpStation:
     bulk = False
 
     def __init__(
-        self, chain: FilterChain, setting: Setting, routes: RouteConfiguration, tls: ServerTls | None, gate: NetworkGate | None
+        self,
+        chain: FilterChain,
+        setting: Setting,
+        routes: RouteConfiguration,
+        tls: ServerTls | None,
+        gate: NetworkGate | None,
     ) -> None:
         self.chain = chain
         self.setting = setting

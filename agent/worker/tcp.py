@@ -24,6 +24,9 @@ from agent.worker.connect import Dialer
 from agent.worker.tls_contexts import ServerTls
 from agent.worker.transport import PlainTransport
 
+RECEIVE = 262144
+"""Bytes asked of the kernel at once: few and large pieces are what an opaque stream needs."""
+
 
 class TcpStation:
     """One filter chain with a TCP proxy at its end."""
@@ -58,6 +61,7 @@ class TcpStation:
         tcp = TcpConnection(self, transport, connection)
         self.connections.add(tcp)
         transport.owner = tcp
+        transport.receive_size = RECEIVE
         transport.pause()
         tcp.begin()
 
@@ -105,6 +109,7 @@ class _UpstreamSide:
         tcp = self._tcp
         tcp.touch()
         tcp.relay.upstream_data(data)
+        tcp.transport.flush()
 
     def ended(self) -> None:
         if self._tcp.relay.end_upstream():
@@ -191,9 +196,13 @@ class TcpConnection:
         connection = self.outcome.connection
         if cluster.config.discovery == "original_dst":
             address, port = connection.local
-            return cluster.original_destination(Endpoint(Address(address, cluster.config.upstream_port or port)))
+            return cluster.original_destination(
+                Endpoint(Address(address, cluster.config.upstream_port or port))
+            )
         key = hash(connection.remote[0]) & 0xFFFFFFFFFFFFFFFF if self.station.proxy.hash_source_ip else None
-        return cluster.pick((self._random + self._attempts * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF, key, {})
+        return cluster.pick(
+            (self._random + self._attempts * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF, key, {}
+        )
 
     def joined(self, transport: PlainTransport, peer: PeerIdentity | None) -> None:
         """The upstream is connected."""
@@ -204,6 +213,7 @@ class TcpConnection:
             self._left()
             return
         self.upstream = transport
+        transport.receive_size = RECEIVE
         outcome = self.outcome
         outcome.upstream_peer = peer
         outcome.upstream_connected_at = transport.reactor.now
@@ -244,6 +254,8 @@ class TcpConnection:
         """See TransportOwner."""
         self.touch()
         self.relay.client_data(data)
+        if self.upstream is not None:
+            self.upstream.flush()
 
     def ended(self) -> None:
         """See TransportOwner."""

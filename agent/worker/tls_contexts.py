@@ -37,7 +37,9 @@ class SecretMissing(TlsError):
 class Tls:
     """One side's context. Invariant: `context` was made from `settings` and the secrets in `_used`."""
 
-    def __init__(self, settings: TlsSettings, secrets: Mapping[str, Secret], *, server: bool, alpn: Sequence[str]) -> None:
+    def __init__(
+        self, settings: TlsSettings, secrets: Mapping[str, Secret], *, server: bool, alpn: Sequence[str]
+    ) -> None:
         """Raises TlsError."""
         self.settings = settings
         self._server = server

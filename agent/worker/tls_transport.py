@@ -17,7 +17,9 @@ from agent.worker.reactor import ERR, HUP, IN, OUT, Reactor
 from agent.worker.transport import READS, RECEIVE, PlainTransport, TransportOwner
 
 _BULK = 262144
-_RECORDS = 64
+_RECORD = 16384
+_PLAIN = bytearray(_BULK + _RECORD + 1)
+"""Where records are decrypted before they go on as one piece; the reactor reads one connection at a time."""
 
 
 class TlsOwner(TransportOwner, Protocol):
@@ -192,7 +194,7 @@ class TlsTransport(PlainTransport):
 class BulkTlsTransport(PlainTransport):
     """TLS through memory BIOs, edge-triggered like the plain transport it extends."""
 
-    __slots__ = ("_incoming", "_left", "_object", "_outgoing", "_tls_owner", "handshaking")
+    __slots__ = ("_incoming", "_object", "_outgoing", "_tls_owner", "handshaking")
     tls = True
 
     def __init__(
@@ -203,7 +205,6 @@ class BulkTlsTransport(PlainTransport):
         self._tls_owner = owner
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._left = b""
         self._object = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_name
         )
@@ -268,16 +269,17 @@ class BulkTlsTransport(PlainTransport):
 
     def _decrypt(self) -> None:
         """Everything that has arrived, as one piece."""
-        pieces: list[bytes] = []
         read = self._object.read
+        plain = memoryview(_PLAIN)
+        filled = 0
         ended = False
         try:
-            while True:
-                piece = read(_BULK)
-                if not piece:
+            while filled <= _BULK:
+                size = read(_RECORD, plain[filled:])
+                if not size:
                     ended = True
                     break
-                pieces.append(piece)
+                filled += size
                 if not self._incoming.pending and not self._object.pending():
                     break
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -287,8 +289,11 @@ class BulkTlsTransport(PlainTransport):
         except OSError as error:
             self._break(describe(error))
             return
-        if pieces:
-            self.owner.received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if filled:
+            self.owner.received(bytes(plain[:filled]))
+            if filled > _BULK and not self.closed:
+                self._decrypt()
+                return
         if (ended or (self._incoming.eof and not self._incoming.pending)) and not self.closed:
             self.peer_ended = True
             self.owner.ended()
@@ -299,7 +304,6 @@ class BulkTlsTransport(PlainTransport):
         if self._blocked or self.closed:
             return
         if self.handshaking:
-            self._send_outgoing()
             return
         if self.out:
             data = self.out[0] if len(self.out) == 1 else b"".join(self.out)
@@ -310,7 +314,7 @@ class BulkTlsTransport(PlainTransport):
                 self._break(describe(error))
                 return
         self._send_outgoing()
-        if self.closed:
+        if self.closed or self._blocked:
             return
         if self.full and self.backlog <= self.limit >> 1:
             self.full = False
@@ -342,25 +346,16 @@ class BulkTlsTransport(PlainTransport):
 
     def _send_outgoing(self) -> None:
         """Ciphertext waits in the BIO; what the kernel does not take now is `_left` and goes first next time."""
+        if self.handshaking:
+            # Whether this fails is told by what the peer sends.
+            with suppress(OSError):
+                self.socket.send(self._outgoing.read())
+            return
+        if self._left is not None and not self._send(self._left):
+            return
         data = self._outgoing.read()
-        if self._left:
-            data = self._left + data
-            self._left = b""
-        if not data:
-            return
-        try:
-            sent = self.socket.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            if not self.handshaking:  # a handshake's failure is told by what the peer sent
-                self._break(error.strerror or "connection reset")
-            return
-        if sent < len(data):
-            self._blocked = True
-            self._left = data[sent:]
-        if not self.handshaking:
-            self.backlog = len(self._left)
+        if not data or self._send(data):
+            self.backlog = 0
 
 
 def describe(error: OSError) -> str:

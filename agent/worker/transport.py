@@ -43,12 +43,14 @@ class PlainTransport:
     is due; after `closed` nothing is called back."""
 
     __slots__ = (
-        "_blocked", "_dirty", "_readable", "_shut", "_soon", "backlog", "closed", "descriptor", "full", "limit", "out",
-        "owner", "paused", "peer_ended", "reactor", "socket",
+        "_blocked", "_dirty", "_left", "_readable", "_shut", "_soon", "backlog", "closed", "descriptor", "full", "limit", "out",
+        "owner", "paused", "peer_ended", "reactor", "receive_size", "socket",
     )  # fmt: skip
     tls = False
 
-    def __init__(self, sock: socket.socket, reactor: Reactor, owner: TransportOwner, limit: int = 1 << 20) -> None:
+    def __init__(
+        self, sock: socket.socket, reactor: Reactor, owner: TransportOwner, limit: int = 1 << 20
+    ) -> None:
         self.socket = sock
         self.descriptor = sock.fileno()
         self.reactor = reactor
@@ -60,12 +62,14 @@ class PlainTransport:
         self.full = False
         self.paused = False
         self.closed = False
+        self.receive_size = RECEIVE
         self.peer_ended = False
         self._blocked = False
         self._dirty = False
         self._readable = False
         self._soon = False
         self._shut = ""
+        self._left: memoryview | None = None
 
     def start(self) -> None:
         """Begin to listen for events."""
@@ -96,9 +100,10 @@ class PlainTransport:
         """Read until the socket is empty; with `to_the_end`, until its end, which a short read does not show."""
         receive = self.socket.recv
         owner = self.owner
+        size = self.receive_size
         for _ in range(READS):
             try:
-                data = receive(RECEIVE)
+                data = receive(size)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -111,7 +116,7 @@ class PlainTransport:
             owner.received(data)
             if self.closed:
                 return
-            if len(data) < RECEIVE and not to_the_end:
+            if len(data) < size and not to_the_end:
                 return
             if self.paused:
                 self._readable = True
@@ -160,40 +165,52 @@ class PlainTransport:
         if self._blocked or self.closed:
             return
         out = self.out
+        if self._left is not None and not self._send(self._left):
+            return
         if out:
             data = out[0] if len(out) == 1 else b"".join(out)
-            try:
-                sent = self.socket.send(data)
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                self._break(error.strerror or "connection reset")
+            out.clear()
+            if not self._send(data):
                 return
-            if sent == len(data):
-                out.clear()
-                self.backlog = 0
-            else:
-                self._blocked = True
-                self.backlog = len(data) - sent
-                self.out = [data[sent:]]
+        self.backlog = 0
         if self.full and self.backlog <= self.limit >> 1:
             self.full = False
             self.owner.drained()
-        if self._shut and not self.out and not self.closed:
+        if self._shut and not self.backlog and not self.closed:
             self._shut_now()
+
+    def _send(self, data: bytes | memoryview) -> bool:
+        """Send one piece; what the kernel does not take becomes `_left`. False: wait until it is writable."""
+        try:
+            sent = self.socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._break(error.strerror or "connection reset")
+            return False
+        if sent == len(data):
+            self._left = None
+            return True
+        self._blocked = True
+        self._left = memoryview(data)[sent:]
+        self.backlog = len(self._left) + sum(map(len, self.out))
+        if self.full and self.backlog <= self.limit >> 1:
+            self.full = False
+            self.owner.drained()
+        return False
 
     # The end
 
     def finish(self) -> None:
         """Send what is queued, then FIN; the peer may still send."""
         self._shut = self._shut or "write"
-        if not self.out:
+        if not self.backlog:
             self._shut_now()
 
     def close_when_sent(self) -> None:
         """Send what is queued, then close."""
         self._shut = "close"
-        if not self.out:
+        if not self.backlog:
             self._shut_now()
 
     def _shut_now(self) -> None:
@@ -210,6 +227,7 @@ class PlainTransport:
             self.closed = True
             self.reactor.unregister(self.descriptor)
             self.out.clear()
+            self._left = None
             self.backlog = 0
             self.socket.close()
 

@@ -232,7 +232,9 @@ class H1Upstream:
             and not transport.closed
             and not transport.peer_ended
             and not self.codec.leftovers()
-            and not (config.max_requests_per_connection and self.requests >= config.max_requests_per_connection)
+            and not (
+                config.max_requests_per_connection and self.requests >= config.max_requests_per_connection
+            )
         ):
             if transport.paused:
                 transport.resume()

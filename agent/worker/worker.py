@@ -34,7 +34,11 @@ class Worker:
     """See the module. Use inside `run`: `apply` needs its nursery."""
 
     def __init__(
-        self, region: StatsRegion | None = None, node_metadata: Mapping[str, Any] | None = None, *, mark: bool = False
+        self,
+        region: StatsRegion | None = None,
+        node_metadata: Mapping[str, Any] | None = None,
+        *,
+        mark: bool = False,
     ) -> None:
         self.reactor = Reactor()
         self.recorder = Recorder(region, node_metadata)

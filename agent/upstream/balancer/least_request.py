@@ -34,9 +34,7 @@ class LeastRequest:
         if self._deadlines is not None:
             deadline, _, host = self._deadlines[0]
             self._order += 1
-            heapreplace(
-                self._deadlines, (deadline + (host.active + 1) / host.weight, self._order, host)
-            )
+            heapreplace(self._deadlines, (deadline + (host.active + 1) / host.weight, self._order, host))
             return host
         best = hosts[random % count]
         for draw in range(1, self._choices):
