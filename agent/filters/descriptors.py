@@ -46,7 +46,7 @@ def _limits(config: LocalRateLimit, scope: RouteScope) -> tuple[RateLimitActions
     if config.rate_limits:
         return config.rate_limits
     route, vhost = scope.rate_limits if len(scope.rate_limits) == 2 else ((), ())
-    if config.vh_rate_limits == "include":
+    if config.vh_rate_limits == "include" or scope.both_rate_limits:
         return (*route, *vhost)
     if config.vh_rate_limits == "override" and not route:
         return vhost

@@ -20,7 +20,6 @@ class RetryPlan:
     attempts: int
     """Retries after the first attempt (Envoy num_retries)."""
     per_try_timeout: float = 0.0
-    per_try_idle_timeout: float = 0.0
     statuses: frozenset[int] = frozenset()
     retriable_headers: Callable[[ResponseHead], bool] | None = None
     retriable_request: Callable[[RequestContext], bool] | None = None

@@ -236,6 +236,7 @@ class _Builder:
             overrides,
             cors=tuple(policy for policy in (forward and forward.cors, vhost.cors) if policy is not None),
             rate_limits=(forward.rate_limits if forward else (), vhost.rate_limits),
+            both_rate_limits=forward is not None and forward.include_vhost_rate_limits,
             forwards=forward is not None,
         )
 
@@ -244,6 +245,7 @@ class _Builder:
         key: tuple[object, ...] = (
             tuple((name, *map(id, entries)) for name, entries in sorted(scope.overrides.items())),
             scope.forwards,
+            scope.both_rate_limits,
             tuple(map(id, scope.cors)),
             tuple(tuple(map(id, level)) for level in scope.rate_limits),
         )

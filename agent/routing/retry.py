@@ -17,7 +17,6 @@ def compile_retry(policy: RetryPolicy | None) -> RetryPlan | None:
         on=policy.on,
         attempts=policy.attempts,
         per_try_timeout=policy.per_try_timeout,
-        per_try_idle_timeout=policy.per_try_idle_timeout,
         statuses=policy.statuses,
         retriable_headers=compile_response_headers(policy.retriable_headers),
         retriable_request=_any_of(policy.retriable_request_headers),

@@ -11,7 +11,6 @@ from typing import Any
 
 from envoy.config.bootstrap.v3 import bootstrap_pb2
 
-from agent.table.access_log import AccessLog
 from agent.table.checks import check_references
 from agent.table.cluster import Cluster
 from agent.table.decode.access_logs import access_logs
@@ -45,7 +44,6 @@ class Bootstrap:
 
     table: Table
     admin: Address | None = None
-    admin_access_logs: tuple[AccessLog, ...] = ()
     node: Node = Node()
 
 
@@ -67,7 +65,7 @@ def load(
         r.without_effect("node_context_params", "memory_allocator_manager")  # xDS requests; Envoy's allocator
         node = _node(r.child("node"))
         context.node_cluster = node.cluster
-        admin, admin_logs = _admin(r.child("admin"))
+        admin = _admin(r.child("admin"))
         listeners: dict[str, Listener] = {}
         clusters: dict[str, Cluster] = {}
         secrets: dict[str, Secret] = {}
@@ -75,6 +73,11 @@ def load(
             with static as s:
                 for position, item in enumerate(s.children("clusters")):
                     found = cluster(item)
+                    if found.protocol == "http2":
+                        s.fail(
+                            f"clusters[{position}].typed_extension_protocol_options",
+                            "HTTP/2 is not supported yet",
+                        )
                     if found.name in clusters:
                         s.fail(f"clusters[{position}].name", f"duplicate cluster {found.name}")
                     clusters[found.name] = found
@@ -92,7 +95,7 @@ def load(
             r.fail("layered_runtime", f"the runtime key {unused[0]} is not supported")
     table = Table(listeners=listeners, clusters=clusters, secrets=secrets, version="bootstrap")
     check_references(table)
-    return Bootstrap(table, admin, admin_logs, node)
+    return Bootstrap(table, admin, node)
 
 
 def _runtime(reader: Reader) -> None:
@@ -144,13 +147,14 @@ def _node(reader: Reader | None) -> Node:
         return Node(r.text("id"), r.text("cluster"), r.tree("metadata"), **place)
 
 
-def _admin(reader: Reader | None) -> tuple[Address | None, tuple[AccessLog, ...]]:
+def _admin(reader: Reader | None) -> Address | None:
     if reader is None:
-        return None, ()
+        return None
     with reader as r:
-        r.without_effect(
-            "profile_path", "access_log_path", "ignore_global_conn_limit"
-        )  # no profiler; no such limit
+        r.without_effect("profile_path", "ignore_global_conn_limit")  # no profiler; no such limit
+        r.only("access_log_path", "/dev/null")
         where = r.child("address")
-        logs = access_logs(r, "access_log")
-        return (None if where is None else address(where)), logs
+        for position, log in enumerate(access_logs(r, "access_log")):
+            if log.path != "/dev/null":
+                r.fail(f"access_log[{position}]", "the admin page writes no log: only /dev/null is supported")
+        return None if where is None else address(where)

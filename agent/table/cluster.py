@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.table.listener import Address, FilterConfig
-from agent.table.matchers import StringMatch
-from agent.table.route import NO_CHANGES, HeaderChanges
 from agent.table.tls import UpstreamTls
 
 
@@ -35,8 +33,6 @@ class Endpoint:
     locality_weight: int = 0
     priority: int = 0
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
-    health_check_port: int = 0
-    health_check_host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,41 +79,6 @@ class OutlierDetection:
     enforcing_failure_percentage: int = 0
     failure_percentage_minimum_hosts: int = 5
     failure_percentage_request_volume: int = 50
-    enforcing_local_origin_success_rate: int = 100
-    enforcing_failure_percentage_local_origin: int = 0
-    max_ejection_time_jitter: float = 0.0
-    always_eject_one_host: bool = False
-    uneject_by_health_check: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class HealthCheck:
-    """Active health check (Envoy core.HealthCheck)."""
-
-    kind: str
-    """`http`, `tcp` or `grpc`."""
-    timeout: float
-    interval: float
-    unhealthy_threshold: int
-    healthy_threshold: int
-    path: str = ""
-    host: str = ""
-    method: str = "GET"
-    expected_statuses: tuple[tuple[int, int], ...] = ((200, 201),)
-    """[start, end) ranges."""
-    retriable_statuses: tuple[tuple[int, int], ...] = ()
-    request_headers: HeaderChanges = NO_CHANGES
-    service_name: StringMatch | None = None
-    """What x-envoy-upstream-healthchecked-cluster must be."""
-    send: bytes = b""
-    receive: tuple[bytes, ...] = ()
-    """TCP: these byte strings must come, in this order."""
-    port: int = 0
-    no_traffic_interval: float = 60.0
-    no_traffic_healthy_interval: float = 0.0
-    unhealthy_interval: float = 0.0
-    unhealthy_edge_interval: float = 0.0
-    healthy_edge_interval: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +106,11 @@ class Cluster:
     """`round_robin`, `least_request`, `random`, `ring_hash`, `maglev`, `cluster_provided`."""
     least_request_choices: int = 2
     lb_config: Mapping[str, Any] = field(default_factory=dict)
+    """`minimum_ring_size`, `maximum_ring_size`, `table_size`, `locality_weighted`, where they apply."""
     panic_threshold: float = 50.0
     default_thresholds: Thresholds = Thresholds()
     high_thresholds: Thresholds = Thresholds()
     outlier: OutlierDetection | None = None
-    health_checks: tuple[HealthCheck, ...] = ()
     tls: UpstreamTls | None = None
     transport_matches: tuple[TransportMatch, ...] = ()
     protocol: str = "http1"
@@ -172,22 +133,10 @@ class Cluster:
     upstream_port: int = 0
     """original_dst: upstream_port_override."""
     subset_selectors: tuple[tuple[str, ...], ...] = ()
-    ignore_health_on_removal: bool = False
     tcp_keepalive: tuple[int, int, int] | None = None
+    """Probes, idle seconds, seconds between probes; 0: the kernel's own."""
     filters: tuple[FilterConfig, ...] = ()
     proper_case_headers: bool = False
     enable_trailers: bool = False
-    send_absolute_url: bool = False
     http2: Mapping[str, int | float | bool] = field(default_factory=dict)
-    auto_sni: bool = False
-    """Server name from the request's authority (or `auto_sni_header`), verified if `auto_san_validation`."""
-    auto_san_validation: bool = False
-    auto_sni_header: str = ""
-    locality_weighted: bool = False
-    close_on_health_failure: bool = False
-    close_on_host_change: bool = False
-    respect_dns_ttl: bool = False
-    subset_fallback: str = "none"
-    """`none`, `any` or `default`."""
-    default_subset: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)

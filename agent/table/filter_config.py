@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.table.access_log import AccessLog
 from agent.table.matchers import EVERYTHING, NOTHING, Fraction, HeaderMatch, StringMatch
 from agent.table.route import HeaderOption
 
@@ -20,9 +19,6 @@ class RouterConfig:
     """envoy.filters.http.router."""
 
     suppress_envoy_headers: bool = False
-    respect_expected_timeout: bool = False
-    strict_check_headers: tuple[str, ...] = ()
-    upstream_logs: tuple[AccessLog, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +60,6 @@ class Rbac:
     stat_prefix: str = ""
     rules_stat_prefix: str = ""
     shadow_stat_prefix: str = ""
-    continuous: bool = False
-    """Network filter: judge every read, not only the first bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +87,6 @@ class Fault:
     abort: FaultAbort | None = None
     upstream_cluster: str = ""
     headers: tuple[HeaderMatch, ...] = ()
-    downstream_nodes: tuple[str, ...] = ()
     max_active: int | None = None
 
 
@@ -113,7 +106,6 @@ class CorsPolicy:
     max_age: str = ""
     allow_credentials: bool | None = None
     enabled: Fraction | None = None
-    shadow_enabled: Fraction | None = None
     allow_private_network: bool | None = None
     forward_not_matching_preflights: bool | None = None
 
@@ -133,7 +125,6 @@ class RateLimitActions:
 
     actions: tuple[tuple[str, Mapping[str, Any]], ...]
     stage: int = 0
-    disable_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +189,6 @@ class Csrf:
     """envoy.filters.http.csrf."""
 
     enabled: Fraction = EVERYTHING
-    shadow_enabled: Fraction = NOTHING
     additional_origins: tuple[StringMatch, ...] = ()
 
 

@@ -115,7 +115,6 @@ class HttpManager:
     generate_request_id: bool = True
     preserve_external_request_id: bool = False
     always_set_request_id_in_response: bool = False
-    pack_trace_reason: bool = True
     forward_client_cert: str = "sanitize"
     """`sanitize`, `forward_only`, `append_forward`, `sanitize_set`, `always_forward_only`."""
     client_cert_details: frozenset[str] = frozenset()
@@ -149,16 +148,13 @@ class HttpManager:
     allow_custom_methods: bool = False
     proper_case_headers: bool = False
     proxy_100_continue: bool = False
-    stream_error_on_invalid_message: bool = False
     local_reply: Any = None
     """agent.table.filter_config.LocalReplyConfig or None."""
     router: Any = None
     """agent.table.filter_config.RouterConfig (suppress_envoy_headers, strict header checks, upstream log)."""
     add_user_agent: bool = False
     append_x_forwarded_port: bool = False
-    append_local_overload: bool = False
     scheme_overwrite: bytes = b""
-    match_backend_scheme: bool = False
     http2: Any = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -191,7 +187,6 @@ class Listener:
     tls_inspector: bool = False
     http_inspector: bool = False
     proxy_protocol: bool = False
-    max_client_hello: int = 16384
     inspector_exceptions: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = ()
     """Listener filters that are off on some destination ports: (`TlsInspector` or `HttpInspector`, [start, end))."""
     inspection_timeout: float = 15.0
@@ -203,6 +198,5 @@ class Listener:
     buffer_limit: int = 1 << 20
     connection_limit: int = 0
     transparent: bool = False
-    freebind: bool = False
     stat_prefix: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)

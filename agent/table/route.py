@@ -77,7 +77,6 @@ class RetryPolicy:
     on: frozenset[str]
     attempts: int = 1
     per_try_timeout: float = 0.0
-    per_try_idle_timeout: float = 0.0
     statuses: frozenset[int] = frozenset()
     retriable_headers: tuple[HeaderMatch, ...] = ()
     retriable_request_headers: tuple[HeaderMatch, ...] = ()
@@ -94,9 +93,6 @@ class HashPolicy:
     kind: str
     name: str = ""
     terminal: bool = False
-    cookie_ttl: float | None = None
-    cookie_path: str = ""
-    cookie_attributes: tuple[tuple[str, str], ...] = ()
     substitution: Substitution | None = None
 
 
@@ -151,9 +147,6 @@ class Forward:
     timeout: float = 15.0
     idle_timeout: float | None = None
     max_stream_duration: float | None = None
-    grpc_timeout_max: float | None = None
-    """Set: the request's grpc-timeout counts, up to this (0: without limit)."""
-    grpc_timeout_offset: float = 0.0
     retry: RetryPolicy | None = None
     mirrors: tuple[MirrorPolicy, ...] = ()
     priority: str = "default"
@@ -207,7 +200,6 @@ class Route:
     overrides: Mapping[str, FilterOverride] = field(default_factory=lambda: _NONE)
     request_headers: HeaderChanges = NO_CHANGES
     response_headers: HeaderChanges = NO_CHANGES
-    buffer_limit: int | None = None
     stat_prefix: str = ""
 
 
@@ -226,11 +218,9 @@ class VirtualHost:
     cors: Any = None
     attempt_count_in_request: bool = False
     attempt_count_in_response: bool = False
-    timeout_retry_header: bool = False
     retry: RetryPolicy | None = None
     rate_limits: tuple[Any, ...] = ()
     mirrors: tuple[MirrorPolicy, ...] = ()
-    buffer_limit: int | None = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: _NONE)
 
 
@@ -240,7 +230,6 @@ class RouteConfiguration:
 
     name: str
     virtual_hosts: tuple[VirtualHost, ...] = ()
-    internal_only_headers: tuple[bytes, ...] = ()
     request_headers: HeaderChanges = NO_CHANGES
     response_headers: HeaderChanges = NO_CHANGES
     most_specific_wins: bool = False
@@ -265,6 +254,8 @@ class RouteScope:
     overrides: Mapping[str, tuple[FilterOverride, ...]] = field(default_factory=lambda: _NONE)
     cors: tuple[Any, ...] = ()
     rate_limits: tuple[tuple[Any, ...], ...] = ()
+    both_rate_limits: bool = False
+    """Envoy include_vh_rate_limits."""
     forwards: bool = False
     """To a cluster, as opposed to an answer of the route's own."""
 

@@ -44,7 +44,6 @@ class Validation:
     ca: Secret | str | None = None
     """A secret, or the name of one."""
     sans: tuple[SanMatch, ...] = ()
-    spki_pins: tuple[str, ...] = ()
     certificate_hashes: tuple[str, ...] = ()
     accept_untrusted: bool = False
 
@@ -59,7 +58,6 @@ class TlsSettings:
     min_version: str = "TLSv1.2"
     max_version: str = "TLSv1.3"
     ciphers: tuple[str, ...] = ()
-    curves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,3 @@ class UpstreamTls(TlsSettings):
     """Envoy UpstreamTlsContext."""
 
     sni: str = ""
-    auto_host_sni: bool = False
-    auto_sni_san_validation: bool = False
-    """The certificate must have the server name that was sent as a DNS name."""
-    allow_renegotiation: bool = False

@@ -67,7 +67,6 @@ def forward(reader: Reader) -> Forward:
             with r.must(where) as split:
                 weighted, weight_header, by_hash = _weighted(split)
         match_metadata = metadata(r.child("metadata_match")).get("envoy.lb", {})
-        durations = _max_stream_duration(r)
         cors = r.child("cors")
         template = ""
         if (policy := r.child("path_rewrite_policy")) is not None:
@@ -93,9 +92,7 @@ def forward(reader: Reader) -> Forward:
             append_x_forwarded_host=r.boolean("append_x_forwarded_host"),
             timeout=r.seconds("timeout", 15.0),
             idle_timeout=r.optional_seconds("idle_timeout"),
-            max_stream_duration=durations[0],
-            grpc_timeout_max=durations[1],
-            grpc_timeout_offset=durations[2],
+            max_stream_duration=_max_stream_duration(r),
             retry=retry_policy(r.child("retry_policy")),
             mirrors=mirrors(r),
             priority=r.choice("priority", _PRIORITY),
@@ -127,14 +124,14 @@ def _template(reader: Reader) -> str:
             return str(template.text("path_template_rewrite"))
 
 
-def _max_stream_duration(r: Reader) -> tuple[float | None, float | None, float]:
-    maximum, grpc_max, offset = None, r.optional_seconds("max_grpc_timeout"), r.seconds("grpc_timeout_offset")
-    if (durations := r.child("max_stream_duration")) is not None:
-        with durations as d:
-            maximum = d.optional_seconds("max_stream_duration")
-            grpc_max = d.optional_seconds("grpc_timeout_header_max")
-            offset = d.seconds("grpc_timeout_header_offset")
-    return maximum, grpc_max, offset
+def _max_stream_duration(r: Reader) -> float | None:
+    # gRPC's own timeouts count only over HTTP/2, which is not spoken here yet.
+    r.without_effect("max_grpc_timeout", "grpc_timeout_offset")
+    if (durations := r.child("max_stream_duration")) is None:
+        return None
+    with durations as d:
+        d.without_effect("grpc_timeout_header_max", "grpc_timeout_header_offset")
+        return d.optional_seconds("max_stream_duration")
 
 
 def _weighted(split: Reader) -> tuple[tuple[ClusterWeight, ...], bytes, bool]:
@@ -219,18 +216,10 @@ def hash_policy(reader: Reader) -> HashPolicy:
                 )
         if kind == "cookie":
             with r.must(kind) as cookie:
-                attributes: list[tuple[str, str]] = []
-                for item in cookie.children("attributes"):
-                    with item as attribute:
-                        attributes.append((attribute.text("name"), attribute.text("value")))
-                return HashPolicy(
-                    "cookie",
-                    cookie.text("name"),
-                    terminal,
-                    cookie.optional_seconds("ttl"),
-                    cookie.text("path"),
-                    tuple(attributes),
-                )
+                if cookie.has("ttl"):
+                    cookie.fail("ttl", "unsupported field: cookies are read, not made")
+                cookie.without_effect("path", "attributes")  # of a cookie that would be made
+                return HashPolicy("cookie", cookie.text("name"), terminal)
         if kind == "connection_properties":
             with r.must(kind) as connection:
                 if not connection.boolean("source_ip"):
@@ -269,7 +258,6 @@ def retry_policy(reader: Reader | None) -> RetryPolicy | None:
             on=frozenset(names & RETRY_ON),
             attempts=r.integer("num_retries", 1),
             per_try_timeout=r.seconds("per_try_timeout"),
-            per_try_idle_timeout=r.seconds("per_try_idle_timeout"),
             statuses=statuses,
             retriable_headers=header_matches(r, "retriable_headers"),
             retriable_request_headers=header_matches(r, "retriable_request_headers"),

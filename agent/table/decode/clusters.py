@@ -7,7 +7,7 @@ from typing import Any
 
 from agent.table.cluster import Assignment, Cluster, TransportMatch
 from agent.table.decode.endpoints import assignment
-from agent.table.decode.health import circuit_breakers, health_checks, outlier_detection
+from agent.table.decode.health import circuit_breakers, outlier_detection
 from agent.table.decode.matchers import metadata, percent, socket_address
 from agent.table.decode.message import Reader
 from agent.table.decode.protocols import http2_options, upstream_http1_options
@@ -54,6 +54,12 @@ def cluster(reader: Reader) -> Cluster:
             "wait_for_warm_on_init", "cleanup_interval", "track_cluster_stats", "track_timeout_budgets"
         )
         values: dict[str, Any] = {}
+        # There are no active health checks here whose failures could close or keep connections.
+        r.without_effect("ignore_health_on_host_removal")
+        r.only("close_connections_on_host_health_failure", False)
+        for name in ("health_checks", "preconnect_policy"):
+            if r.has(name):
+                r.fail(name, "unsupported field")
         values.update(_balancing(r, discovery))
         values.update(_subsets(r))
         values.update(_protocol(r))
@@ -70,14 +76,11 @@ def cluster(reader: Reader) -> Cluster:
             default_thresholds=breakers[0],
             high_thresholds=breakers[1],
             outlier=None if outlier is None else outlier_detection(outlier),
-            health_checks=health_checks(r),
             tls=upstream_tls(r.child("transport_socket")),
             transport_matches=tuple(
                 _transport_match(item) for item in r.children("transport_socket_matches")
             ),
             buffer_limit=r.integer("per_connection_buffer_limit_bytes", 1 << 20),
-            ignore_health_on_removal=r.boolean("ignore_health_on_host_removal"),
-            close_on_health_failure=r.boolean("close_connections_on_host_health_failure"),
             metadata=metadata(r.child("metadata")),
             **values,
         )
@@ -113,7 +116,7 @@ def _eds_name(r: Reader, discovery: str) -> str:
 
 def _balancing(r: Reader, discovery: str) -> dict[str, Any]:
     values: dict[str, Any] = {"lb_policy": r.choice("lb_policy", _POLICIES)}
-    values.update(_common_balancing(r))
+    lb_config = _common_balancing(r, values)
     if (least := r.child("least_request_lb_config")) is not None:
         with least as config:
             values["least_request_choices"] = max(2, config.integer("choice_count", 2))
@@ -123,16 +126,14 @@ def _balancing(r: Reader, discovery: str) -> dict[str, Any]:
             pass
     if (ring := r.child("ring_hash_lb_config")) is not None:
         with ring as config:
-            values["lb_config"] = {
-                "minimum_ring_size": config.integer("minimum_ring_size", 1024),
-                "maximum_ring_size": config.integer("maximum_ring_size", 8 << 20),
-                "hash_function": config.choice("hash_function", {"XX_HASH": "xx_hash"}),
-            }
+            config.choice("hash_function", {"XX_HASH": ""})
+            lb_config.update(_ring_sizes(config))
     if (maglev := r.child("maglev_lb_config")) is not None:
         with maglev as config:
-            values["lb_config"] = {"table_size": config.integer("table_size", 65537)}
+            lb_config["table_size"] = config.integer("table_size", 65537)
     if (policy := r.child("load_balancing_policy")) is not None:
-        values.update(_typed_policy(policy))
+        values.update(_typed_policy(policy, lb_config))
+    values["lb_config"] = lb_config
     if discovery == "original_dst" and values["lb_policy"] not in {"cluster_provided", "round_robin"}:
         r.fail("lb_policy", "an ORIGINAL_DST cluster provides its own")
     if discovery != "original_dst" and values["lb_policy"] == "cluster_provided":
@@ -147,30 +148,39 @@ def _no_bias(config: Reader) -> None:
             b.only("default_value", 1.0)
 
 
-def _common_balancing(r: Reader) -> dict[str, Any]:
+def _ring_sizes(config: Reader) -> dict[str, int]:
+    return {
+        "minimum_ring_size": config.integer("minimum_ring_size", 1024),
+        "maximum_ring_size": config.integer("maximum_ring_size", 8 << 20),
+    }
+
+
+def _common_balancing(r: Reader, values: dict[str, Any]) -> dict[str, Any]:
+    """Sets the panic threshold; returns what the balancers read."""
     common = r.child("common_lb_config")
     if common is None:
         return {}
+    lb_config: dict[str, Any] = {}
     with common as c:
         # Updates are applied at once, in one swap; zone awareness needs a local cluster, which there is none of.
         c.without_effect("update_merge_window", "zone_aware_lb_config")
-        values: dict[str, Any] = {"panic_threshold": percent(c.child("healthy_panic_threshold"), 50.0)}
+        values["panic_threshold"] = percent(c.child("healthy_panic_threshold"), 50.0)
         if (weighted := c.child("locality_weighted_lb_config")) is not None:
             with weighted:
-                values["locality_weighted"] = True
+                lb_config["locality_weighted"] = True
         c.only("ignore_new_hosts_until_first_hc", False)
-        values["close_on_host_change"] = c.boolean("close_connections_on_host_set_change")
+        c.only("close_connections_on_host_set_change", False)
         if (hashing := c.child("consistent_hashing_lb_config")) is not None:
             with hashing as h:
                 h.only("use_hostname_for_hashing", False)
                 h.only("hash_balance_factor", 0)
-        return values
+        return lb_config
 
 
 _LB = "envoy.extensions.load_balancing_policies."
 
 
-def _typed_policy(reader: Reader) -> dict[str, Any]:
+def _typed_policy(reader: Reader, lb_config: dict[str, Any]) -> dict[str, Any]:
     """LoadBalancingPolicy: the first policy of the list that is known."""
     with reader as r:
         first: dict[str, Any] | None = None
@@ -178,12 +188,15 @@ def _typed_policy(reader: Reader) -> dict[str, Any]:
             with item as policy, policy.must("typed_extension_config") as extension:
                 extension.without_effect("name")  # the type decides
                 typed: Any = extension.typed("typed_config") or extension.fail("typed_config", "required")
-                values = _policy(typed)
-                first = values if first is None else first
+                found: dict[str, Any] = {}
+                values = _policy(typed, found)
+                if first is None:
+                    first = values
+                    lb_config.update(found)
         return first if first is not None else r.fail("policies", "at least one is required")
 
 
-def _policy(typed: Reader) -> dict[str, Any]:
+def _policy(typed: Reader, lb_config: dict[str, Any]) -> dict[str, Any]:
     kind = typed.type.removeprefix(_LB).partition(".")[0]
     names = {"round_robin", "least_request", "random", "ring_hash", "maglev", "cluster_provided"}
     if not typed.type.startswith(_LB) or kind not in names:
@@ -198,7 +211,7 @@ def _policy(typed: Reader) -> dict[str, Any]:
                 config.without_effect("zone_aware_lb_config")  # see common_lb_config
                 if (weighted := config.child("locality_weighted_lb_config")) is not None:
                     with weighted:
-                        values["locality_weighted"] = True
+                        lb_config["locality_weighted"] = True
         if kind == "least_request":
             values["least_request_choices"] = max(2, t.integer("choice_count", 2))
             t.choice("selection_method", {"N_CHOICES": ""})
@@ -206,13 +219,9 @@ def _policy(typed: Reader) -> dict[str, Any]:
             _no_bias(t)
         if kind == "ring_hash":
             t.choice("hash_function", {"DEFAULT_HASH": "", "XX_HASH": ""})
-            values["lb_config"] = {
-                "minimum_ring_size": t.integer("minimum_ring_size", 1024),
-                "maximum_ring_size": t.integer("maximum_ring_size", 8 << 20),
-                "hash_function": "xx_hash",
-            }
+            lb_config.update(_ring_sizes(t))
         if kind == "maglev":
-            values["lb_config"] = {"table_size": t.integer("table_size", 65537)}
+            lb_config["table_size"] = t.integer("table_size", 65537)
         return values
 
 
@@ -226,12 +235,9 @@ def _subsets(r: Reader) -> dict[str, Any]:
             with item as selector:
                 selector.only("fallback_policy", "NOT_DEFINED")
                 selectors.append(tuple(sorted(selector.texts("keys"))))
-        fallback = {"NO_FALLBACK": "none", "ANY_ENDPOINT": "any", "DEFAULT_SUBSET": "default"}
-        return {
-            "subset_selectors": tuple(selectors),
-            "subset_fallback": c.choice("fallback_policy", fallback),
-            "default_subset": c.tree("default_subset"),
-        }
+        c.choice("fallback_policy", {"NO_FALLBACK": ""})
+        c.without_effect("default_subset")  # only for the fallback to it
+        return {"subset_selectors": tuple(selectors)}
 
 
 def _protocol(r: Reader) -> dict[str, Any]:
@@ -244,7 +250,7 @@ def _protocol(r: Reader) -> dict[str, Any]:
     if (options := r.child("http2_protocol_options")) is not None:
         values["http2"] = http2_options(options)
         values["protocol"] = "http2"
-    values.update(_upstream(r.child("upstream_http_protocol_options")))
+    _upstream(r.child("upstream_http_protocol_options"))
     for name, item in r.entries("typed_extension_protocol_options"):
         typed = item.unpacked()
         if typed.type != _HTTP_OPTIONS:
@@ -270,21 +276,18 @@ def _common_protocol(common: Reader | None) -> dict[str, Any]:
         return values
 
 
-def _upstream(options: Reader | None) -> dict[str, Any]:
-    if options is None:
-        return {}
-    with options as o:
-        return {
-            "auto_sni": o.boolean("auto_sni"),
-            "auto_san_validation": o.boolean("auto_san_validation"),
-            "auto_sni_header": o.text("override_auto_sni_header").lower(),
-        }
+def _upstream(options: Reader | None) -> None:
+    """Server names by request: not built; every field must have its default."""
+    if options is not None:
+        with options as o:
+            o.only("auto_sni", False)
+            o.only("auto_san_validation", False)
 
 
 def _http_options(typed: Reader) -> dict[str, Any]:
     with typed as t:
         values = _common_protocol(t.child("common_http_protocol_options"))
-        values.update(_upstream(t.child("upstream_http_protocol_options")))
+        _upstream(t.child("upstream_http_protocol_options"))
         kind = t.which("upstream_protocol_options")
         if kind == "explicit_http_config":
             with t.must(kind) as explicit:
@@ -327,23 +330,20 @@ def _connections(r: Reader) -> dict[str, Any]:
             if (keepalive := o.child("tcp_keepalive")) is not None:
                 with keepalive as k:
                     values["tcp_keepalive"] = (
-                        k.integer("keepalive_time", 7200),
-                        k.integer("keepalive_interval", 75),
-                        k.integer("keepalive_probes", 9),
+                        k.integer("keepalive_probes"),
+                        k.integer("keepalive_time"),
+                        k.integer("keepalive_interval"),
                     )
-    if r.has("preconnect_policy"):
-        r.fail("preconnect_policy", "unsupported field")
     r.only("connection_pool_per_downstream_connection", False)
     return values
 
 
 def _dns(r: Reader) -> dict[str, Any]:
     # The host's resolver decides about time to live, transport and back-off.
-    r.without_effect("dns_failure_refresh_rate", "dns_jitter", "use_tcp_for_dns_lookups")
+    r.without_effect("dns_failure_refresh_rate", "dns_jitter", "use_tcp_for_dns_lookups", "respect_dns_ttl")
     return {
         "dns_refresh": r.seconds("dns_refresh_rate", 5.0),
         "dns_family": r.choice("dns_lookup_family", _FAMILIES),
-        "respect_dns_ttl": r.boolean("respect_dns_ttl"),
     }
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from agent.table.decode.matchers import runtime_fraction, string_match
 from agent.table.decode.message import Reader
 from agent.table.filter_config import CorsPolicy
-from agent.table.matchers import EVERYTHING, Fraction
+from agent.table.matchers import EVERYTHING
 
 
 def cors_policy(reader: Reader) -> CorsPolicy:
     """CorsPolicy; an absent filter_enabled means always, an absent default value never."""
     with reader as r:
-        enabled, shadow = r.child("filter_enabled"), r.child("shadow_enabled")
+        enabled = r.child("filter_enabled")
+        r.without_effect("shadow_enabled")  # statistics only
         return CorsPolicy(
             allow_origins=tuple(string_match(item) for item in r.children("allow_origin_string_match")),
             allow_methods=r.text("allow_methods"),
@@ -20,7 +21,6 @@ def cors_policy(reader: Reader) -> CorsPolicy:
             max_age=r.text("max_age"),
             allow_credentials=r.optional_boolean("allow_credentials"),
             enabled=None if enabled is None else runtime_fraction(enabled, EVERYTHING),
-            shadow_enabled=None if shadow is None else runtime_fraction(shadow, Fraction(0)),
             allow_private_network=r.optional_boolean("allow_private_network_access"),
             forward_not_matching_preflights=r.optional_boolean("forward_not_matching_preflights"),
         )

@@ -67,11 +67,7 @@ def _endpoint(
                     ip_address(where.host)
                 except ValueError:
                     e.fail("address.socket_address.address", f"malformed IP address: {where.host}")
-            check_port, check_host = 0, ""
-            if (check := e.child("health_check_config")) is not None:
-                with check as c:
-                    check_port, check_host = c.integer("port_value"), c.text("hostname")
-                    c.only("disable_active_health_check", False)
+            e.without_effect("health_check_config")  # there are no active health checks
             return Endpoint(
                 address=where,
                 hostname=e.text("hostname"),
@@ -83,6 +79,4 @@ def _endpoint(
                 locality_weight=locality_weight,
                 priority=priority,
                 metadata=data,
-                health_check_port=check_port,
-                health_check_host=check_host,
             )

@@ -1,11 +1,9 @@
-"""Health of clusters: circuit breakers, outlier detection, active checks."""
+"""Limits and passive health of clusters: circuit breakers and outlier detection."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from agent.table.cluster import HealthCheck, OutlierDetection, Thresholds
-from agent.table.decode.matchers import header_changes, int_range, percent, string_match
+from agent.table.cluster import OutlierDetection, Thresholds
+from agent.table.decode.matchers import percent
 from agent.table.decode.message import Reader
 
 
@@ -55,6 +53,12 @@ def _thresholds(t: Reader) -> Thresholds:
 def outlier_detection(reader: Reader) -> OutlierDetection:
     """OutlierDetection."""
     with reader as r:
+        # There are no active health checks; local failures count as consecutive ones only.
+        r.without_effect("successful_active_health_check_uneject_host", "enforcing_local_origin_success_rate")
+        r.only("enforcing_failure_percentage_local_origin", 0)
+        r.only("always_eject_one_host", False)
+        if r.seconds("max_ejection_time_jitter"):
+            r.fail("max_ejection_time_jitter", "unsupported field")
         base = r.seconds("base_ejection_time", 30.0)
         longest = r.seconds("max_ejection_time", 300.0)
         return OutlierDetection(
@@ -79,88 +83,4 @@ def outlier_detection(reader: Reader) -> OutlierDetection:
             enforcing_failure_percentage=r.integer("enforcing_failure_percentage", 0),
             failure_percentage_minimum_hosts=r.integer("failure_percentage_minimum_hosts", 5),
             failure_percentage_request_volume=r.integer("failure_percentage_request_volume", 50),
-            enforcing_local_origin_success_rate=r.integer("enforcing_local_origin_success_rate", 100),
-            enforcing_failure_percentage_local_origin=r.integer("enforcing_failure_percentage_local_origin"),
-            max_ejection_time_jitter=r.seconds("max_ejection_time_jitter"),
-            always_eject_one_host=r.boolean("always_eject_one_host"),
-            uneject_by_health_check=r.boolean("successful_active_health_check_uneject_host", True),
         )
-
-
-def health_checks(reader: Reader) -> tuple[HealthCheck, ...]:
-    """health_checks of a cluster."""
-    return tuple(_health_check(item) for item in reader.children("health_checks"))
-
-
-def _health_check(reader: Reader) -> HealthCheck:
-    with reader as r:
-        # When checks run, not what they find: spread, pace after the first result, logging of results.
-        r.without_effect(
-            "initial_jitter", "interval_jitter", "interval_jitter_percent", "always_log_health_check_failures",
-            "always_log_health_check_success", "reuse_connection",
-        )  # fmt: skip
-        values: dict[str, Any] = {}
-        kind = r.which("health_checker")
-        if kind == "http_health_check":
-            values = _http(r.must(kind))
-        elif kind == "tcp_health_check":
-            values = _tcp(r.must(kind))
-        elif kind == "grpc_health_check":
-            r.fail(kind, "unsupported field")
-        else:
-            r.fail(kind, "unsupported field" if kind else "a kind of check is required")
-        interval = r.seconds("interval")
-        return HealthCheck(
-            timeout=r.seconds("timeout"),
-            interval=interval,
-            unhealthy_threshold=r.integer("unhealthy_threshold"),
-            healthy_threshold=r.integer("healthy_threshold"),
-            no_traffic_interval=r.seconds("no_traffic_interval", 60.0),
-            no_traffic_healthy_interval=r.seconds("no_traffic_healthy_interval"),
-            unhealthy_interval=r.seconds("unhealthy_interval", interval),
-            unhealthy_edge_interval=r.seconds("unhealthy_edge_interval"),
-            healthy_edge_interval=r.seconds("healthy_edge_interval", interval),
-            port=r.integer("alt_port"),
-            **values,
-        )
-
-
-def _http(reader: Reader) -> dict[str, Any]:
-    with reader as h:
-        h.choice("codec_client_type", {"HTTP1": ""})
-        for name in ("send", "receive"):
-            if h.has(name):
-                h.fail(name, "unsupported field")
-        service = h.child("service_name_matcher")
-        method = h.enum_name("method", h.take("method") or 1)
-        return {
-            "kind": "http",
-            "path": h.text("path"),
-            "host": h.text("host"),
-            "method": method,
-            "expected_statuses": tuple(int_range(item) for item in h.children("expected_statuses"))
-            or ((200, 201),),
-            "retriable_statuses": tuple(int_range(item) for item in h.children("retriable_statuses")),
-            "request_headers": header_changes(h, "request"),
-            "service_name": None if service is None else string_match(service),
-        }
-
-
-def _tcp(reader: Reader) -> dict[str, Any]:
-    with reader as t:
-        send = t.child("send")
-        return {
-            "kind": "tcp",
-            "send": b"" if send is None else _payload(send),
-            "receive": tuple(_payload(item) for item in t.children("receive")),
-        }
-
-
-def _payload(reader: Reader) -> bytes:
-    with reader as p:
-        if p.which("payload") == "binary":
-            return bytes(p.take("binary") or b"")
-        try:
-            return bytes.fromhex(p.text("text"))
-        except ValueError as error:
-            p.fail("text", f"not hexadecimal: {error}")

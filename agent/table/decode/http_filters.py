@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from agent.table.decode.access_logs import access_logs
 from agent.table.decode.cors import cors_policy
 from agent.table.decode.matchers import (
     fraction,
@@ -76,11 +75,9 @@ def _router(reader: Reader) -> RouterConfig:
     with reader as r:
         # Statistics and spans only.
         r.without_effect("dynamic_stats", "start_child_span", "suppress_grpc_request_failure_code_stats")
+        r.only("respect_expected_rq_timeout", False)
         return RouterConfig(
             suppress_envoy_headers=r.boolean("suppress_envoy_headers"),
-            respect_expected_timeout=r.boolean("respect_expected_rq_timeout"),
-            strict_check_headers=tuple(name.lower() for name in r.texts("strict_check_headers")),
-            upstream_logs=access_logs(r, "upstream_log"),
         )
 
 
@@ -243,9 +240,9 @@ def _mutations(reader: Reader) -> HeaderMutation:
 
 def _csrf(reader: Reader) -> Csrf:
     with reader as r:
+        r.without_effect("shadow_enabled")  # statistics only
         return Csrf(
             runtime_fraction(r.child("filter_enabled"), EVERYTHING),
-            runtime_fraction(r.child("shadow_enabled"), Fraction(0)),
             tuple(string_match(item) for item in r.children("additional_origins")),
         )
 

@@ -49,7 +49,10 @@ def http_manager(reader: Reader) -> HttpManager:
         values.update(_log_options(r))
         if (tracing := r.child("tracing")) is not None:
             _tracing(tracing)
+        _request_id(r)
         r.only("http1_safe_max_connection_duration", False)
+        r.only("stream_error_on_invalid_http_message", False)
+        r.without_effect("append_local_overload")  # there is no overload manager
         r.only("represent_ipv4_remote_address_as_ipv4_mapped_ipv6", False)
         r.without_effect("add_proxy_protocol_connection_state")  # listeners with proxy_protocol are refused
         return HttpManager(
@@ -66,7 +69,6 @@ def http_manager(reader: Reader) -> HttpManager:
             generate_request_id=r.boolean("generate_request_id", True),
             preserve_external_request_id=r.boolean("preserve_external_request_id"),
             always_set_request_id_in_response=r.boolean("always_set_request_id_in_response"),
-            pack_trace_reason=_request_id(r),
             forward_client_cert=r.choice("forward_client_cert_details", _XFCC),
             client_cert_details=_cert_details(r),
             normalize_path=r.boolean("normalize_path"),
@@ -83,11 +85,9 @@ def http_manager(reader: Reader) -> HttpManager:
             delayed_close_timeout=r.seconds("delayed_close_timeout", 1.0),
             max_request_headers_kb=r.integer("max_request_headers_kb", 60),
             proxy_100_continue=r.boolean("proxy_100_continue"),
-            stream_error_on_invalid_message=r.boolean("stream_error_on_invalid_http_message"),
             local_reply=_local_reply(r),
             add_user_agent=r.boolean("add_user_agent"),
             append_x_forwarded_port=r.boolean("append_x_forwarded_port"),
-            append_local_overload=r.boolean("append_local_overload"),
             **values,
         )
 
@@ -125,10 +125,8 @@ def _scheme(r: Reader) -> dict[str, Any]:
     if scheme is None:
         return {}
     with scheme as s:
-        return {
-            "scheme_overwrite": s.text("scheme_to_overwrite").encode(),
-            "match_backend_scheme": s.boolean("match_upstream"),
-        }
+        s.only("match_upstream", False)
+        return {"scheme_overwrite": s.text("scheme_to_overwrite").encode()}
 
 
 def _log_options(r: Reader) -> dict[str, Any]:
@@ -162,17 +160,17 @@ def _internal(r: Reader) -> Any:
         return networks(c, "cidr_ranges")
 
 
-def _request_id(r: Reader) -> bool:
+def _request_id(r: Reader) -> None:
     extension = r.child("request_id_extension")
     if extension is None:
-        return True
+        return
     with extension as e:
         typed: Any = e.typed("typed_config") or e.fail("typed_config", "required")
         with typed as uuid:
             if uuid.type != "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig":
                 uuid.fail("", f"unsupported type {uuid.type}")
-            uuid.without_effect("use_request_id_for_trace_sampling")  # no spans
-            return bool(uuid.boolean("pack_trace_reason", True))
+            # Both are about the trace decision in the identifier: there are no spans.
+            uuid.without_effect("use_request_id_for_trace_sampling", "pack_trace_reason")
 
 
 def _cert_details(r: Reader) -> frozenset[str]:

@@ -24,6 +24,7 @@ def listener(reader: Reader) -> Listener:
         r.without_effect("enable_reuse_port", "reuse_port", "connection_balance_config", "tcp_backlog_size")
         r.without_effect("max_connections_to_accept_per_socket_event", "enable_mptcp")
         r.without_effect("ignore_global_conn_limit", "bypass_overload_manager")  # there are no such limits
+        r.only("freebind", False)
         inspectors = _listener_filters(r)
         deprecated = r.child("deprecated_v1")
         bind = r.boolean("bind_to_port", True)
@@ -49,7 +50,6 @@ def listener(reader: Reader) -> Listener:
             access_logs=access_logs(r, "access_log"),
             buffer_limit=r.integer("per_connection_buffer_limit_bytes", 1 << 20),
             transparent=r.boolean("transparent"),
-            freebind=r.boolean("freebind"),
             stat_prefix=r.text("stat_prefix"),
             metadata=metadata(r.child("metadata")),
             **inspectors,
@@ -96,7 +96,7 @@ def _listener_filters(r: Reader) -> dict[str, Any]:
                     t.only("enable_ja3_fingerprinting", False)
                     t.only("enable_ja4_fingerprinting", False)
                     t.without_effect("initial_read_buffer_size")  # how Envoy reads
-                    found["max_client_hello"] = t.integer("max_client_hello_size", 16384)
+                    t.only("max_client_hello_size", 16384)
                     t.only("close_connection_on_client_hello_parsing_errors", False)
                 found["tls_inspector"] = True
             elif typed.type == f"{_FILTERS}http_inspector.v3.HttpInspector":

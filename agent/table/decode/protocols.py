@@ -37,10 +37,10 @@ def upstream_http1_options(reader: Reader | None) -> dict[str, Any]:
         )
         r.without_effect("allow_custom_methods", "override_stream_error_on_invalid_http_message")
         r.only("allow_chunked_length", False)
+        r.only("send_fully_qualified_url", False)
         return {
             "enable_trailers": r.boolean("enable_trailers"),
             "proper_case_headers": _key_format(r),
-            "send_absolute_url": r.boolean("send_fully_qualified_url"),
         }
 
 

@@ -39,15 +39,13 @@ def rbac_per_route(reader: Reader) -> Rbac:
 def network_rbac(reader: Reader) -> Rbac:
     """envoy.extensions.filters.network.rbac.v3.RBAC."""
     with reader as r:
+        r.without_effect("enforcement_type")  # what the rules read does not change during a connection
         rules, shadow = r.child("rules"), r.child("shadow_rules")
         return Rbac(
             rules=None if rules is None else _rules(rules, of_connection=True),
             shadow=None if shadow is None else _rules(shadow, of_connection=True),
             stat_prefix=r.text("stat_prefix"),
             shadow_stat_prefix=r.text("shadow_rules_stat_prefix"),
-            continuous=bool(
-                r.choice("enforcement_type", {"ONE_TIME_ON_FIRST_BYTE": "", "CONTINUOUS": "continuous"})
-            ),
         )
 
 

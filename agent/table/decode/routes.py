@@ -39,7 +39,6 @@ def route_configuration(reader: Reader) -> RouteConfiguration:
         found = RouteConfiguration(
             name=r.text("name"),
             virtual_hosts=tuple(virtual_host(item) for item in r.children("virtual_hosts")),
-            internal_only_headers=tuple(name.lower().encode() for name in r.texts("internal_only_headers")),
             request_headers=header_changes(r, "request"),
             response_headers=header_changes(r, "response"),
             most_specific_wins=r.boolean("most_specific_header_mutations_wins"),
@@ -91,6 +90,7 @@ def virtual_host(reader: Reader) -> VirtualHost:
         cors = r.child("cors")
         # virtual_clusters and metadata only make statistics and log fields.
         r.without_effect("virtual_clusters")
+        r.only("include_is_timeout_retry_header", False)
         return VirtualHost(
             name=r.text("name"),
             domains=r.texts("domains"),
@@ -102,20 +102,11 @@ def virtual_host(reader: Reader) -> VirtualHost:
             cors=None if cors is None else cors_policy(cors),
             attempt_count_in_request=r.boolean("include_request_attempt_count"),
             attempt_count_in_response=r.boolean("include_attempt_count_in_response"),
-            timeout_retry_header=r.boolean("include_is_timeout_retry_header"),
             retry=retry_policy(r.child("retry_policy")),
             rate_limits=rate_limits(r, "rate_limits"),
             mirrors=mirrors(r),
-            buffer_limit=buffer_limit(r),
             metadata=metadata(r.child("metadata")),
         )
-
-
-def buffer_limit(reader: Reader) -> int | None:
-    """request_body_buffer_limit, or its deprecated form."""
-    old = reader.optional_integer("per_request_buffer_limit_bytes")
-    new = reader.optional_integer("request_body_buffer_limit")
-    return old if new is None else new
 
 
 def route(reader: Reader) -> Route:
@@ -135,7 +126,6 @@ def route(reader: Reader) -> Route:
             overrides=overrides(r),
             request_headers=header_changes(r, "request"),
             response_headers=header_changes(r, "response"),
-            buffer_limit=buffer_limit(r),
             stat_prefix=r.text("stat_prefix"),
         )
 

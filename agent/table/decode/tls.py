@@ -46,13 +46,13 @@ def upstream_tls(reader: Reader | None) -> UpstreamTls | None:
         r.without_effect(
             "max_session_keys", "enforce_rsa_key_usage"
         )  # resumption; strictness about RSA usage bits
-        sni, auto = r.text("sni"), r.boolean("auto_host_sni")
-        allow, auto_san = r.boolean("allow_renegotiation"), r.boolean("auto_sni_san_validation")
+        r.only("auto_host_sni", False)
+        r.only("auto_sni_san_validation", False)
+        r.only("allow_renegotiation", False)
+        sni = r.text("sni")
         common = r.child("common_tls_context")
         values = {} if common is None else _common(common, "TLSv1.2")
-        return UpstreamTls(
-            **values, sni=sni, auto_host_sni=auto, allow_renegotiation=allow, auto_sni_san_validation=auto_san
-        )
+        return UpstreamTls(**values, sni=sni)
 
 
 def _transport(reader: Reader | None) -> Reader | None:
@@ -81,9 +81,6 @@ def _common(reader: Reader, newest: str) -> dict[str, Any]:
                 low = p.choice("tls_minimum_protocol_version", _VERSIONS) or low
                 high = p.choice("tls_maximum_protocol_version", _VERSIONS) or high
                 values["ciphers"] = p.texts("cipher_suites")
-                values["curves"] = p.texts("ecdh_curves")
-                if p.has("signature_algorithms"):
-                    p.fail("signature_algorithms", "unsupported field")
         high = max(high, low)
         values["min_version"], values["max_version"] = low, high
         certificates: list[Secret | str] = [certificate(item, "") for item in r.children("tls_certificates")]
@@ -140,7 +137,6 @@ def _validation(r: Reader) -> Validation | None:
             return Validation(
                 ca=name,
                 sans=default.sans,
-                spki_pins=default.spki_pins,
                 certificate_hashes=default.certificate_hashes,
                 accept_untrusted=default.accept_untrusted,
             )
@@ -160,7 +156,6 @@ def validation(reader: Reader, name: str) -> Validation:
         found = Validation(
             ca=None if ca is None else Secret(name, trusted_ca=data_source(ca)),
             sans=tuple(sans),
-            spki_pins=r.texts("verify_certificate_spki"),
             certificate_hashes=tuple(
                 text.replace(":", "").lower() for text in r.texts("verify_certificate_hash")
             ),
