@@ -28,7 +28,9 @@ INDEX_FROM = 8
 class RouteOrder:
     """The routes of one virtual host."""
 
-    __slots__ = ("_all", "_by_path", "_by_segment", "_ignore_parameters", "_merged", "_others")
+    __slots__ = (
+        "_all", "_by_path", "_by_segment", "_ignore_parameters", "_of_path", "_of_segment", "_others", "_rest",
+    )  # fmt: skip
 
     def __init__(self, entries: list[Entry], ignore_path_parameters: bool = False) -> None:
         self._ignore_parameters = ignore_path_parameters
@@ -41,7 +43,9 @@ class RouteOrder:
         else:
             for position, (match, _, _, _) in enumerate(entries):
                 self._file(position, match)
-        self._merged: dict[bytes, tuple[Candidate, ...]] = {b"": self._pick(self._others)}
+        self._rest = self._pick(self._others)
+        self._of_path: dict[bytes, tuple[Candidate, ...]] = {}
+        self._of_segment: dict[bytes, tuple[Candidate, ...]] = {}
 
     def _file(self, position: int, match: RouteMatch) -> None:
         value = match.value.encode()
@@ -70,20 +74,16 @@ class RouteOrder:
         return None
 
     def _candidates(self, path: bytes) -> tuple[Candidate, ...]:
-        """Only paths and segments that the configuration names become keys, so strangers cannot fill this."""
-        if path in self._by_path:
-            key = path
-        elif self._by_segment:
-            end = path.find(b"/", 1)
-            key = path[:end] if end > 0 and path[:end] in self._by_segment else b""
-        else:
-            key = b""
-        merged = self._merged.get(key)
+        """Only paths and segments that the configuration names are remembered, so strangers cannot fill this."""
+        exact = self._by_path.get(path)
+        end = path.find(b"/", 1) if self._by_segment else -1
+        segment = self._by_segment.get(path[:end]) if end > 0 else None
+        if exact is None and segment is None:
+            return self._rest
+        memory, key = (self._of_path, path) if exact is not None else (self._of_segment, path[:end])
+        merged = memory.get(key)
         if merged is None:
-            end = path.find(b"/", 1)
-            segment = self._by_segment.get(path[:end], []) if end > 0 else []
-            exact = self._by_path.get(path, []) if key == path else []
-            merged = self._merged[key] = self._pick([*exact, *segment, *self._others])
+            merged = memory[key] = self._pick([*(exact or ()), *(segment or ()), *self._others])
         return merged
 
 
