@@ -113,7 +113,9 @@ class Lab:
         self.hosts: dict[str, Host] = {}
         open_the_way(folder / "mounts")
         _ip("link", "set", "lo", "up")
-        _ip("link", "add", BRIDGE, "type", "bridge")
+        # An address of its own: otherwise the bridge takes the lowest of its ports', which changes as hosts join, and
+        # hosts that know the old one cannot reach it until they ask again.
+        _ip("link", "add", BRIDGE, "address", "02:77:00:00:00:01", "type", "bridge")
         _ip("address", "add", "10.77.0.1/16", "dev", BRIDGE)
         _ip("address", "add", "fd77::1/64", "dev", BRIDGE, "nodad")
         _ip("link", "set", BRIDGE, "up")
