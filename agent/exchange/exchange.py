@@ -1,14 +1,15 @@
 """The life of one request, from its head to the line in the access log. Read it from top to bottom.
 
-    begin          head → cleaned (intake) → path normalised → route → request steps (filters), which may answer or wait
-    forward        the decision: cluster, timeouts, retries; then host → pool → connection → the request goes out
+    begin          head → cleaned (intake) → path normalised → route
+    decide         request steps (filters), which may answer or wait
+    forward        the decision: cluster, timeouts, retries; then an attempt at a host (attempts.py)
     request_*      the client's body: passed on, kept for a retry, or kept back while nothing can take it
     upstream_*     the response: retried, or through the response steps to the client
-    timer_fired    whatever took too long
+    answer         a response of our own instead
     finish         the one exit: outcome, statistics, access log
 
 Rule: decide first, act after; every way out leads to `finish`, once. No socket and no clock in here: streams and the
-time are given (streams.py, setting.py). Details: intake, normalise, local_reply, retry, cluster, pool, outgoing.
+time are given (streams.py, setting.py), deadlines are in state.py.
 """
 
 from __future__ import annotations
@@ -17,66 +18,22 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from agent.exchange import local_reply as replies
+from agent.exchange.attempts import Attempts
 from agent.exchange.mirror import send_mirrors
 from agent.exchange.target import host_for, tell_timeout, timeouts
 from agent.http.h1_message import H1Violation, InboundResponse, RequestHead
 from agent.http.headers import Headers
 from agent.http.request import Delay, LocalReply, RequestContext, ResponseHead
-from agent.routing.rewrite import rewrite_authority
-from agent.telemetry.outcome import Outcome
 from agent.upstream import reset, retry
 
 if TYPE_CHECKING:
-    from agent.exchange.setting import Setting
-    from agent.exchange.streams import ClientStream, UpstreamStream
-    from agent.http.step import ResponseStep
     from agent.routing.plan import RoutePlan
-    from agent.upstream.breaker import Breaker
-    from agent.upstream.cluster import ClusterRuntime
-    from agent.upstream.host import Host
-    from agent.upstream.pool import Pool
-
-_NO_STEPS: tuple[ResponseStep, ...] = ()
 
 
-class Exchange:
-    """One request and its response. Invariant: at most one of `waiting_in`, `upstream` and `resume_at` is set."""
+class Exchange(Attempts):
+    """One request and its response; what it remembers is in ExchangeState."""
 
-    __slots__ = (
-        "body", "buffered", "client", "cluster", "ctx", "head_sent", "host", "idle_at", "idle_timeout", "keep_body",
-        "max_at", "outcome", "over", "plan", "priority_breaker", "request_ended", "resume_at", "retry", "setting", "step",
-        "total_at", "total_timeout", "trailers", "tried", "try_at", "try_timeout", "tunnel", "upstream", "waiting_in",
-    )  # fmt: skip
-
-    def __init__(self, setting: Setting, client: ClientStream) -> None:
-        self.setting = setting
-        self.client = client
-        self.outcome = Outcome()
-        self.ctx: RequestContext
-        self.plan: RoutePlan | None = None
-        self.step = 0
-        """The next request step."""
-        self.cluster: ClusterRuntime | None = None
-        self.priority_breaker: Breaker
-        self.host: Host | None = None
-        self.upstream: UpstreamStream | None = None
-        self.waiting_in: Pool | None = None
-        self.retry: retry.RetryState | None = None
-        self.tried: list[Host | None] = []
-        """Hosts of the attempts that were given up; not empty: a place in the retry budget is taken."""
-        self.body: list[bytes] = []
-        """Of the request: not sent yet, or kept to be sent again."""
-        self.buffered = 0
-        self.keep_body = False
-        self.trailers: Headers | None = None
-        self.request_ended = False
-        self.head_sent = False
-        self.tunnel = False
-        self.over = False
-        self.idle_timeout = setting.manager.stream_idle_timeout
-        self.total_timeout = 0.0
-        self.try_timeout = 0.0
-        self.idle_at = self.total_at = self.try_at = self.max_at = self.resume_at = inf
+    __slots__ = ()
 
     # A request arrives
 
@@ -107,8 +64,9 @@ class Exchange:
             self.max_at = now + manager.max_stream_duration
         if manager.request_timeout and not head.ended:
             self.total_at = now + manager.request_timeout
-        self._arm()
         self.request_ended = head.ended and not head.upgrade
+        if not self.request_ended:
+            self.arm()
         if not head.keep_alive:
             client.closing = True
         if head.expects_continue and not manager.proxy_100_continue:
@@ -137,6 +95,13 @@ class Exchange:
             self.idle_at = now + plan.idle_timeout if plan.idle_timeout else inf
         self.decide()
 
+    def resume(self) -> None:
+        """A filter's delay or a retry's back-off is over."""
+        if self.cluster is None:
+            self.decide()
+        else:
+            self.attempt_again()
+
     def decide(self) -> None:
         """Run the request steps from where they stand, then answer or forward."""
         ctx = self.ctx
@@ -156,7 +121,7 @@ class Exchange:
             elif isinstance(verdict, Delay):
                 ctx.flags.append(verdict.flag)
                 self.resume_at = self.setting.clock.now + verdict.seconds
-                self._arm()
+                self.arm()
                 return
             else:
                 self.answer(verdict)
@@ -217,91 +182,16 @@ class Exchange:
             self.total_timeout = 0.0
         if plan.max_stream_duration:
             self.max_at = min(self.max_at, setting.clock.now + plan.max_stream_duration)
-            self._arm()
+            self.arm()
         self.keep_body = self.retry is not None and not ctx.upgrade
         if self.request_ended:
-            self._start_total_timeout()
-        if plan.mirrors:
-            send_mirrors(self, plan)
-        self._attempt(host)
-
-    def _attempt(self, host: Host) -> None:
-        """One try at one host: a connection of its pool, now or later."""
-        outcome = self.outcome
-        outcome.attempts += 1
-        outcome.upstream_picked_at = self.setting.clock.now
-        endpoint = host.endpoint
-        outcome.upstream_address = host.name
-        outcome.upstream_host = endpoint.hostname
-        outcome.upstream_metadata = endpoint.metadata
-        self.host = host
-        plan = self.plan
-        if plan is not None and plan.auto_host_rewrite and endpoint.hostname:
-            rewrite_authority(
-                self.ctx,
-                endpoint.hostname.encode(),
-                append=plan.append_x_forwarded_host,
-                original=plan.keep_original,
-            )
-        if not self.priority_breaker.may_request():
-            self._overflowed()
-            return
-        connection = host.pool.request(self)
-        if connection is True:
-            self.waiting_in = host.pool
-        elif connection is False:
-            self._overflowed()
-        else:
-            self.upstream_ready(connection)  # type: ignore[arg-type]
-
-    def _overflowed(self) -> None:
-        cluster = self.cluster
-        if cluster is not None:
-            cluster.slots[cluster.stats.upstream_rq_pending_overflow] += 1
-        self.host = None
-        self._upstream_failed(reset.OVERFLOW, "", started=False)
-
-    def upstream_ready(self, connection: UpstreamStream) -> None:
-        """The pool has a connection: the head goes out, with what there is of the body."""
-        self.waiting_in = None
-        host, cluster, ctx = self.host, self.cluster, self.ctx
-        assert host is not None and cluster is not None
-        self.upstream = connection
-        now = self.setting.clock.now
-        outcome = self.outcome
-        outcome.upstream_connected_at = connection.connected_at
-        outcome.upstream_local = connection.local_address
-        outcome.upstream_peer = connection.peer
-        outcome.upstream_sent_first_at = now
-        host.active += 1
-        self.priority_breaker.requests += 1
-        slots, stats = cluster.slots, cluster.stats
-        slots[stats.upstream_rq_total] += 1
-        slots[stats.upstream_rq_active] += 1
-        if self.try_timeout and self.request_ended:
-            self.try_at = now + self.try_timeout
-            self._arm()
-        headers = ctx.headers if self.retry is None else ctx.headers.duplicate()
-        body = self.body
-        ended = self.request_ended and not body and self.trailers is None
-        connection.begin(self, ctx.method, ctx.path, ctx.authority, headers, ended, ctx.upgrade)
-        if ctx.upgrade:
-            return
-        for data in body:
-            connection.send_data(data)
-        if not self.keep_body:
-            self.body = []
-            self.buffered = 0
-        if self.request_ended:
-            outcome.upstream_sent_last_at = now
-            if not ended:
-                connection.send_end(self.trailers)
-        self.client.resume()
-
-    def upstream_unavailable(self, reason: str, failure: str) -> None:
-        """The pool could not connect."""
-        self.waiting_in = None
-        self._upstream_failed(reason, failure, started=False)
+            self.start_total_timeout()
+        if plan.mirrors and not ctx.upgrade:
+            if self.request_ended:
+                send_mirrors(self, plan)
+            else:
+                self.keep_body = True
+        self.attempt(host)
 
     # The client's body
 
@@ -342,21 +232,21 @@ class Exchange:
                 self.upstream.send_end(None)
             return
         if self.total_timeout:
-            self._start_total_timeout()
+            self.start_total_timeout()
+        if self.keep_body and self.plan is not None and self.plan.mirrors:
+            send_mirrors(self, self.plan)
         if self.upstream is not None:
             self.outcome.upstream_sent_last_at = now
             self.upstream.send_end(trailers)
             if self.try_timeout:
                 self.try_at = now + self.try_timeout
-                self._arm()
+                self.arm()
 
     def request_invalid(self, violation: H1Violation) -> None:
         """What came after the head was not HTTP."""
         self.client.closing = True
         if self.head_sent:
-            self.outcome.flags.append("DPE")
-            self.ctx.details = violation.details
-            self._cut_off()
+            self.cut_off(LocalReply(violation.status, flags=("DPE",), details=violation.details))
         else:
             self.answer(replies.protocol_error(violation.status, violation.details))
 
@@ -368,7 +258,7 @@ class Exchange:
         self.ctx.details = (
             self.ctx.details if self.head_sent and self.ctx.details else "downstream_remote_disconnect"
         )
-        self._drop_upstream()
+        self.drop_upstream()
         self.finish()
 
     def client_drained(self) -> None:
@@ -400,11 +290,11 @@ class Exchange:
             self.idle_at = now + self.idle_timeout
         status, headers = inbound.status, inbound.headers
         head = ResponseHead(status, headers, False, outcome)
-        self._judge_host(status)
+        self.judge_host(status)
         ctx, plan = self.ctx, self.plan
         assert plan is not None
         state = self.retry
-        if state is not None and state.of_response(head) and self._try_again(f"{status}"):
+        if state is not None and state.of_response(head) and self.try_again():
             return
         if ctx.upgrade and ctx.upgrade != b"connect" and 200 <= status < 300:
             self.client.closing = True
@@ -450,7 +340,7 @@ class Exchange:
         outcome = self.outcome
         outcome.upstream_last_at = self.setting.clock.now
         outcome.response_trailers = trailers
-        self._left_upstream()
+        self.left_upstream()
         if self.head_sent:
             self.client.send_end(trailers)
             self.finish()
@@ -458,10 +348,10 @@ class Exchange:
     def upstream_reset(self, reason: str, failure: str) -> None:
         """The upstream broke off."""
         started = self.upstream is not None
-        self._left_upstream()
-        self._upstream_failed(reason, failure, started=started)
+        self.left_upstream()
+        self.upstream_failed(reason, failure, started=started)
 
-    def _upstream_failed(self, reason: str, failure: str, *, started: bool) -> None:
+    def upstream_failed(self, reason: str, failure: str, *, started: bool) -> None:
         """No response, or not all of it: try again, answer, or cut the client off."""
         outcome = self.outcome
         outcome.upstream_failure = failure
@@ -473,17 +363,15 @@ class Exchange:
                 self.client.send_end(None)
                 self.finish()
                 return
-            outcome.flags.append(flag)
-            self.ctx.details = "upstream_reset_after_response_started{%s}" % told
-            self._cut_off()
+            details = f"upstream_reset_after_response_started{{{told}}}"
+            self.cut_off(LocalReply(0, flags=(flag,), details=details))
             return
-        self._blame_host(reason)
+        self.blame_host()
         state = self.retry
-        if state is not None and state.of_reset(reason, started) and self._try_again(reason):
+        if state is not None and state.of_reset(reason, started) and self.try_again():
             return
-        if flag not in outcome.flags:
-            retried = bool(self.tried)
-            self.answer(replies.reset_reply(reason, failure, flag, reset.status_for(reason), retried))
+        status = reset.status_for(reason)
+        self.answer(replies.reset_reply(reason, failure, flag, status, retried=bool(self.tried)))
 
     def _switch_protocols(self, headers: Headers) -> None:
         """101: from here on both sides are bytes."""
@@ -514,140 +402,17 @@ class Exchange:
                 self.upstream.send_data(data)
         self.client.resume()
 
-    # Retries
-
-    def _try_again(self, why: str) -> bool:
-        """Another attempt after a pause, if number and budget allow."""
-        state, cluster = self.retry, self.cluster
-        assert state is not None and cluster is not None
-        slots, stats = cluster.slots, cluster.stats
-        if state.left <= 0:
-            if state.plan.attempts or state.attempts:
-                self.outcome.flags.append("URX")
-                slots[stats.upstream_rq_retry_limit_exceeded] += 1
-            return False
-        if not self.priority_breaker.may_retry():
-            slots[stats.upstream_rq_retry_overflow] += 1
-            self.outcome.flags.append("UO")
-            return False
-        state.left -= 1
-        slots[stats.upstream_rq_retry] += 1
-        delay = state.delay(self.ctx.random)
-        state.attempts += 1
-        if not self.tried:
-            self.priority_breaker.retries += 1
-        self._drop_upstream()
-        self.tried.append(self.host)
-        self.try_at = inf
-        self.resume_at = self.setting.clock.now + delay
-        self._arm()
-        return True
-
-    def _resume(self) -> None:
-        """A delay or a back-off is over."""
-        plan, cluster = self.plan, self.cluster
-        if cluster is None or plan is None:
-            self.decide()
-            return
-        host = host_for(cluster, self.ctx, plan, self.tried, self.retry)
-        if host is None:
-            self.answer(replies.NO_UPSTREAM)
-            return
-        if plan.attempt_count_in_request:
-            self.ctx.headers.set(b"x-envoy-attempt-count", b"%d" % (self.outcome.attempts + 1))
-        if not self.setting.strip_envoy_headers and self.total_timeout:
-            left = (
-                max(self.total_at - self.setting.clock.now, 0.001)
-                if self.total_at != inf
-                else self.total_timeout
-            )
-            tell_timeout(self.ctx.headers, left, min(self.try_timeout, left))
-        self._attempt(host)
-
-    # Time
-
-    def _start_total_timeout(self) -> None:
-        self.total_at = inf
-        if self.total_timeout:
-            self.total_at = self.setting.clock.now + self.total_timeout
-            self._arm()
-
-    def _arm(self) -> None:
-        """One timer for all deadlines; it may fire early and is armed again."""
-        self.client.timer.set(min(self.idle_at, self.total_at, self.try_at, self.max_at, self.resume_at))
-
-    def timer_fired(self) -> None:
-        """Some deadline may have passed."""
-        now = self.setting.clock.now
-        if self.over:
-            return
-        if self.resume_at <= now:
-            self.resume_at = inf
-            self._resume()
-        elif self.max_at <= now:
-            self._timed_out(replies.MAX_DURATION if self.request_ended else replies.REQUEST_MAX_DURATION)
-        elif self.total_at <= now:
-            cluster = self.cluster
-            if cluster is None or not self.request_ended:
-                self._timed_out(replies.REQUEST_TIMEOUT)
-            else:
-                cluster.slots[cluster.stats.upstream_rq_timeout] += 1
-                self._blame_host("")
-                self._timed_out(replies.RESPONSE_TIMEOUT)
-        elif self.try_at <= now:
-            self._try_timed_out()
-        elif self.idle_at <= now:
-            self._timed_out(replies.RESPONSE_IDLE if self.request_ended else replies.REQUEST_IDLE)
-        if not self.over:
-            self._arm()
-
-    def _try_timed_out(self) -> None:
-        self.try_at = inf
-        cluster = self.cluster
-        assert cluster is not None
-        cluster.slots[cluster.stats.upstream_rq_per_try_timeout] += 1
-        self._blame_host("")
-        state = self.retry
-        if state is not None and state.of_reset(reset.LOCAL_RESET, True) and self._try_again("timeout"):
-            return
-        self._timed_out(replies.PER_TRY_TIMEOUT)
-
-    def _timed_out(self, reply: LocalReply) -> None:
-        if self.head_sent:
-            self.outcome.flags.extend(reply.flags)
-            self.ctx.details = reply.details
-            self._drop_upstream()
-            self._cut_off()
-        else:
-            self.answer(reply)
-
-    # Health of the host
-
-    def _judge_host(self, status: int) -> None:
-        host, cluster = self.host, self.cluster
-        if host is not None and cluster is not None and cluster.detector is not None:
-            now, chance = self.setting.clock.now, self.ctx.random % 100
-            if cluster.detector.response(host, status, now, chance, len(cluster.hosts)):
-                cluster.rebuild()
-
-    def _blame_host(self, reason: str) -> None:
-        host, cluster = self.host, self.cluster
-        if host is not None and cluster is not None and cluster.detector is not None:
-            now, chance = self.setting.clock.now, self.ctx.random % 100
-            if cluster.detector.local_failure(host, now, chance, len(cluster.hosts)):
-                cluster.rebuild()
-
     # The end
 
     def answer(self, reply: LocalReply, *, from_route: bool = False) -> None:
         """The proxy's own response; whatever the upstream was doing for this request is over."""
-        self._drop_upstream()
+        self.drop_upstream()
         ctx, plan, setting, outcome = self.ctx, self.plan, self.setting, self.outcome
-        outcome.flags.extend(reply.flags)
-        ctx.details = reply.details
         if reply.reset:
-            self._cut_off()
+            self.cut_off(reply)
             return
+        outcome.flags.extend([flag for flag in reply.flags if flag not in outcome.flags])
+        ctx.details = reply.details
         if not self.request_ended:
             self.client.closing = True
         head, body = replies.build(ctx, reply, outcome, setting.rewrite)
@@ -693,30 +458,14 @@ class Exchange:
         client.send_end(None)
         self.finish()
 
-    def _cut_off(self) -> None:
+    def cut_off(self, reply: LocalReply) -> None:
+        """End a response that has begun, or a request that gets none; flags and details are the reply's."""
+        self.drop_upstream()
+        self.outcome.flags.extend(reply.flags)
+        self.ctx.details = reply.details
         self.client.closing = True
         self.client.abort()
         self.finish()
-
-    def _drop_upstream(self) -> None:
-        """Leave a pool's queue, or a response that nobody wants any more."""
-        if self.waiting_in is not None:
-            self.waiting_in.withdraw(self)
-            self.waiting_in = None
-        upstream = self.upstream
-        if upstream is not None:
-            self._left_upstream()
-            upstream.cancel()
-
-    def _left_upstream(self) -> None:
-        if self.upstream is None:
-            return
-        self.upstream = None
-        host, cluster = self.host, self.cluster
-        assert host is not None and cluster is not None
-        host.active -= 1
-        self.priority_breaker.requests -= 1
-        cluster.slots[cluster.stats.upstream_rq_active] -= 1
 
     def _describe(self, now: float, wall: float, protocol: str) -> None:
         outcome, setting = self.outcome, self.setting

@@ -1,6 +1,7 @@
 """Answers that the proxy makes itself, in Envoy's exact form (Http::Utility::sendLocalReply).
 
-Rule: a gRPC client gets a gRPC answer; anybody else status, text and nothing more. `local_reply_config` may rewrite both.
+Rule: a gRPC client gets a gRPC answer; anybody else status, text and nothing more. `local_reply_config` may rewrite
+both.
 Not for: deciding that there is an answer.
 """
 
@@ -57,16 +58,14 @@ def protocol_error(status: int, details: str) -> LocalReply:
     return LocalReply(status, _PROTOCOL_BODIES.get(status, b""), flags=("DPE",), details=details)
 
 
-def reset_reply(reason: str, failure: str, flag: str, status: int, retried: bool) -> LocalReply:
+def reset_reply(reason: str, failure: str, flag: str, status: int, *, retried: bool) -> LocalReply:
     """The answer when the upstream stream ended before its response began."""
     words = "retried and the latest reset reason" if retried else "reset reason"
     body = f"upstream connect error or disconnect/reset before headers. {words}: {reason}"
     told = reason if not failure else f"{reason}|{failure}"
     headers = ((b"x-envoy-overloaded", b"true"),) if flag == "UO" else ()
-    return LocalReply(
-        status, body.encode(), headers, (flag,),
-        "upstream_reset_before_response_started{%s}" % told.replace(" ", "_"),
-    )  # fmt: skip
+    details = f"upstream_reset_before_response_started{{{told.replace(' ', '_')}}}"
+    return LocalReply(status, body.encode(), headers, (flag,), details)
 
 
 def build(

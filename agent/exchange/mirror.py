@@ -1,17 +1,87 @@
 """Copies of requests to other clusters (Envoy request_mirror_policies): sent, never waited for.
 
-Rule: a mirror is an exchange of its own with a client that listens to nobody; its failure is nobody's. Requests with a
-body are not mirrored before their body is complete, and only if it fits the buffer.
+Rule: a mirror is an exchange of its own whose client listens to nothing and whose end nobody records; its failure is
+nobody's. It starts when the request is complete; one that did not fit the buffer is not mirrored.
+Not for: deciding about the original.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.http.headers import Headers
+from agent.http.request import ConnectionInfo, RequestContext, ResponseHead
+from agent.routing.plan import RoutePlan
+
 if TYPE_CHECKING:
     from agent.exchange.exchange import Exchange
-    from agent.routing.plan import RoutePlan
+    from agent.exchange.setting import Timer
+
+
+class _NoClient:
+    """A client that throws everything away."""
+
+    certificate_element: bytes | None = None
+    closing = False
+    timer: Timer
+
+    def __init__(self, connection: ConnectionInfo) -> None:
+        self.connection = connection
+
+    def full(self) -> bool:
+        return False
+
+    def send_continue(self) -> None: ...
+
+    def send_informational(self, status: int, headers: Headers) -> None: ...
+
+    def send_head(self, head: ResponseHead, method: bytes, ended: bool, tunnel: bool) -> None: ...
+
+    def send_data(self, data: bytes) -> None: ...
+
+    def send_end(self, trailers: Headers | None) -> None: ...
+
+    def abort(self) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def exchange_over(self) -> None: ...
 
 
 def send_mirrors(exchange: Exchange, plan: RoutePlan) -> None:
     """Start the copies that the dice allow."""
+    from agent.exchange.exchange import Exchange as Copy
+
+    original = exchange.ctx
+    for number, mirror in enumerate(plan.mirrors):
+        if (original.random >> (number * 5 + 1)) % mirror.denominator >= mirror.numerator:
+            continue
+        client = _NoClient(original.connection)
+        copy = Copy(exchange.setting.silent(), client)
+        client.timer = exchange.setting.clock.timer(copy.timer_fired)
+        ctx = copy.ctx = RequestContext(
+            original.method,
+            original.path,
+            _shadow(original.authority) if mirror.shadow_suffix else original.authority,
+            original.headers.duplicate(),
+            original.connection,
+            random=original.random,
+            started_at=exchange.setting.clock.now,
+        )
+        copy.outcome.request = ctx
+        copy.outcome.flags = ctx.flags
+        copy.request_ended = True
+        copy.body = list(exchange.body)
+        copy.trailers = exchange.trailers
+        copy.plan = ctx.route = RoutePlan("", "", cluster=mirror.cluster, timeout=plan.timeout)
+        copy.forward(copy.plan)
+
+
+def _shadow(authority: bytes) -> bytes:
+    """`host-shadow:port`."""
+    host, colon, port = authority.rpartition(b":")
+    if colon and port.isdigit() and not host.endswith(b":"):
+        return host + b"-shadow:" + port
+    return authority + b"-shadow"

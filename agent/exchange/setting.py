@@ -33,9 +33,14 @@ class Clock(Protocol):
     def http_date(self) -> bytes:
         """For `date` fields (RFC 9110 section 5.6.7)."""
 
+    def timer(self, call: Callable[[], None]) -> Timer:
+        """A timer that is not set."""
+
 
 class Timer(Protocol):
     """One deadline; see agent/worker/timers."""
+
+    deadline: float
 
     def set(self, deadline: float) -> None: ...
 
@@ -46,6 +51,7 @@ class Setting:
     """See the module."""
 
     __slots__ = (
+        "_silent",
         "clock", "clusters", "intake", "listener", "logs", "manager", "normalise", "outgoing", "random",
         "record", "rewrite", "router", "slots", "stats", "strip_envoy_headers", "upgrades",
     )  # fmt: skip
@@ -84,4 +90,30 @@ class Setting:
         self.random = random
         """64 random bits."""
         self.strip_envoy_headers = manager.router is not None and manager.router.suppress_envoy_headers
+        self._silent: Setting | None = None
         self.upgrades = {upgrade.type.lower().encode(): upgrade.enabled for upgrade in manager.upgrades}
+
+    def silent(self) -> Setting:
+        """The same for requests that nobody hears of (mirrors): no record, no log."""
+        if self._silent is None:
+            self._silent = Setting(
+                self.manager,
+                self.listener,
+                self.router,
+                self.clusters,
+                intake=self.intake,
+                normalise=self.normalise,
+                outgoing=self.outgoing,
+                rewrite=None,
+                logs=(),
+                record=_nothing,
+                stats=self.stats,
+                slots=memoryview(bytearray(len(self.slots) * 8)).cast("q"),
+                clock=self.clock,
+                random=self.random,
+            )
+        return self._silent
+
+
+def _nothing(outcome: Outcome) -> None:
+    """Record nothing."""

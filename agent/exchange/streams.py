@@ -71,7 +71,7 @@ class UpstreamStream(PooledConnection, Protocol):
 
     def begin(
         self,
-        exchange: Exchange,
+        exchange: Any,
         method: bytes,
         path: bytes,
         authority: bytes,

@@ -8,6 +8,7 @@ Not for: sending, connections, timeouts.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import h11r
 
@@ -113,7 +114,7 @@ class FastServerCodec:
         parser = self._parser
         sink = self._sink
         while True:
-            event = parser.next_event()
+            event: Any = parser.next_event()
             kind = type(event)
             if kind is _Request:
                 fields = event.headers
@@ -211,7 +212,7 @@ class FastClientCodec:
     def _advance(self, parser: h11r.Connection) -> None:
         sink = self._sink
         while True:
-            event = parser.next_event()
+            event: Any = parser.next_event()
             kind = type(event)
             if kind is _Response:
                 fields = event.headers

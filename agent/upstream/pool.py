@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from agent.upstream.breaker import Breaker
 from agent.upstream.host import Host
@@ -31,8 +31,8 @@ class Waiter(Protocol):
 
     priority_breaker: Breaker
 
-    def upstream_ready(self, connection: PooledConnection) -> None:
-        """Here is your connection."""
+    def upstream_ready(self, connection: Any) -> None:
+        """Here is your connection: what `connected` was given."""
 
     def upstream_unavailable(self, reason: str, failure: str) -> None:
         """There will be none: a reset reason (agent/upstream/reset.py) and the transport's own words."""

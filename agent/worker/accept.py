@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from agent.http.request import ConnectionInfo, PeerIdentity
 from agent.table.listener import FilterChain, Listener
@@ -45,7 +45,7 @@ class ListenerRuntime:
     """A listener of the table with its stations."""
 
     def __init__(
-        self, listener: Listener, index: ChainIndex[Station], stats: ListenerStats, slots: memoryview,
+        self, listener: Listener, index: ChainIndex[Any], stats: ListenerStats, slots: memoryview,
         owner_of: Callable[[tuple[str, int]], ListenerRuntime | None],
     ) -> None:  # fmt: skip
         self.listener = listener

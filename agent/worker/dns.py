@@ -11,6 +11,7 @@ import logging
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import trio
 
@@ -56,10 +57,12 @@ class Resolver:
             while True:
                 hosts = await _lookup(config, assignment)
                 if hosts is not None:
-                    self._reactor.call(
-                        lambda hosts=hosts: runtime.update_hosts(hosts, assignment.overprovisioning)
-                    )  # type: ignore[misc]
+                    self._reactor.call(partial(_update, runtime, hosts, assignment.overprovisioning))
                 await trio.sleep(config.dns_refresh if hosts is not None else _FAILED_AGAIN)
+
+
+def _update(runtime: ClusterRuntime, hosts: Sequence[Endpoint], overprovisioning: int) -> None:
+    runtime.update_hosts(hosts, overprovisioning)
 
 
 async def _lookup(config: Cluster, assignment: Assignment) -> Sequence[Endpoint] | None:

@@ -12,12 +12,11 @@ from typing import Protocol
 
 from agent.exchange.exchange import Exchange
 from agent.exchange.local_reply import HEADERS_TIMEOUT, REQUEST_IDLE, protocol_error
-from agent.exchange.setting import Setting
+from agent.exchange.setting import Setting, Timer
 from agent.http import h1_encode
 from agent.http.h1_message import H1Violation, RequestHead, RequestSink, ServerCodec
 from agent.http.headers import Headers
 from agent.http.request import ConnectionInfo, ResponseHead
-from agent.worker.timers import Timer
 from agent.worker.transport import PlainTransport
 
 

@@ -100,8 +100,10 @@ def _fork(count: int) -> int | None:
     failed = False
     while children:
         child, status = os.wait()
-        number = children.pop(child, None)
-        if number is not None and status:
+        if child not in children:
+            continue
+        number = children.pop(child)
+        if status:
             failed = True
             _log.error("worker %d ended with status %d", number, os.waitstatus_to_exitcode(status))
             forward(signal.SIGTERM, None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import ssl
 from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, cast
 
 from agent.worker.reactor import ERR, HUP, IN, OUT, Reactor
 from agent.worker.transport import READS, RECEIVE, PlainTransport, TransportOwner
@@ -275,7 +275,7 @@ class BulkTlsTransport(PlainTransport):
         ended = False
         try:
             while filled <= _BULK:
-                size = read(_RECORD, plain[filled:])
+                size = cast("int", read(_RECORD, plain[filled:]))
                 if not size:
                     ended = True
                     break
