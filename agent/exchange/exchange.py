@@ -83,8 +83,6 @@ class Exchange(Attempts):
         setting.intake(ctx, head, client.certificate_element)
         refused = setting.normalise(ctx)
         if refused is not None:
-            if refused.status == 400:
-                client.closing = True
             self.answer(refused)
             return
         plan = self.plan = ctx.route = setting.router.route(ctx)
@@ -413,7 +411,8 @@ class Exchange(Attempts):
             return
         outcome.flags.extend([flag for flag in reply.flags if flag not in outcome.flags])
         ctx.details = reply.details
-        if not self.request_ended:
+        if not self.request_ended or reply.status == 400:
+            # A 400 of the proxy's own speaks of a client that is not understood: Envoy ends its connection, always.
             self.client.closing = True
         head, body = replies.build(ctx, reply, outcome, setting.rewrite)
         if plan is not None:
