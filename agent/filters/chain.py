@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from agent.filters.step import NO_STEPS, RequestStep, ResponseStep, Steps
+from agent.table.errors import ConfigError
 from agent.table.listener import FilterConfig
 from agent.table.route import NO_ROUTE, FilterOverride, RouteScope
 
@@ -58,7 +59,10 @@ Compile: TypeAlias = Callable[[Placed], Steps | None]
 def compile_steps(
     filters: Sequence[FilterConfig], scope: RouteScope = NO_ROUTE, state: FilterState | None = None
 ) -> Steps:
-    """The steps of a chain for the routes of a scope. Pass one `state` for the life of a worker."""
+    """The steps of a chain for the routes of a scope. Pass one `state` for the life of a worker.
+
+    Raises ConfigError for a value that cannot be compiled (a bad %OPERATOR%).
+    """
     from agent.filters.registry import HTTP_FILTERS
 
     held = state if state is not None else FilterState()
@@ -68,7 +72,10 @@ def compile_steps(
         overrides = scope.overrides.get(config.name, ())
         if _disabled(config, overrides):
             continue
-        steps = HTTP_FILTERS[config.kind](Placed(config.value, overrides, scope, held))
+        try:
+            steps = HTTP_FILTERS[config.kind](Placed(config.value, overrides, scope, held))
+        except ValueError as error:
+            raise ConfigError(f"http_filters[{config.name}]", str(error)) from error
         if steps is not None:
             request.extend(steps.request)
             response[:0] = steps.response

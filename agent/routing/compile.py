@@ -24,6 +24,7 @@ from agent.routing.redirect import compile_direct, compile_redirect, to_https
 from agent.routing.retry import compile_retry
 from agent.routing.rewrite import compile_request_rewrite
 from agent.routing.split import Split, compile_split
+from agent.table.errors import ConfigError
 from agent.table.route import (
     NO_ROUTE,
     ClusterWeight,
@@ -41,6 +42,7 @@ from agent.table.route import (
 )
 
 StepsFor: TypeAlias = Callable[[RouteScope], Steps]
+Action: TypeAlias = Forward | Redirect | Direct | NonForwarding
 VirtualHostRoute: TypeAlias = Callable[[RequestContext], RoutePlan | None]
 
 
@@ -72,7 +74,7 @@ def compile_routes(
     config: RouteConfiguration, steps_for: StepsFor, *, suppress_envoy_headers: bool = False
 ) -> Router:
     """Compile a configuration. `steps_for` makes the filters' steps for a route's scope and is asked once for each
-    distinct scope. Raises ValueError for what Envoy refuses too (a domain twice, a bad pattern).
+    distinct scope. Raises ConfigError or ValueError for what Envoy refuses too (a bad %OPERATOR%, a domain twice).
     """
     builder = _Builder(config, steps_for, suppress_envoy_headers)
     hosts = HostIndex(
@@ -92,18 +94,21 @@ class _Builder:
         self._known: dict[tuple[object, ...], tuple[RouteScope, Steps]] = {}
 
     def virtual_hosts(self) -> list[tuple[VirtualHost, VirtualHostRoute]]:
-        return [(vhost, self._virtual_host(vhost)) for vhost in self._config.virtual_hosts]
+        return [
+            (vhost, self._virtual_host(vhost, f"route_config[{self._config.name}].virtual_hosts[{number}]"))
+            for number, vhost in enumerate(self._config.virtual_hosts)
+        ]
 
-    def _virtual_host(self, vhost: VirtualHost) -> VirtualHostRoute:
+    def _virtual_host(self, vhost: VirtualHost, path: str) -> VirtualHostRoute:
         order = RouteOrder(
             [
                 (
                     route.match,
                     compile_path(route.match),
                     compile_conditions(route.match),
-                    self._choice(vhost, route),
+                    self._choice(vhost, route, f"{path}.routes[{position}]"),
                 )
-                for route in vhost.routes
+                for position, route in enumerate(vhost.routes)
             ],
             self._config.ignore_path_parameters,
         )
@@ -123,9 +128,16 @@ class _Builder:
 
         return require_tls
 
-    def _choice(self, vhost: VirtualHost, route: Route) -> Choice:
+    def _choice(self, vhost: VirtualHost, route: Route, path: str) -> Choice:
         """What a matching request gets: one plan, or a split between several."""
-        action = route.action
+        try:
+            return self._choice_of(vhost, route, route.action)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(path, str(error)) from error
+
+    def _choice_of(self, vhost: VirtualHost, route: Route, action: Action) -> Choice:
         if isinstance(action, Forward) and action.weighted:
             plans = [self._forward(vhost, route, action, weight) for weight in action.weighted]
             weights = [weight.weight for weight in action.weighted]

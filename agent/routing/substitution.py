@@ -10,13 +10,14 @@ from collections.abc import Callable
 import re2
 
 from agent.table.route import Substitution
+from agent.table.substitution import replacement_pieces
 
 _QUIET = re2.Options()
 _QUIET.log_errors = False
 
 
 def compile_substitution(substitution: Substitution) -> Callable[[bytes], bytes]:
-    """A function from subject to result. Raises ValueError where the replacement names a group that is not there."""
+    """A function from subject to result. Raises ValueError for a pattern or replacement that RE2 would not take."""
     try:
         pattern = re2.compile(substitution.pattern.encode(), _QUIET)
     except re2.error as error:
@@ -39,29 +40,3 @@ def compile_substitution(substitution: Substitution) -> Callable[[bytes], bytes]
         return b"".join(result)
 
     return replace
-
-
-def replacement_pieces(replacement: str, groups: int) -> tuple[bytes | int, ...]:
-    """Literal bytes and group numbers of an RE2 rewrite string. Raises ValueError for a bad one."""
-    pieces: list[bytes | int] = []
-    literal = bytearray()
-    characters = iter(replacement)
-    for character in characters:
-        if character != "\\":
-            literal += character.encode()
-            continue
-        following = next(characters, "")
-        if following == "\\":
-            literal += b"\\"
-        elif following.isascii() and following.isdigit():
-            if int(following) > groups:
-                raise ValueError(f"the replacement names group {following}, the pattern has {groups}")
-            if literal:
-                pieces.append(bytes(literal))
-                literal.clear()
-            pieces.append(int(following))
-        else:
-            raise ValueError("a backslash in the replacement must be followed by a digit or a backslash")
-    if literal:
-        pieces.append(bytes(literal))
-    return tuple(pieces)

@@ -20,6 +20,7 @@ from agent.table.matchers import (
     compile_pattern,
 )
 from agent.table.route import HeaderChanges, HeaderOption, Substitution
+from agent.table.substitution import replacement_pieces
 from agent.table.tls import DataSource
 
 
@@ -63,7 +64,12 @@ def substitution(reader: Reader | None) -> Substitution | None:
     if reader is None:
         return None
     with reader as r:
-        return Substitution(regex(r.must("pattern")), r.text("substitution"))
+        pattern, replacement = regex(r.must("pattern")), r.text("substitution")
+        try:
+            replacement_pieces(replacement, re2.compile(pattern.encode()).groups)
+        except ValueError as error:
+            r.fail("substitution", str(error))
+        return Substitution(pattern, replacement)
 
 
 def header_match(reader: Reader) -> HeaderMatch:

@@ -112,13 +112,17 @@ class Reader:
 
     def seconds(self, name: str, default: float = 0.0) -> float:
         """A Duration in seconds."""
-        value = self.take(name)
-        return default if value is None else seconds(value)
+        value = self.optional_seconds(name)
+        return default if value is None else value
 
     def optional_seconds(self, name: str) -> float | None:
         """A Duration in seconds, None where it is not set."""
         value = self.take(name)
-        return None if value is None else seconds(value)
+        if value is None:
+            return None
+        if value.seconds < 0 or value.nanos < 0:
+            self.fail(name, "a duration must not be negative")
+        return seconds(value)
 
     def choice(self, name: str, names: Mapping[str, str]) -> str:
         """An enum field: `names` maps its supported value names to ours; the others are refused."""

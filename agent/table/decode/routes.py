@@ -68,11 +68,7 @@ def _check_bodies(reader: Reader, config: RouteConfiguration) -> None:
 
 def _check_domains(reader: Reader, config: RouteConfiguration) -> None:
     seen: set[str] = set()
-    names: set[str] = set()
     for number, host in enumerate(config.virtual_hosts):
-        if host.name in names:
-            reader.fail(f"virtual_hosts[{number}].name", f"duplicate virtual host {host.name}")
-        names.add(host.name)
         for position, domain in enumerate(host.domains):
             if domain.lower() in seen:
                 reader.fail(

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from agent.filters.step import NO_STEPS
+from agent.routing.compile import compile_routes
 from agent.table.bootstrap import Bootstrap, load
 from agent.table.errors import ConfigError
 from agent.table.listener import HttpManager, TcpProxy
@@ -269,3 +271,21 @@ def test_a_static_runtime_layer_sets_shares_and_unknown_keys_are_refused() -> No
     assert not isinstance(http.route, str)
     fraction = http.route.virtual_hosts[0].routes[0].match.fraction
     assert fraction is not None and (fraction.numerator, fraction.denominator) == (25, 100)
+
+
+@pytest.mark.parametrize("value", ["%NOPE%", "50%", "%REQ(x%"])
+def test_an_operator_that_nobody_knows_is_refused_with_its_route(value: str) -> None:
+    option = {"header": {"key": "x", "value": value}}
+    http = manager(load(changed(f"{_ROUTE}.request_headers_to_add", [option])))
+    assert not isinstance(http.route, str)
+    with pytest.raises(ConfigError) as caught:
+        compile_routes(http.route, lambda scope: NO_STEPS)
+    assert caught.value.path == "route_config[local].virtual_hosts[0].routes[0]"
+
+
+def test_a_replacement_without_its_group_and_a_negative_time_are_refused() -> None:
+    rewrite = {"pattern": {"regex": "a"}, "substitution": "\\3"}
+    with pytest.raises(ConfigError, match="group 3"):
+        load(changed(f"{_ROUTE}.route.regex_rewrite", rewrite))
+    with pytest.raises(ConfigError, match="must not be negative"):
+        load(changed(f"{_ROUTE}.route.timeout", "-1s"))
