@@ -81,7 +81,7 @@ def _verdict(port: int, stream: bytes, patience: float) -> str:
 
 
 @pytest.mark.envoy
-@pytest.mark.parametrize(("stream", "name"), _streams())
+@pytest.mark.parametrize(("stream", "name"), list(_streams()))
 def test_the_verdict_is_envoys(stream: bytes, name: str, proxies: dict[str, Proxy]) -> None:
     patience = 0.3
     theirs = _verdict(proxies["envoy"].ports["main"], stream, patience)
