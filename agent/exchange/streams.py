@@ -14,7 +14,6 @@ from agent.http.request import ConnectionInfo, PeerIdentity, ResponseHead
 from agent.upstream.pool import PooledConnection
 
 if TYPE_CHECKING:
-    from agent.exchange.exchange import Exchange
     from agent.exchange.setting import Timer
 
 

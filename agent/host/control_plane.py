@@ -25,7 +25,7 @@ T = TypeVar("T")
 CONNECTION_ERRORS = (OSError, ssl.SSLError, TlsError, trio.BrokenResourceError, trio.TooSlowError)
 
 
-class Unreachable(Exception):  # noqa: N818 (a state of the world, as trio's Cancelled)
+class Unreachable(Exception):
     """None of the addresses gave a verified connection; one reason an address."""
 
 

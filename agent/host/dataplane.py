@@ -28,7 +28,7 @@ Bodies = Mapping[str, Mapping[str, bytes]]
 """Type URL, name, serialised google.protobuf.Any."""
 
 
-class Refused(Exception):  # noqa: N818 (an answer, not a fault)
+class Refused(Exception):
     """A worker cannot use the configuration; the former one is in force again."""
 
 

@@ -27,7 +27,7 @@ class CommandError(Exception):
     """The agent could not do what it was asked; the text is for the person who asked."""
 
 
-class NotRunning(Exception):  # noqa: N818 (a state)
+class NotRunning(Exception):
     """No agent listens on the socket."""
 
 

@@ -13,7 +13,7 @@ import trio
 from agent.host.config import AgentConfig
 
 
-class PortTaken(Exception):  # noqa: N818 (a state)
+class PortTaken(Exception):
     """A port of the agent is used by somebody else."""
 
 

@@ -36,7 +36,7 @@ class RunAs:
     gid: int
 
 
-class WorkerGone(Exception):  # noqa: N818 (processes end)
+class WorkerGone(Exception):
     """The worker ended before it answered."""
 
 

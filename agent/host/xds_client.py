@@ -31,7 +31,7 @@ _LEAVING = "leaving"
 _GOODBYE_SECONDS = 2.0
 
 
-class Rejected(Exception):  # noqa: N818 (an answer, not a fault)
+class Rejected(Exception):
     """A configuration cannot be used; the reason goes to istiod."""
 
 

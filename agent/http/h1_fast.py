@@ -130,7 +130,7 @@ class FastServerCodec:
                         event.http_version != b"1.1",
                         self._limits,
                         0,
-                    )  # fmt: skip
+                    )
                 )
             elif kind is _Data:
                 sink.request_data(event.data)

@@ -1,4 +1,6 @@
-"""What happens to every request's headers before filters and routes see them (Envoy ConnectionManagerUtility::mutateRequestHeaders).
+"""What happens to every request's headers before filters and routes see them.
+
+Source: Envoy ConnectionManagerUtility::mutateRequestHeaders.
 
 Rule: nothing that a client sends may pass for something that a proxy says: hop-by-hop fields go, `x-forwarded-*`,
 `x-envoy-*` and XFCC are kept, made or dropped by what is known of the connection. Made once from a connection manager's
@@ -224,7 +226,8 @@ def client_certificate_element(manager: HttpManager, connection: ConnectionInfo)
     if "chain" in details:
         parts.append(f'Chain="{quote(peer.chain_pem, safe="")}"')
     if "subject" in details:
-        parts.append('Subject="%s"' % peer.subject.replace("\\", "\\\\").replace('"', '\\"'))
+        subject = peer.subject.replace("\\", "\\\\").replace('"', '\\"')
+        parts.append(f'Subject="{subject}"')
     if "uri" in details:
         parts.extend(f"URI={uri}" for uri in peer.uri_sans or ("",))
     if "dns" in details:

@@ -315,7 +315,7 @@ NOBODY = _Nobody()
 def original_destination(sock: socket.socket) -> tuple[str, int] | None:
     """Where a redirected connection was going (netfilter), None if it was not redirected."""
     try:
-        if sock.family == socket.AF_INET6 and not _address(sock.getpeername())[0].count(".") == 3:
+        if sock.family == socket.AF_INET6 and _address(sock.getpeername())[0].count(".") != 3:
             raw = sock.getsockopt(socket.IPPROTO_IPV6, _ORIGINAL_DST, 28)
             port = struct.unpack_from("!H", raw, 2)[0]
             return socket.inet_ntop(socket.AF_INET6, raw[8:24]), port

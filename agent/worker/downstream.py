@@ -37,7 +37,8 @@ class H1Downstream:
 
     __slots__ = (
         "_again", "_discarding", "_framing", "_hold_body", "_hold_next", "_in_codec", "_max_age", "_polite", "_tunnel",
-        "_upgrading", "_winding_down", "certificate_element", "closing", "codec", "connection", "exchange", "old", "request_done", "requests", "setting",
+        "_upgrading", "_winding_down", "certificate_element", "closing", "codec", "connection", "exchange",
+        "old", "request_done", "requests", "setting",
         "station", "timer", "transport",
     )  # fmt: skip
 

@@ -160,7 +160,8 @@ class Space:
         routes = route_configuration(terminal, table)
         setting = Setting(
             terminal, listener, self._router(terminal, routes), self.clusters,
-            intake=compile_intake(terminal, host_address()), normalise=compile_normaliser(terminal), outgoing=compile_outgoing(terminal),
+            intake=compile_intake(terminal, host_address()), normalise=compile_normaliser(terminal),
+            outgoing=compile_outgoing(terminal),
             rewrite=compile_rewrite(terminal.local_reply), logs=logs, record=services.recorder.record,
             stats=services.recorder.http(terminal.stat_prefix), slots=services.recorder.slots, clock=services.reactor,
             random=services.random,

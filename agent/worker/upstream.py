@@ -23,7 +23,8 @@ class H1Upstream:
     """See the module. Invariant: `exchange` is set from `begin` until its response is over."""
 
     __slots__ = (
-        "_answered", "_framing", "_keep_alive", "_max_age", "_proper_case", "_request_done", "_trailers", "_tunnel", "_upgrade", "closed",
+        "_answered", "_framing", "_keep_alive", "_max_age", "_proper_case", "_request_done", "_trailers", "_tunnel",
+        "_upgrade", "closed",
         "codec", "connected_at", "exchange", "local_address", "peer", "pool", "requests", "reused", "timer", "transport",
     )  # fmt: skip
 

@@ -55,7 +55,7 @@ class Worker:
     async def run(self, task_status: trio.TaskStatus[Worker] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
         draw = random.SystemRandom().getrandbits(64)
-        bits = random.Random(draw).getrandbits
+        bits = random.Random(draw).getrandbits  # noqa: S311 (splits and request ids, no secrets)
         async with trio.open_nursery() as nursery:
             self._resolver = Resolver(self.reactor, nursery)
             self._services = Services(
@@ -107,7 +107,7 @@ class Worker:
         """Accept no more, let requests finish for so long at most, then end `run`."""
         self.reactor.call(self._drain_spaces)
         with trio.move_on_after(seconds):
-            while any(space.connections() for space in self.spaces.values()):
+            while any(space.connections() for space in self.spaces.values()):  # noqa: ASYNC110 (the reactor has no events)
                 await trio.sleep(0.05)
         self.drained.set()
         self.reactor.stop()

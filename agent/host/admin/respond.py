@@ -37,7 +37,7 @@ Query = dict[str, str]
 Handler = Callable[[Query], Awaitable[Page]]
 
 
-class _BadRequest(Exception):  # noqa: N818 (an answer, not a fault)
+class _BadRequest(Exception):
     """What is wrong with the parameters."""
 
 

@@ -26,10 +26,11 @@ class RingHash:
         total = sum(host.weight for host in hosts)
         lightest = min(host.weight for host in hosts) / total
         scale = min(-(-lightest * minimum // 1) / lightest, float(maximum))
-        points: list[tuple[int, Host]] = []
-        for host in hosts:
-            for number in range(max(1, round(scale * host.weight / total))):
-                points.append((_hash(f"{host.name}_{number}"), host))
+        points: list[tuple[int, Host]] = [
+            (_hash(f"{host.name}_{number}"), host)
+            for host in hosts
+            for number in range(max(1, round(scale * host.weight / total)))
+        ]
         points.sort(key=lambda point: point[0])
         self._points = [point for point, _ in points]
         self._hosts = [host for _, host in points]
