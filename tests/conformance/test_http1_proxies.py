@@ -11,6 +11,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +81,21 @@ def _verdict(port: int, stream: bytes, patience: float) -> str:
             return "closed"
 
 
+def _verdicts(proxies: dict[str, Proxy], stream: bytes, patience: float) -> tuple[str, str]:
+    with ThreadPoolExecutor(2) as pool:
+        theirs, ours = (
+            pool.submit(_verdict, proxies[kind].ports["main"], stream, patience) for kind in ("envoy", "ours")
+        )
+        return theirs.result(), ours.result()
+
+
 @pytest.mark.envoy
 @pytest.mark.parametrize(("stream", "name"), list(_streams()))
 def test_the_verdict_is_envoys(stream: bytes, name: str, proxies: dict[str, Proxy]) -> None:
-    patience = 0.3
-    theirs = _verdict(proxies["envoy"].ports["main"], stream, patience)
-    ours = _verdict(proxies["ours"].ports["main"], stream, patience)
+    theirs, ours = _verdicts(proxies, stream, 0.25)
     if ours != theirs and "waiting" in (ours, theirs):
         # One of the two may only have been slow: silence counts when it lasts.
-        theirs, ours = (_verdict(proxies[kind].ports["main"], stream, 3.0) for kind in ("envoy", "ours"))
+        theirs, ours = _verdicts(proxies, stream, 3.0)
     assert proxies["ours"].running, proxies["ours"].log.read_text()[-3000:]
     if name in EXPLAINED:
         assert ours != theirs, "no longer different: take it out of explained.yaml"

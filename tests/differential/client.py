@@ -170,7 +170,7 @@ class _Reader:
         if self.eof:
             return "closed"
         try:
-            self.more(0.35)
+            self.more(0.2)
         except ConnectionResetError:
             return "reset"
         return "closed" if self.eof else "open"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.differential.client import Answer, Conversation, build, converse
 from tests.differential.proxies import Proxy, free_port
 
 HERE = Path(__file__).parent
+KINDS = ("envoy", "ours")
 FILES = sorted((HERE / "cases").glob("*.yaml"))
 WANTED: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "wanted_differences.yaml").read_text()) or {}
 
@@ -38,12 +40,13 @@ class Stand:
 
     def __init__(self, path: Path, folder: Path) -> None:
         spec = yaml.safe_load(path.read_text())
-        self.backends = {name: Backend(name) for name in spec.get("backends", ["a", "b"])}
-        fixed = {name: str(backend.port) for name, backend in self.backends.items()} | {
-            "dead": str(free_port())
-        }
+        backends = spec.get("backends", ["a", "b"])
+        # Backends of its own for each proxy: nothing is mistaken for the other's, and both can be asked at once.
+        self.backends = {kind: {name: Backend(name) for name in backends} for kind in KINDS}
+        self.dead = free_port()
         text, names = template(spec)
-        self.proxies = {kind: Proxy(kind, text, names, fixed, folder) for kind in ("envoy", "ours")}
+        self.proxies = {kind: Proxy(kind, text, names, self._fixed(kind), folder) for kind in KINDS}
+        self.pool = ThreadPoolExecutor(len(KINDS))
         try:
             for proxy in self.proxies.values():
                 proxy.wait()
@@ -54,8 +57,25 @@ class Stand:
     def close(self) -> None:
         for proxy in self.proxies.values():
             proxy.close()
-        for backend in self.backends.values():
-            backend.close()
+        for backends in self.backends.values():
+            for backend in backends.values():
+                backend.close()
+        self.pool.shutdown()
+
+    def _fixed(self, kind: str) -> dict[str, str]:
+        return {name: str(backend.port) for name, backend in self.backends[kind].items()} | {
+            "dead": str(self.dead)
+        }
+
+    def ports(self, kind: str) -> dict[str, int]:
+        """Every port that may be seen in an answer, by name."""
+        backends = {name: backend.port for name, backend in self.backends[kind].items()}
+        return {**backends, "dead": self.dead, **self.proxies[kind].ports}
+
+    def run(self, call: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What Envoy's and what our client and backends saw, both asked at once."""
+        theirs, ours = (self.pool.submit(_run, self, kind, call) for kind in KINDS)
+        return theirs.result(), ours.result()
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +154,8 @@ def _seen_request(request: Received, ports: dict[str, int], ignore: set[str]) ->
 
 def _run(stand: Stand, kind: str, call: dict[str, Any]) -> dict[str, Any]:
     proxy = stand.proxies[kind]
-    for backend in stand.backends.values():
+    backends, ports = stand.backends[kind].values(), stand.ports(kind)
+    for backend in backends:
         backend.reset()
     payloads, expected, heads = _payloads(call)
     listener = call.get("listener") or next(iter(proxy.ports))
@@ -143,11 +164,11 @@ def _run(stand: Stand, kind: str, call: dict[str, Any]) -> dict[str, Any]:
         timeout=float(call.get("timeout", 8)),
     )  # fmt: skip
     ignore = {name.lower() for name in call.get("ignore", [])}
-    received = [request for backend in stand.backends.values() for request in backend.received]
+    received = [request for backend in backends for request in backend.received]
     seen: dict[str, Any] = {
-        "answers": [_seen_answer(answer, proxy.ports, ignore) for answer in conversation.answers],
+        "answers": [_seen_answer(answer, ports, ignore) for answer in conversation.answers],
         "ending": conversation.ending,
-        "received": [_seen_request(request, proxy.ports, ignore) for request in received],
+        "received": [_seen_request(request, ports, ignore) for request in received],
     }
     assert proxy.running, f"{kind} died:\n{proxy.log.read_text()[-3000:]}"
     if call.get("compare") == "distribution":
@@ -166,8 +187,7 @@ def test_ours_behaves_as_envoy(
     path: Path, call: dict[str, Any], stands: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     stand = _stand(stands, path, tmp_path_factory)
-    theirs = _run(stand, "envoy", call)
-    ours = _run(stand, "ours", call)
+    theirs, ours = stand.run(call)
     expect = call.get("expect", {})
     if "status" in expect and "answers" in theirs:
         assert [a["status"] for a in theirs["answers"]][-1:] == [expect["status"]], (
