@@ -53,7 +53,7 @@ class Exchange(Attempts):
         outcome.request = ctx
         outcome.flags = ctx.flags
         outcome.request_headers_bytes = head.size
-        self._describe(now, ctx.received_at, "HTTP/1.0" if head.old else "HTTP/1.1")
+        self.describe(now, ctx.received_at, "HTTP/1.0" if head.old else "HTTP/1.1")
         slots, stats = setting.slots, setting.stats
         slots[stats.downstream_rq_total] += 1
         slots[stats.downstream_rq_active] += 1
@@ -434,7 +434,7 @@ class Exchange(Attempts):
         ctx = self.ctx = RequestContext(b"", b"", b"", Headers(), self.client.connection)
         outcome.flags = ctx.flags
         now = setting.clock.now
-        self._describe(now, setting.clock.wall(), "")
+        self.describe(now, setting.clock.wall(), "")
         setting.slots[setting.stats.downstream_rq_active] += 1
         outcome.flags.extend(reply.flags)
         ctx.details = reply.details
@@ -465,15 +465,6 @@ class Exchange(Attempts):
         self.client.closing = True
         self.client.abort()
         self.finish()
-
-    def _describe(self, now: float, wall: float, protocol: str) -> None:
-        outcome, setting = self.outcome, self.setting
-        outcome.connection = self.client.connection
-        outcome.listener = setting.listener
-        outcome.stat_prefix = setting.manager.stat_prefix
-        outcome.protocol = protocol
-        outcome.started_at = now
-        outcome.received_at = wall
 
     def finish(self) -> None:
         """The one exit: release, record, log."""

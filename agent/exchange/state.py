@@ -131,3 +131,13 @@ class ExchangeState:
             self.cut_off(reply)
         else:
             self.answer(reply)
+
+    def describe(self, now: float, wall: float, protocol: str) -> None:
+        """Tell the outcome where and when the request began; `now` is monotonic."""
+        outcome, setting = self.outcome, self.setting
+        outcome.connection = self.client.connection
+        outcome.listener = setting.listener
+        outcome.stat_prefix = setting.manager.stat_prefix
+        outcome.protocol = protocol
+        outcome.started_at = now
+        outcome.received_at = wall
