@@ -16,6 +16,7 @@ from agent.http.request import ConnectionInfo
 from agent.table.listener import FilterChain
 from agent.table.route import RouteConfiguration
 from agent.worker.downstream import H1Downstream
+from agent.worker.refusal import Refusal
 from agent.worker.tls_contexts import ServerTls
 from agent.worker.transport import PlainTransport
 
@@ -54,7 +55,7 @@ class HttpStation:
     def open(self, transport: PlainTransport, connection: ConnectionInfo) -> None:
         """A connection has arrived, with TLS behind it if there is any."""
         if self.gate is not None and self.gate.enter(connection) is not None:
-            transport.close()
+            Refusal(transport)
             return
         element = client_certificate_element(self.setting.manager, connection)
         downstream = H1Downstream(self, connection, element, transport)

@@ -21,6 +21,7 @@ from agent.upstream import reset
 from agent.upstream.cluster import ClusterRuntime
 from agent.upstream.host import Host
 from agent.worker.connect import Dialer
+from agent.worker.refusal import Refusal
 from agent.worker.tls_contexts import ServerTls
 from agent.worker.transport import PlainTransport
 
@@ -56,7 +57,7 @@ class TcpStation:
     def open(self, transport: PlainTransport, connection: ConnectionInfo) -> None:
         """A connection has arrived."""
         if self.gate is not None and self.gate.enter(connection) is not None:
-            transport.close()
+            Refusal(transport)
             return
         tcp = TcpConnection(self, transport, connection)
         self.connections.add(tcp)

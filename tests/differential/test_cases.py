@@ -178,6 +178,8 @@ def _run(stand: Stand, kind: str, call: dict[str, Any]) -> dict[str, Any]:
         }  # fmt: skip
     if call.get("compare") == "ending":
         return {"statuses": [a["status"] for a in seen["answers"]], "ending": seen["ending"]}
+    if call.get("compare") == "last":
+        return {"status": seen["answers"][-1]["status"]}
     if call.get("compare") == "status":
         return {"statuses": [a["status"] for a in seen["answers"]], "received": len(seen["received"])}
     return seen
