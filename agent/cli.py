@@ -69,12 +69,14 @@ def run(config: ConfigOption = DEFAULT_PATH) -> None:
 
         await AgentService(parsed).run()
 
+    reasons: list[str] = []
     try:
         trio.run(serve, strict_exception_groups=True)
-    except* (AgentConfigError, PortTaken, CommandError, OSError) as group:
-        _fail(*(str(error) for error in _leaves(group)))
-    except* SystemExit as group:
-        _fail(*(str(error) for error in _leaves(group)))
+    except* (AgentConfigError, PortTaken, CommandError, OSError, SystemExit) as group:
+        reasons = [str(error) for error in _leaves(group)]
+    # Outside of except*, which would wrap the exit in a group.
+    if reasons:
+        _fail(*reasons)
 
 
 @app.command()

@@ -1,6 +1,7 @@
-"""Which HTTP/1.1 codec runs: h11r, or the reference on h11 where HOSTMESH_H1_CODEC asks for it.
+"""Which HTTP/1.1 codec runs: h11r, behind the interface of h1_message.
 
-Rule: chosen once per process; both give the same verdicts (tests run every case on both).
+Rule: chosen once per process; whoever reads or writes HTTP/1.1 takes its codec from here and knows only the interface.
+Not for: what a codec accepts beyond its parser (h1_message).
 """
 
 from __future__ import annotations
