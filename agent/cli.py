@@ -212,10 +212,13 @@ def _run(action: Callable[[], Awaitable[Any]]) -> Any:
         nonlocal result
         result = await action()
 
+    reasons: list[str] = []
     try:
         trio.run(call)
     except* (CommandError, NotRunning, CaptureError, AgentConfigError) as group:
-        _fail(*(str(error) for error in _leaves(group)))
+        reasons = [str(error) for error in _leaves(group)]
+    if reasons:
+        _fail(*reasons)
     return result
 
 

@@ -39,10 +39,14 @@ def run(config: Path, workers: int = 1, admin: Admin | None = None) -> None:
         return
     if workers > 1 and worker != 0:
         admin = None
+    reasons: list[str] = []
     try:
         trio.run(_serve, bootstrap, admin, strict_exception_groups=True)
     except* (TlsError, OSError, ValueError) as group:
-        refuse("; ".join(str(error) for error in _leaves(group)))
+        reasons = [str(error) for error in _leaves(group)]
+    # Outside of except*, which would wrap the exit in a group.
+    if reasons:
+        refuse("; ".join(reasons))
 
 
 def refuse(reason: str) -> None:
