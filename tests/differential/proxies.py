@@ -17,11 +17,17 @@ BIN = Path(sys.executable).parent
 _base_ids = itertools.count(os.getpid() % 20000 * 10)
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """A TCP port that was free a moment ago and that this process has not been given before."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port: int = server.getsockname()[1]
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 class Proxy:
