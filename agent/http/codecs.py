@@ -1,15 +1,24 @@
-"""Which HTTP/1.1 codec runs: h11r, behind the interface of h1_message.
+"""Which HTTP/1.1 codec runs: h11r, or the reference on h11 where HOSTMESH_H1_CODEC says `reference`.
 
-Rule: chosen once per process; whoever reads or writes HTTP/1.1 takes its codec from here and knows only the interface.
-Not for: what a codec accepts beyond its parser (h1_message).
+Rule: chosen once per process; both give the same verdicts (tests run every case on both).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from agent.http.h1_fast import FastClientCodec, FastServerCodec
 from agent.http.h1_message import ClientCodec, Limits, RequestSink, ResponseSink, ServerCodec
+from agent.http.h1_reference import ReferenceClientCodec, ReferenceServerCodec
 
-SERVER_CODEC: Callable[[RequestSink, Limits], ServerCodec] = FastServerCodec
-CLIENT_CODEC: Callable[[ResponseSink, Limits], ClientCodec] = FastClientCodec
+MakeServer = Callable[[RequestSink, Limits], ServerCodec]
+MakeClient = Callable[[ResponseSink, Limits], ClientCodec]
+
+CODECS: dict[str, tuple[MakeServer, MakeClient]] = {
+    "fast": (FastServerCodec, FastClientCodec),
+    "reference": (ReferenceServerCodec, ReferenceClientCodec),
+}
+"""By name: what reads requests, what reads responses."""
+
+SERVER_CODEC, CLIENT_CODEC = CODECS[os.environ.get("HOSTMESH_H1_CODEC", "fast")]
