@@ -92,7 +92,7 @@ class H1Downstream:
             return
         if self._discarding:
             return
-        if exchange is not None and self.request_done:
+        if exchange is not None and (self.request_done or self._upgrading):
             self._hold_next = True
             self.transport.pause()
         self._in_codec = True
@@ -226,6 +226,9 @@ class H1Downstream:
             self.exchange.outcome.response_headers_bytes = len(data)
         self.transport.write(data)
         if tunnel:
+            self._hold_next = False
+            if not self._hold_body:
+                self.transport.resume()
             early = self.codec.leftovers()
             if early and self.exchange is not None:
                 self.exchange.request_data(early)

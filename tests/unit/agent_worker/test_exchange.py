@@ -196,9 +196,11 @@ def test_nothing_follows_an_upgrade_before_the_upstream_agrees(stage: Stage) -> 
     client = stage.client()
     client.owner.received(UPGRADE + b"early")
     client.owner.received(b" bird")
+    assert client.paused  # what is sent before the answer waits outside, however much it is
     upstream = stage.dials.accept()
     assert upstream.take().endswith(b"\r\n\r\n")
     upstream.owner.received(SWITCHED + b"hello")
+    assert not client.paused
     assert upstream.take() == b"early bird"
     assert client.take().endswith(b"\r\n\r\nhello")
     client.owner.received(b"up")
