@@ -263,7 +263,9 @@ def _verdict(story: list[Any]) -> str:
 def test_both_codecs_judge_what_others_wrote_alike(data: bytes) -> None:
     verdicts = {name: _verdict(Requests(name, Limits()).feed([data])) for name in NAMES}
     told = set(verdicts.values())
-    if "waiting" in told:  # one refuses at the byte that nothing can mend, the other when the head is complete
+    if (
+        "waiting" in told
+    ):  # one refuses at the byte that nothing can mend, the other when the head is complete
         told = {verdict for verdict in told if not verdict.startswith("refused")}
     assert len(told) == 1, verdicts
 
