@@ -86,10 +86,9 @@ class Attempts(ExchangeState):
         if self.try_timeout and self.request_ended:
             self.try_at = now + self.try_timeout
             self.arm()
-        headers = ctx.headers if self.retry is None else ctx.headers.duplicate()
         body = self.body
         ended = self.request_ended and not body and self.trailers is None
-        connection.begin(self, ctx.method, ctx.path, ctx.authority, headers, ended, ctx.upgrade)
+        connection.begin(self, ctx.method, ctx.path, ctx.authority, ctx.headers, ended, ctx.upgrade)
         if ctx.upgrade:
             return
         for data in body:

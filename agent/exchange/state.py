@@ -98,7 +98,12 @@ class ExchangeState:
 
     def arm(self) -> None:
         """One timer for all deadlines; it may fire early and is armed again."""
-        self.client.timer.set(min(self.idle_at, self.total_at, self.try_at, self.max_at, self.resume_at))
+        first = self.idle_at
+        first = min(first, self.total_at)
+        first = min(first, self.try_at)
+        first = min(first, self.max_at)
+        first = min(first, self.resume_at)
+        self.client.timer.set(first)
 
     def timer_fired(self) -> None:
         """Some deadline may have passed."""

@@ -75,4 +75,14 @@ def tell_timeout(headers: Headers, total: float, each: float) -> None:
     """How long the upstream may expect us to wait (Envoy FilterUtility::setTimeoutHeaders)."""
     expected = each or total
     if expected > 0:
-        headers[b"x-envoy-expected-rq-timeout-ms"] = b"%d" % round(expected * 1000)
+        told = _told.get(expected)
+        if told is None:
+            told = b"%d" % round(expected * 1000)
+            if len(_told) < _REMEMBERED:
+                _told[expected] = told
+        headers[b"x-envoy-expected-rq-timeout-ms"] = told
+
+
+_REMEMBERED = 256
+_told: dict[float, bytes] = {}
+"""Timeouts as they are told: few, but for what is left in a retry."""

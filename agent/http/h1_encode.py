@@ -65,23 +65,21 @@ def tunnel_head(status: int, headers: Headers) -> bytes:
 def request_head(
     method: bytes, path: bytes, authority: bytes, headers: Headers, ended: bool, proper_case: bool = False
 ) -> tuple[bytes, int]:
-    """The bytes of a request head, and the framing of its body."""
+    """The bytes of a request head, and the framing of its body. `headers` stays as it is, for another attempt."""
     framing = FIXED
+    added = b""
     if b"content-length" not in headers:
         if not ended:
-            headers[b"transfer-encoding"] = b"chunked"
+            added = b"Transfer-Encoding: chunked\r\n" if proper_case else b"transfer-encoding: chunked\r\n"
             framing = CHUNKS
         elif method not in _BODILESS:
-            headers[b"content-length"] = b"0"
-    if proper_case:
-        return b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (method, path, authority) + _fields(headers, True), framing
-    if headers:
-        return (
-            b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method, path, authority)
-            + b"\r\n".join(map(_COLON, headers.fields()))
-            + b"\r\n\r\n"
-        ), framing
-    return b"%b %b HTTP/1.1\r\nhost: %b\r\n\r\n" % (method, path, authority), framing
+            added = b"Content-Length: 0\r\n" if proper_case else b"content-length: 0\r\n"
+    host = b"Host" if proper_case else b"host"
+    line = b"%b %b HTTP/1.1\r\n%b: %b\r\n" % (method, path, host, authority)
+    if added:
+        fields = _fields(headers, proper_case)
+        return (line + fields[:-2] + added + b"\r\n" if headers else line + added + b"\r\n"), framing
+    return line + _fields(headers, proper_case), framing
 
 
 def chunk(data: bytes) -> bytes:

@@ -32,6 +32,7 @@ _Data = h11r.Data
 _End = h11r.EndOfMessage
 _Response = h11r.Response
 _Informational = h11r.InformationalResponse
+_DONE = h11r.State.DONE
 _HOST = ((b"host", b"-"),)
 _MARK = b"host: " + NO_HOST + b"\r\n"
 _LENGTH_FIELD = re.compile(rb"(?i)(?<=\n)content-length:[^\n]*\n")
@@ -59,7 +60,12 @@ class FastServerCodec:
         """See ServerCodec."""
         if self._between:
             self._first = self._first + data if self._first else data
-        self._read(data)
+        parser = self._parser
+        try:
+            parser.receive_data(data)
+            self._advance(parser)
+        except h11r.RemoteProtocolError as error:
+            self._trouble(error)
 
     def end_of_input(self) -> bool:
         """See ServerCodec."""
@@ -67,25 +73,23 @@ class FastServerCodec:
 
     def next_request(self) -> None:
         """See ServerCodec."""
-        rest, _ = self._parser.trailing_data
+        parser = self._parser
+        rest = parser.trailing_data[0] if parser.buffered_nbytes else b""
         self._parser = self._new()
         self._between = True
-        self._first = rest
+        self._first = b""
         if rest:
-            self._read(rest)
+            self.receive(rest)
 
-    def _read(self, data: bytes) -> None:
-        try:
-            self._parser.receive_data(data)
-            self._advance()
-        except h11r.RemoteProtocolError as error:
-            text = str(error)
-            if self._between and "Host field" in text:
-                self._read_without_host(error)
-            elif self._between and self._limits.chunked_length and "cannot be combined" in text:
-                self._read_again(_LENGTH_FIELD.sub(b"", self._first))
-            else:
-                raise self._violation(error) from None
+    def _trouble(self, error: h11r.RemoteProtocolError) -> None:
+        """The parser refuses: what it is too strict about is read in another way, the rest is a violation."""
+        text = str(error)
+        if self._between and "Host field" in text:
+            self._read_without_host(error)
+        elif self._between and self._limits.chunked_length and "cannot be combined" in text:
+            self._read_again(_LENGTH_FIELD.sub(b"", self._first))
+        else:
+            raise self._violation(error) from None
 
     def _read_without_host(self, error: h11r.RemoteProtocolError) -> None:
         """A request that h11r refuses for its Host field. Where there is none, Envoy logs the request and answers it, or
@@ -98,11 +102,11 @@ class FastServerCodec:
 
     def _read_again(self, data: bytes) -> None:
         """Read a head that was changed so that the parser takes it."""
-        self._parser = self._new()
+        parser = self._parser = self._new()
         self._first = b""
         try:
-            self._parser.receive_data(data)
-            self._advance()
+            parser.receive_data(data)
+            self._advance(parser)
         except h11r.RemoteProtocolError as error:
             raise self._violation(error) from None
 
@@ -110,15 +114,15 @@ class FastServerCodec:
         """See ServerCodec."""
         return self._parser.trailing_data[0]
 
-    def _advance(self) -> None:
-        parser = self._parser
+    def _advance(self, parser: h11r.Connection) -> None:
         sink = self._sink
         while True:
             event: Any = parser.next_event()
             kind = type(event)
             if kind is _Request:
                 fields = event.headers
-                if len(fields) > self._limits.max_headers:
+                limits = self._limits
+                if len(fields) > limits.max_headers:
                     raise too_many("too_many_headers")
                 self._between = False
                 self._first = b""
@@ -128,7 +132,7 @@ class FastServerCodec:
                         event.target,
                         Headers.of_wire(fields),
                         event.http_version != b"1.1",
-                        self._limits,
+                        limits,
                         0,
                     )
                 )
@@ -139,8 +143,6 @@ class FastServerCodec:
                 sink.request_end(Headers.of_wire(trailers) if trailers and self._limits.trailers else None)
                 return
             else:
-                return
-            if parser is not self._parser:
                 return
 
     def _violation(self, error: h11r.RemoteProtocolError) -> H1Violation:
@@ -164,7 +166,7 @@ class FastServerCodec:
 class FastClientCodec:
     """Reads responses. Invariant: between messages no parser is held, so bytes that come then are garbage."""
 
-    __slots__ = ("_limits", "_method", "_parser", "_rest", "_sink")
+    __slots__ = ("_limits", "_method", "_parser", "_rest", "_sink", "_used")
 
     def __init__(self, sink: ResponseSink, limits: Limits) -> None:
         self._sink = sink
@@ -172,13 +174,20 @@ class FastClientCodec:
         self._parser: h11r.Connection | None = None
         self._method = b""
         self._rest = b""
+        self._used: h11r.Connection | None = None
+        """A parser that has read a whole response and can read the next one."""
 
     def expect(self, method: bytes, upgrade: bytes) -> None:
         """See ClientCodec."""
         self._method = method
-        parser = self._parser = h11r.Connection(
-            _CLIENT, max_head_bytes=self._limits.max_head_bytes, max_header_count=_H11R_HEADERS
-        )
+        parser = self._used
+        if parser is None:
+            parser = h11r.Connection(
+                _CLIENT, max_head_bytes=self._limits.max_head_bytes, max_header_count=_H11R_HEADERS
+            )
+        else:
+            self._used = None
+        self._parser = parser
         if upgrade and upgrade != b"connect":
             parser.send_request(method, b"/", (*_HOST, (b"upgrade", upgrade), (b"connection", b"upgrade")))
         else:
@@ -206,7 +215,8 @@ class FastClientCodec:
         parser, rest = self._parser, self._rest
         if parser is not None:
             rest = parser.trailing_data[0] + rest
-        self._rest = b""
+        if rest:
+            self._rest = b""
         return rest
 
     def _advance(self, parser: h11r.Connection) -> None:
@@ -226,8 +236,12 @@ class FastClientCodec:
             elif kind is _Data:
                 sink.response_data(event.data)
             elif kind is _End:
-                self._rest = parser.trailing_data[0] if parser.buffered_nbytes else b""
                 self._parser = None
+                if parser.buffered_nbytes:
+                    self._rest = parser.trailing_data[0]
+                elif parser.peer_state is _DONE and parser.local_state is _DONE:
+                    parser.start_next_cycle()
+                    self._used = parser
                 trailers = event.trailers
                 sink.response_end(Headers.of_wire(trailers) if trailers and self._limits.trailers else None)
                 return

@@ -170,8 +170,28 @@ def judge_request(
         raise H1Violation(400, "http1.codec_error", "unknown method")
     if target[:1] != b"/":
         _judge_target(head, limits)
-    if not _AUTHORITY.match(head.authority):
+    if head.authority not in _good_authorities:
+        _judge_authority(head.authority)
+    if old or not _FRAMING.isdisjoint(headers):
+        _judge_framing(head, headers, old)
+    return head
+
+
+def _judge_authority(authority: bytes) -> None:
+    """Envoy HeaderUtility::authorityIsValid; the good ones are remembered, because few names are asked for often."""
+    if not _AUTHORITY.match(authority):
         raise H1Violation(400, "http.invalid_authority", "invalid host")
+    if len(_good_authorities) < _REMEMBERED and len(authority) < 256:
+        _good_authorities.add(authority)
+
+
+_good_authorities: set[bytes] = set()
+_REMEMBERED = 4096
+_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection", b"expect"))
+
+
+def _judge_framing(head: RequestHead, headers: Headers, old: bool) -> None:
+    """Body length, persistence, expectation, upgrade: what most requests say nothing about."""
     coding = headers.get(b"transfer-encoding")
     length = headers.get(b"content-length")
     if coding is not None:
@@ -192,7 +212,7 @@ def judge_request(
     if old:
         head.old = True
         head.keep_alive = connection is not None and b"keep-alive" in _tokens(headers)
-    elif connection is not None:
+    elif connection is not None and (connection != b"keep-alive" or headers.repeated is not None):
         tokens = _tokens(headers)
         head.keep_alive = b"close" not in tokens
         if b"upgrade" in tokens and b"upgrade" in headers:
@@ -200,7 +220,6 @@ def judge_request(
     if b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and not old:
         head.expects_continue = True
         headers.remove(b"expect")
-    return head
 
 
 def judge_response(status: int, headers: Headers, old: bool, method: bytes) -> InboundResponse:
@@ -233,7 +252,7 @@ def judge_response(status: int, headers: Headers, old: bool, method: bytes) -> I
     if old:
         head.old = True
         head.keep_alive = b"connection" in headers and b"keep-alive" in _tokens(headers)
-    elif b"connection" in headers:
+    elif b"connection" in headers and (headers[b"connection"] != b"keep-alive" or repeated is not None):
         head.keep_alive = b"close" not in _tokens(headers)
     if head.length == UNTIL_CLOSE:
         head.keep_alive = False

@@ -19,9 +19,12 @@ class Headers(dict[bytes, bytes]):
     repeated: list[tuple[bytes, bytes]] | None
 
     def __init__(self, fields: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        fields = tuple(fields)
-        super().__init__(fields)
+        super().__init__()
         self.repeated = None
+        if not fields:
+            return
+        fields = tuple(fields)
+        self.update(fields)
         if len(self) != len(fields):
             self.clear()
             later: list[tuple[bytes, bytes]] = []
@@ -35,11 +38,11 @@ class Headers(dict[bytes, bytes]):
     @classmethod
     def of_wire(cls, fields: Collection[tuple[bytes, bytes]]) -> Headers:
         """The header map of fields as a codec found them: names in any case."""
-        headers = cls.__new__(cls)
-        headers.repeated = None
-        headers.update([(name.lower(), value) for name, value in fields])
+        headers = cls()
+        for name, value in fields:
+            headers[name.lower()] = value
         if len(headers) != len(fields):
-            headers.__init__((name.lower(), value) for name, value in fields)  # type: ignore[misc]
+            return cls([(name.lower(), value) for name, value in fields])
         return headers
 
     def get_all(self, name: bytes) -> list[bytes]:

@@ -23,6 +23,7 @@ from agent.table.listener import HttpManager
 Intake: TypeAlias = Callable[[RequestContext, RequestHead, "bytes | None"], None]
 
 INTERNAL_ONLY = (
+    b"x-envoy-internal",
     b"x-envoy-retriable-status-codes", b"x-envoy-retriable-header-names", b"x-envoy-retry-on", b"x-envoy-retry-grpc-on",
     b"x-envoy-max-retries", b"x-envoy-upstream-alt-stat-name", b"x-envoy-upstream-rq-timeout-ms",
     b"x-envoy-upstream-rq-per-try-timeout-ms", b"x-envoy-upstream-rq-timeout-alt-response",
@@ -64,12 +65,13 @@ def compile_intake(manager: HttpManager, host_address: str = "") -> Intake:
             _drop_nominated(headers, head)
         elif b"upgrade" in headers:
             headers.remove(b"upgrade")
-        headers.pop(b"transfer-encoding", None)
-        for name in _HOP_BY_HOP:
-            if name in headers:
-                headers.remove(name)
-        if b"te" in headers:
-            _keep_trailers(headers)
+        if special := not _SPECIAL.isdisjoint(headers):
+            headers.pop(b"transfer-encoding", None)
+            for name in _HOP_BY_HOP:
+                if name in headers:
+                    headers.remove(name)
+            if b"te" in headers:
+                _keep_trailers(headers)
         proto = headers.get(b"x-forwarded-proto")
         scheme = b"https" if connection.tls else b"http"
         forwarded = headers.joined(b"x-forwarded-for") if b"x-forwarded-for" in headers else None
@@ -106,14 +108,14 @@ def compile_intake(manager: HttpManager, host_address: str = "") -> Intake:
         if internal:
             headers.set(b"x-envoy-internal", b"true")
         else:
-            headers.remove(b"x-envoy-internal")
-            if len(headers) > 2:
+            if special:
                 for name in INTERNAL_ONLY:
                     if name in headers:
                         headers.remove(name)
+                if edge:
+                    for name in EDGE_ONLY:
+                        headers.remove(name)
             if edge:
-                for name in EDGE_ONLY:
-                    headers.remove(name)
                 headers.set(b"x-envoy-external-address", client.encode())
         if user_agent and b"user-agent" not in headers:
             headers[b"user-agent"] = b"envoy"
@@ -131,6 +133,8 @@ def compile_intake(manager: HttpManager, host_address: str = "") -> Intake:
 
 _LOOPBACK = frozenset(("127.0.0.1", "::1"))
 _HOP_BY_HOP = (b"keep-alive", b"proxy-connection")
+_SPECIAL = frozenset((b"transfer-encoding", b"te", *_HOP_BY_HOP, *INTERNAL_ONLY, *EDGE_ONLY))
+"""None of these: nothing to take away."""
 
 
 def make_request_id(random: int) -> bytes:

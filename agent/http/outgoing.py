@@ -25,7 +25,7 @@ def compile_outgoing(manager: HttpManager) -> Outgoing:
 
     def outgoing(ctx: RequestContext, head: ResponseHead, date: bytes) -> None:
         headers = head.headers
-        if not head.local:
+        if not head.local and not _HOP_BY_HOP.isdisjoint(headers):
             drop_hop_by_hop(headers, head.status == 101)
         if via:
             headers.set(b"via", headers[b"via"] + b", " + via if b"via" in headers else via)
@@ -39,6 +39,9 @@ def compile_outgoing(manager: HttpManager) -> Outgoing:
             headers.setdefault(b"server", name)
 
     return outgoing
+
+
+_HOP_BY_HOP = frozenset((b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection"))
 
 
 def drop_hop_by_hop(headers: Headers, upgraded: bool) -> None:

@@ -21,6 +21,8 @@ Choice: TypeAlias = RoutePlan | Chooser
 Entry: TypeAlias = tuple[RouteMatch, PathPredicate | None, RequestPredicate | None, Choice]
 Candidate: TypeAlias = tuple[PathPredicate | None, RequestPredicate | None, RoutePlan | None, Chooser | None]
 
+_QUERY = 0x3F
+_FRAGMENT = 0x23
 INDEX_FROM = 8
 """Fewer routes than this are tried one after the other."""
 
@@ -64,7 +66,7 @@ class RouteOrder:
     def find(self, ctx: RequestContext) -> RoutePlan | None:
         """The plan of the first route that matches; None for none."""
         path = ctx.path
-        if b"?" in path or b"#" in path:
+        if _QUERY in path or _FRAGMENT in path:
             path = bare_path(path)
         if self._ignore_parameters:
             path = path.partition(b";")[0]

@@ -22,9 +22,9 @@ PathRewrite: TypeAlias = Callable[[bytes], bytes]
 
 def bare_path(path: bytes) -> bytes:
     """The path without query and fragment."""
-    if b"?" in path:
+    if 0x3F in path:
         path = path[: path.index(b"?")]
-    if b"#" in path:
+    if 0x23 in path:
         path = path[: path.index(b"#")]
     return path
 

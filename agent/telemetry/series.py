@@ -38,6 +38,33 @@ TCP_SLOTS = 4
 OPENED, CLOSED, RECEIVED, SENT = range(TCP_SLOTS)
 
 
+class _Recent:
+    """What the last plain request was counted under: without flags and without a content type."""
+
+    __slots__ = (
+        "cluster",
+        "code",
+        "first",
+        "listener",
+        "metadata",
+        "prefix",
+        "upstream",
+        "upstream_uris",
+        "uris",
+    )
+
+    def __init__(self) -> None:
+        self.cluster: Any = self
+        self.metadata: Any = None
+        self.listener: Any = None
+        self.code = 0
+        self.uris: tuple[str, ...] | None = None
+        self.upstream_uris: tuple[str, ...] | None = None
+        self.prefix = ""
+        self.upstream = False
+        self.first = 0
+
+
 class Recorder:
     """A worker's statistics: scopes to count in, and `record` for what is finished.
 
@@ -61,6 +88,7 @@ class Recorder:
         self._left = max_series
         self._by_key: dict[tuple[Any, ...], tuple[int, Any, Any]] = {}
         self._by_labels: dict[str, int] = {}
+        self._recent = _Recent()
 
     def cluster(self, name: str) -> ClusterStats:
         """Statistics of a cluster, by its stat name (alt_stat_name or name)."""
@@ -80,22 +108,7 @@ class Recorder:
 
     def record(self, outcome: Outcome) -> None:
         """Count one finished HTTP request."""
-        peer, upstream_peer, flags = outcome.connection.peer, outcome.upstream_peer, outcome.flags
-        request = outcome.request
-        key = (
-            id(outcome.cluster),
-            id(outcome.upstream_metadata),
-            id(outcome.listener),
-            outcome.stat_prefix,
-            outcome.response_code,
-            ",".join(flags) if flags else "",
-            peer.uri_sans if peer is not None else None,
-            upstream_peer.uri_sans if upstream_peer is not None else None,
-            grpc_status(outcome) if request is not None and b"content-type" in request.headers else None,
-            outcome.upstream_address != "",
-        )
-        known = self._by_key.get(key)
-        first = self._learn(key, outcome) if known is None else known[0]
+        first = self._block_of(outcome)
         slots = self.slots
         milliseconds = (outcome.finished_at - outcome.started_at) * 1e3
         slots[first + bisect_left(BUCKETS, milliseconds)] += 1
@@ -108,6 +121,40 @@ class Recorder:
         first += _WIDTH
         slots[first + bisect_left(BUCKETS, size)] += 1
         slots[first + _SUM] += size
+
+    def _block_of(self, outcome: Outcome) -> int:
+        """The series of a finished request: most often that of the one before it, else by its key."""
+        peer, upstream_peer, flags = outcome.connection.peer, outcome.upstream_peer, outcome.flags
+        uris = peer.uri_sans if peer is not None else None
+        upstream_uris = upstream_peer.uri_sans if upstream_peer is not None else None
+        request, upstream = outcome.request, outcome.upstream_address != ""
+        plain = not flags and (request is None or b"content-type" not in request.headers)
+        recent = self._recent
+        if (
+            plain
+            and outcome.cluster is recent.cluster
+            and outcome.upstream_metadata is recent.metadata
+            and outcome.listener is recent.listener
+            and outcome.response_code == recent.code
+            and uris == recent.uris
+            and upstream_uris == recent.upstream_uris
+            and outcome.stat_prefix == recent.prefix
+            and upstream is recent.upstream
+        ):
+            return recent.first
+        key = (
+            id(outcome.cluster), id(outcome.upstream_metadata), id(outcome.listener), outcome.stat_prefix,
+            outcome.response_code, ",".join(flags), uris, upstream_uris, None if plain else grpc_status(outcome), upstream,
+        )  # fmt: skip
+        known = self._by_key.get(key)
+        first = self._learn(key, outcome) if known is None else known[0]
+        if plain:
+            recent.cluster, recent.metadata, recent.listener = (
+                outcome.cluster, outcome.upstream_metadata, outcome.listener,
+            )  # fmt: skip
+            recent.code, recent.uris, recent.upstream_uris = outcome.response_code, uris, upstream_uris
+            recent.prefix, recent.upstream, recent.first = outcome.stat_prefix, upstream, first
+        return first
 
     def record_tcp_opened(self, outcome: Outcome) -> int:
         """Count one opaque connection whose upstream is known; returns the series for the other calls."""

@@ -30,7 +30,7 @@ _HEADERS = (
 class RetryState:
     """The retries of one request. Invariant: `left` never grows; `None` in its place means that nothing is retried."""
 
-    __slots__ = ("_extra_headers", "attempts", "left", "on", "plan", "statuses")
+    __slots__ = ("_extra_headers", "_plain", "attempts", "left", "on", "plan", "statuses")
 
     def __init__(self, plan: RetryPlan, on: frozenset[str], left: int) -> None:
         self.plan = plan
@@ -40,6 +40,8 @@ class RetryState:
         """Retries made."""
         self.statuses = plan.statuses
         self._extra_headers: frozenset[bytes] = frozenset()
+        self._plain = "retriable-headers" not in on and "envoy-ratelimited" not in on
+        """No header but grpc-status can ask for a retry of a success."""
 
     def of_reset(self, reason: str, started: bool) -> bool:
         """Does the policy cover this reset? `started`: some of the request went out."""
@@ -57,6 +59,8 @@ class RetryState:
         on = self.on
         status = head.status
         headers = head.headers
+        if status < 400 and self._plain and b"grpc-status" not in headers and status not in self.statuses:
+            return False
         if b"x-envoy-ratelimited" in headers and "envoy-ratelimited" not in on:
             return False
         if status >= 500 and "5xx" in on:

@@ -25,7 +25,7 @@ from agent.worker.timers import Timer, Timers
 
 BUDGET = 0.005
 """Seconds for which the reactor may keep trio's other tasks waiting."""
-LINGER = 0.0005
+LINGER = 0.004
 """Seconds to block in epoll after a busy turn before trio is asked to wait: a wake-up by trio costs more than a request."""
 
 IN = select.EPOLLIN
@@ -154,50 +154,59 @@ class Reactor:
         self._stopped = True
         os.eventfd_write(self._bell, 1)
 
+    def _turn(self, wait: float) -> bool:
+        """Ask epoll once, waiting so many seconds at most, and handle what there is. False: nothing was to be done."""
+        events = self._epoll.poll(wait, 256)
+        soon, timers = self._soon, self.timers
+        if not events and not soon and timers.next_due() > self.now:
+            return False
+        if len(events) > 1:
+            # Ends first: a connection that its peer has closed must not be taken from a pool by the next event.
+            events.sort(key=_ends_first)
+        handlers = self._handlers
+        clock = time.monotonic
+        for fd, mask in events:
+            handler = handlers.get(fd)
+            if handler is None:
+                continue
+            self.now = clock()
+            try:
+                handler.on_event(mask)
+            except Exception:
+                _log.exception("a handler failed; its connection is closed")
+                handler.on_failure()
+            if self.dirty:
+                self.flush_dirty()
+        now = self.now = clock()
+        while timers.next_due() <= now:
+            self._guarded(partial(timers.run, now))
+        while soon:
+            self._guarded(soon.popleft())
+        if self.dirty:
+            self.flush_dirty()
+        return True
+
     async def run(self) -> None:
         """Dispatch until `stop`."""
         descriptor = self._epoll.fileno()
-        poll = self._epoll.poll
         clock = time.monotonic
-        handlers = self._handlers
-        soon = self._soon
         timers = self.timers
         while not self._stopped:
-            started = now = self.now = clock()
+            started = self.now = clock()
             wait = 0.0
             while True:
-                events = poll(wait, 256)
-                if not events and not soon and timers.next_due() > now:
-                    if wait:
-                        break
-                    wait = LINGER
-                else:
+                if self._turn(wait):
                     wait = 0.0
-                if len(events) > 1:
-                    # Ends first: a connection that its peer has closed must not be taken from a pool by the next event.
-                    events.sort(key=_ends_first)
-                for fd, mask in events:
-                    handler = handlers.get(fd)
-                    if handler is None:
-                        continue
+                elif wait:
                     self.now = clock()
-                    try:
-                        handler.on_event(mask)
-                    except Exception:
-                        _log.exception("a handler failed; its connection is closed")
-                        handler.on_failure()
-                    if self.dirty:
-                        self.flush_dirty()
-                now = self.now = clock()
-                while timers.next_due() <= now:
-                    self._guarded(partial(timers.run, now))
-                while soon:
-                    self._guarded(soon.popleft())
-                if self.dirty:
-                    self.flush_dirty()
-                if now - started > BUDGET or self._stopped:
+                    if timers.next_due() > self.now:
+                        break
+                    wait = 0.0
+                else:
+                    wait = min(LINGER, max(timers.next_due() - self.now, 0.0))
+                if self.now - started > BUDGET or self._stopped:
                     break
-            if now - started > BUDGET:
+            if self.now - started > BUDGET:
                 await trio.lowlevel.checkpoint()
                 continue
             delay = timers.next_due() - clock()

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Protocol, cast
 
 from agent.worker.reactor import ERR, HUP, IN, OUT, Reactor
-from agent.worker.transport import READS, RECEIVE, PlainTransport, TransportOwner
+from agent.worker.transport import READS, PlainTransport, TransportOwner
 
 _BULK = 262144
 _RECORD = 16384
@@ -100,7 +100,7 @@ class TlsTransport(PlainTransport):
         owner = self.owner
         for _ in range(READS):
             try:
-                data = sock.recv(RECEIVE)
+                data = sock.read(_RECORD)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return
             except OSError as error:
@@ -146,10 +146,10 @@ class TlsTransport(PlainTransport):
             if not self._retry:
                 out.clear()
             try:
-                sent = self.tls_socket.send(data)
+                sent = self.tls_socket.write(data)
                 while sent < len(data):
                     data = data[sent:]
-                    sent = self.tls_socket.send(data)
+                    sent = self.tls_socket.write(data)
                 self._retry = b""
             except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
                 self._retry = data
