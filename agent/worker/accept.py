@@ -221,19 +221,18 @@ class Arrival:
             if not transport.closed:
                 transport.start()
             return
-        if tls.context is None:
+        context = tls.next_context()
+        if context is None:
             self._socket.close()
             return
         self._timer.set(self.reactor.now + (station.chain.handshake_timeout or 15.0))
         try:
             if station.bulk:
                 self._transport = BulkTlsTransport(
-                    self._socket, tls.context, self.reactor, self, server_side=True, limit=limit
+                    self._socket, context, self.reactor, self, server_side=True, limit=limit
                 )
             else:
-                wrapped = tls.context.wrap_socket(
-                    self._socket, server_side=True, do_handshake_on_connect=False
-                )
+                wrapped = context.wrap_socket(self._socket, server_side=True, do_handshake_on_connect=False)
                 self._transport = TlsTransport(wrapped, self.reactor, self, limit)
         except (OSError, ValueError):
             self._timer.cancel()

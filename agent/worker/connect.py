@@ -59,6 +59,7 @@ class Dial:
         "_caller",
         "_cluster",
         "_host",
+        "_offered",
         "_server_name",
         "_socket",
         "_timer",
@@ -75,6 +76,8 @@ class Dial:
         self._caller = caller
         self._bulk = bulk
         self._server_name = server_name
+        self._offered = False
+        """A session was offered for resumption."""
         self._transport: TlsTransport | BulkTlsTransport | None = None
         self._timer = reactor.timer(self._timed_out)
         address = host.endpoint.address
@@ -117,13 +120,24 @@ class Dial:
             sock.close()
             self._caller.unreachable(reset.CONNECT_FAILURE, f"TLS_error:{tls.missing}")
             return
+        session = tls.sessions.find(self._host.name, name, tls.context, self.reactor.now)
+        self._offered = session is not None
         try:
             if self._bulk:
                 self._transport = BulkTlsTransport(
-                    sock, tls.context, self.reactor, self, server_side=False, server_name=name, limit=limit
+                    sock,
+                    tls.context,
+                    self.reactor,
+                    self,
+                    server_side=False,
+                    server_name=name,
+                    session=session,
+                    limit=limit,
                 )
             else:
-                wrapped = tls.context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
+                wrapped = tls.context.wrap_socket(
+                    sock, server_hostname=name, do_handshake_on_connect=False, session=session
+                )
                 self._transport = TlsTransport(wrapped, self.reactor, self, limit)
         except (OSError, ValueError) as error:
             self._timer.cancel()
@@ -146,9 +160,20 @@ class Dial:
             self._fail(reset.CONNECT_FAILURE, f"TLS_error:{refused}")
             return False
         self._timer.cancel()
+        self._resumable(transport, tls)
         transport.owner = self._caller
         self._caller.connected(transport, peer)
         return True
+
+    def _resumable(self, transport: TlsTransport | BulkTlsTransport, tls: ClientTls) -> None:
+        """Note whether the host resumed, and take its ticket when it comes, which is with its first bytes."""
+        sessions, reactor = tls.sessions, self.reactor
+        host, name = self._host.name, self._server_name or tls.sni
+        connection = transport.ssl_object()
+        if self._offered:
+            sessions.resumed(host, name, bool(connection.session_reused))
+        if sessions.wanted(host, name):
+            transport.first_data = lambda: sessions.keep(host, name, connection, reactor.now)
 
     def received(self, data: bytes) -> None:
         """Never called: data comes after the handshake, to the caller."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 
 from agent.http.request import PeerIdentity
 from agent.table.tls import DataSource, DownstreamTls, Secret, TlsSettings, UpstreamTls
 from agent.worker.certificates import compile_judge, identity
+from agent.worker.tls_sessions import Sessions
 
 _VERSIONS = {
     "TLSv1.0": ssl.TLSVersion.TLSv1, "TLSv1.1": ssl.TLSVersion.TLSv1_1,
@@ -24,6 +27,11 @@ _CIPHERS = (
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-CHACHA20-POLY1305:"
     "ECDHE-RSA-CHACHA20-POLY1305:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384"
 )
+
+
+_REMEMBERED = 2048
+_TICKET_EVERY = 4
+"""Handshakes of which one brings a session ticket."""
 
 
 class TlsError(Exception):
@@ -49,6 +57,7 @@ class Tls:
         self._judge = compile_judge(validation.sans) if validation is not None else None
         self.local_uri_sans: tuple[str, ...] = ()
         self.context: ssl.SSLContext | None = None
+        self._expiries: dict[bytes, float] = {}
         self.missing = ""
         """Why there is no context: a secret that has not been delivered yet."""
         self.refresh(secrets)
@@ -72,6 +81,8 @@ class Tls:
             required = isinstance(self.settings, DownstreamTls) and self.settings.require_client_certificate
             return None, "no certificate" if required else ""
         peer = identity(der)
+        if connection.session_reused and self._valid_until(der, connection) <= time.time():
+            return peer, "certificate has expired"
         if sum(uri.startswith("spiffe:") for uri in peer.uri_sans) > 1:
             return peer, "more than one SPIFFE id in the certificate"
         validation = self.settings.validation
@@ -81,6 +92,17 @@ class Tls:
             if validation.certificate_hashes and peer.sha256 not in validation.certificate_hashes:
                 return peer, "certificate hash"
         return peer, ""
+
+    def _valid_until(self, der: bytes, connection: ssl.SSLSocket | ssl.SSLObject) -> float:
+        """Until when a verified certificate is good, seconds since the epoch: OpenSSL asks only in whole handshakes."""
+        until = self._expiries.get(der)
+        if until is None:
+            told = connection.getpeercert()
+            until = ssl.cert_time_to_seconds(str(told["notAfter"])) if told else inf
+            if len(self._expiries) >= _REMEMBERED:
+                self._expiries.clear()
+            self._expiries[der] = until
+        return until
 
     def _resolve(self, secret: Secret | str, secrets: Mapping[str, Secret]) -> Secret:
         if isinstance(secret, Secret):
@@ -99,6 +121,8 @@ class Tls:
         context.minimum_version = _VERSIONS[settings.min_version]
         context.maximum_version = _VERSIONS[settings.max_version]
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+        if self._server:
+            context.num_tickets = 0
         try:
             tls12 = [name for name in settings.ciphers if not name.startswith("TLS_")]
             context.set_ciphers(":".join(tls12) if tls12 else _CIPHERS)
@@ -142,6 +166,16 @@ class ServerTls(Tls):
     def __init__(self, settings: DownstreamTls, secrets: Mapping[str, Secret], *, http: bool) -> None:
         alpn = [name for name in settings.alpn if name != "h2"] if http else settings.alpn
         super().__init__(settings, secrets, server=True, alpn=alpn)
+        self._handshakes = 0
+
+    def next_context(self) -> ssl.SSLContext | None:
+        """The context of the next handshake, None while a secret is missing. OpenSSL reads the client's certificate again
+        for each ticket, at a quarter of a handshake's cost; a peer uses its ticket many times, so some get none."""
+        context = self.context
+        if context is not None:
+            context.num_tickets = 0 if self._handshakes % _TICKET_EVERY else 1
+            self._handshakes += 1
+        return context
 
 
 class ClientTls(Tls):
@@ -151,6 +185,7 @@ class ClientTls(Tls):
         alpn = [name for name in settings.alpn if name != "h2"] if http else settings.alpn
         super().__init__(settings, secrets, server=False, alpn=alpn)
         self.sni = settings.sni or None
+        self.sessions = Sessions()
 
 
 def _read(source: DataSource) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol, cast
 
@@ -32,7 +33,7 @@ class TlsOwner(TransportOwner, Protocol):
 class TlsTransport(PlainTransport):
     """An SSLSocket, level-triggered. Invariant: `_events` is what epoll watches."""
 
-    __slots__ = ("_events", "_retry", "_tls_owner", "handshaking", "tls_socket")
+    __slots__ = ("_events", "_retry", "_tls_owner", "first_data", "handshaking", "tls_socket")
     tls = True
 
     def __init__(self, sock: ssl.SSLSocket, reactor: Reactor, owner: TlsOwner, limit: int = 1 << 20) -> None:
@@ -40,6 +41,8 @@ class TlsTransport(PlainTransport):
         self.tls_socket = sock
         self._tls_owner = owner
         self.handshaking = True
+        self.first_data: Callable[[], bool] | None = None
+        """Called once there is data from the peer, until it says True."""
         self._events = 0
         self._retry = b""
 
@@ -111,6 +114,8 @@ class TlsTransport(PlainTransport):
                 self._watch(self._events & ~IN)
                 owner.ended()
                 return
+            if self.first_data is not None and self.first_data():
+                self.first_data = None
             owner.received(data)
             if self.closed or self.paused or not sock.pending():
                 return
@@ -194,21 +199,27 @@ class TlsTransport(PlainTransport):
 class BulkTlsTransport(PlainTransport):
     """TLS through memory BIOs, edge-triggered like the plain transport it extends."""
 
-    __slots__ = ("_incoming", "_object", "_outgoing", "_tls_owner", "handshaking")
+    __slots__ = ("_incoming", "_object", "_outgoing", "_tls_owner", "first_data", "handshaking")
     tls = True
 
     def __init__(
         self, sock: socket.socket, context: ssl.SSLContext, reactor: Reactor, owner: TlsOwner, *,
-        server_side: bool, server_name: str | None = None, limit: int = 1 << 20,
+        server_side: bool, server_name: str | None = None, session: ssl.SSLSession | None = None, limit: int = 1 << 20,
     ) -> None:  # fmt: skip
         super().__init__(sock, reactor, owner, limit)
         self._tls_owner = owner
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_name
+            self._incoming,
+            self._outgoing,
+            server_side=server_side,
+            server_hostname=server_name,
+            session=session,
         )
         self.handshaking = True
+        self.first_data: Callable[[], bool] | None = None
+        """As TlsTransport.first_data."""
 
     def start(self) -> None:
         """Begin the handshake."""
@@ -290,6 +301,8 @@ class BulkTlsTransport(PlainTransport):
             self._break(describe(error))
             return
         if filled:
+            if self.first_data is not None and self.first_data():
+                self.first_data = None
             self.owner.received(bytes(plain[:filled]))
             if filled > _BULK and not self.closed:
                 self._decrypt()
