@@ -4,12 +4,16 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 export REGISTRY KEEP
 
-.PHONY: help setup demo demo-down test lint check bench clean
+.PHONY: help setup native demo demo-down test lint check bench clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/.ready ## system packages (apt, where root or sudo is there), venv, hash-pinned dependencies
+setup: .venv/.ready ## system packages (apt, where root or sudo is there), venv, hash-pinned dependencies, compiled modules
+	@$(PY) packaging/native/build.py
+
+native: .venv/.ready ## compile the data plane's hot modules (part of setup); fails where that cannot be done
+	@$(PY) packaging/native/build.py --required
 
 .venv/.ready: packaging/requirements/dev.txt pyproject.toml .ci/setup .ci/system-packages
 	@.ci/setup
@@ -32,4 +36,4 @@ bench: setup ## ours against the real Envoy, in turn, on this machine
 	@$(PY) -m bench
 
 clean: ## remove what setup and tests made
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results agent/_native

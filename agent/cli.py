@@ -131,10 +131,12 @@ def check_config(config: ConfigOption = DEFAULT_PATH) -> None:
 
 @app.command()
 def version() -> None:
-    """Print the version."""
+    """Print the version, and whether the data plane runs compiled."""
     from importlib.metadata import version as of
 
-    typer.echo(of("hostmesh"))
+    from agent import compiled
+
+    typer.echo(f"{of('hostmesh')} ({'compiled' if compiled.active() else 'interpreted'} data plane)")
 
 
 @capture_app.command("up")

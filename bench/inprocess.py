@@ -1,23 +1,31 @@
-"""The Python of one proxied request, without sockets: what the interpreter costs between two system calls.
+"""The processor time of one proxied request in one process: real reactor, codecs, exchange, filters, log, statistics.
 
-`python -m bench.inprocess [--profile] [--bare]`: real reactor, codecs, exchange, filters, log and statistics; the
-transports hand over canned bytes. The least of many rounds is stable on a busy machine, where requests per second
-are not. Not for: comparison with anything else.
+`python -m bench.inprocess [--bare] [--profile]`: both ends of the proxy are socket pairs that this process also serves, so
+that nothing is scheduled. The least of many rounds is stable on a busy machine, where requests per second are not.
+With --profile the sources run interpreted and their functions are listed by their own time. Not for: comparison with
+anything else.
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
+import os
 import pstats
+import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+if "--profile" in sys.argv:
+    os.environ["HOSTMESH_INTERPRETED"] = "1"
+
 import trio
 
+from agent import compiled
 from agent.http.request import ConnectionInfo, PeerIdentity
 from agent.table.bootstrap import load
 from agent.worker.stations import HttpStation
@@ -27,74 +35,108 @@ from bench.bootstraps import BARE, FULL, Hop, bootstrap
 from bench.certificates import CLIENT
 from bench.processes import free_port
 
-_BATCH = 25
+_BATCH = 20
 """Requests timed at once: short enough to fall between two other processes' turns."""
 _REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:38733\r\n\r\n"
 _RESPONSE = (
     b"HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nDate: Mon, 23 Nov 2026 00:00:00 GMT\r\n"
     b"Content-Type: text/plain\r\nContent-Length: 100\r\nConnection: keep-alive\r\n\r\n" + b"x" * 100
 )
+_READABLE = 1
 
 
-class _Socket:
-    """Enough of a socket for a transport that never uses it."""
-
-    def fileno(self) -> int:
-        return -1
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-    def getsockname(self) -> tuple[str, int]:
-        return ("127.0.0.1", 40000)
+def _pair() -> tuple[socket.socket, socket.socket]:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    far.setblocking(False)
+    return near, far
 
 
-class _Transport(PlainTransport):
-    """Takes what is written; the upstream's answers at once."""
+class _Proxy:
+    """A downstream connection of a worker's only listener, and the upstream connection that it opens."""
 
-    __slots__ = ("answer",)
+    def __init__(self, worker: Worker) -> None:
+        self.reactor = worker.reactor
+        (space,) = worker.spaces.values()
+        self._upstream: tuple[socket.socket, PlainTransport] | None = None
+        space.dialer = self  # type: ignore[assignment]
+        (stations,) = space._stations.values()
+        station = stations[0]
+        assert isinstance(station, HttpStation)
+        self._client, ours = _pair()
+        self._downstream = PlainTransport(ours, self.reactor, _Nobody())
+        peer = PeerIdentity(uri_sans=(CLIENT,))
+        station.open(
+            self._downstream,
+            ConnectionInfo(1, ("127.0.0.1", 50000), ("127.0.0.1", 38733), tls=True, peer=peer),
+        )
+        self._downstream.start()
 
-    def __init__(self, reactor: Any, owner: Any, answer: bytes) -> None:
-        super().__init__(_Socket(), reactor, owner)  # type: ignore[arg-type]
-        self.answer = answer
+    def dial(self, host: Any, config: Any, caller: Any) -> None:
+        """See Dialer: the other end is this process."""
+        server, ours = _pair()
+        transport = PlainTransport(ours, self.reactor, caller)
+        transport.start()
+        self._upstream = server, transport
+        self.reactor.soon(lambda: caller.connected(transport, None))
 
-    def flush(self) -> None:
-        self._dirty = False
-        self.out.clear()
-        self.backlog = 0
-        if self.answer:
-            self.owner.received(self.answer)
+    def request(self) -> None:
+        """One request and its response, through."""
+        self._client.send(_REQUEST)
+        self._event(self._downstream)
+        assert self._upstream is not None
+        server, transport = self._upstream
+        server.recv(4096)
+        server.send(_RESPONSE)
+        self._event(transport)
+        if not self._client.recv(4096).startswith(b"HTTP/1.1 200"):
+            raise SystemExit("bench.inprocess: the response did not come through")
 
-
-def _serve(worker: Worker) -> tuple[Any, _Transport]:
-    """A downstream connection of the only listener, with an upstream that answers."""
-    (space,) = worker.spaces.values()
-    reactor = worker.reactor
-
-    def dial(host: Any, config: Any, caller: Any) -> None:
-        transport = _Transport(reactor, caller, _RESPONSE)
-        reactor.soon(lambda: caller.connected(transport, None))
-
-    space.dialer.dial = dial  # type: ignore[method-assign, assignment]
-    (stations,) = space._stations.values()
-    station = stations[0]
-    assert isinstance(station, HttpStation)
-    peer = PeerIdentity(uri_sans=(CLIENT,))
-    connection = ConnectionInfo(1, ("127.0.0.1", 50000), ("127.0.0.1", 38733), tls=True, peer=peer)
-    transport = _Transport(reactor, None, b"")
-    station.open(transport, connection)
-    return transport.owner, transport
+    def _event(self, transport: PlainTransport) -> None:
+        reactor = self.reactor
+        reactor.now = time.monotonic()
+        transport.on_event(_READABLE)
+        while reactor.dirty or reactor._soon:
+            while reactor._soon:
+                reactor._soon.popleft()()
+            reactor.flush_dirty()
 
 
-def _turn(reactor: Any, received: Any) -> None:
-    reactor.now = time.monotonic()
-    received(_REQUEST)
-    while reactor.dirty or reactor._soon:
-        while reactor._soon:
-            reactor._soon.popleft()()
-        reactor.flush_dirty()
-    if reactor.timers.next_due() <= reactor.now:
-        reactor.timers.run(reactor.now)
+class _Nobody:
+    """Owns a transport until its station takes it."""
+
+    def received(self, data: bytes) -> None: ...
+
+    def ended(self) -> None: ...
+
+    def lost(self, reason: str) -> None: ...
+
+    def drained(self) -> None: ...
+
+
+def _floor() -> Callable[[], None]:
+    """The same bytes through as many sockets, with no proxy."""
+    here, there = _pair()
+
+    def turn() -> None:
+        for _ in range(2):
+            here.send(_REQUEST)
+            there.recv(65536)
+            there.send(_RESPONSE)
+            here.recv(65536)
+
+    return turn
+
+
+def _best(turn: Callable[[], None], rounds: int) -> float:
+    """Microseconds of the quickest round, for one call."""
+    best = 1e9
+    for _ in range(rounds):
+        began = time.perf_counter()
+        for _ in range(_BATCH):
+            turn()
+        best = min(best, time.perf_counter() - began)
+    return best / _BATCH * 1e6
 
 
 async def _measure(features: Any, profile: bool, rounds: int, folder: Path) -> None:
@@ -103,22 +145,20 @@ async def _measure(features: Any, profile: bool, rounds: int, folder: Path) -> N
     async with trio.open_nursery() as nursery:
         worker = await nursery.start(Worker().run)
         worker.apply({"": table})
-        owner, _ = _serve(worker)
-        reactor, received = worker.reactor, owner.received
+        proxy = _Proxy(worker)
         for _ in range(2000):
-            _turn(reactor, received)
-        best = 1e9
-        for _ in range(rounds):
-            began = time.perf_counter()
-            for _ in range(_BATCH):
-                _turn(reactor, received)
-            best = min(best, (time.perf_counter() - began) / _BATCH)
-        print(f"{best * 1e6:.1f} us of Python a request ({'all features' if features is FULL else 'bare'})")
+            proxy.request()
+        took, floor = _best(proxy.request, rounds), _best(_floor(), rounds)
+        print(
+            f"{took:.1f} us a request, {floor:.1f} us of it the sockets "
+            f"({'all features' if features is FULL else 'bare'}, "
+            f"{'compiled' if compiled.active() else 'interpreted'})"
+        )
         if profile:
             profiler = cProfile.Profile()
             profiler.enable()
             for _ in range(10000):
-                _turn(reactor, received)
+                proxy.request()
             profiler.disable()
             pstats.Stats(profiler, stream=sys.stdout).sort_stats("tottime").print_stats(45)
         nursery.cancel_scope.cancel()
@@ -129,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.inprocess", description=__doc__)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--bare", action="store_true", help="without RBAC, access log and so on")
-    parser.add_argument("--rounds", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=400)
     arguments = parser.parse_args()
     features = BARE if arguments.bare else FULL
     with tempfile.TemporaryDirectory(prefix="hostmesh-bench-") as folder:

@@ -84,8 +84,9 @@ class HostWorkload:
         except Refused as error:
             raise Rejected(str(error)) from error
         self._resources = resources
-        self.parts.dns.names = names
+        # Stored first: a name that was answered once is answered after a crash, too.
         await trio.to_thread.run_sync(self._store, resources)
+        self.parts.dns.names = names
         if resources.get(LISTENER):
             self.parts.configured.set()
 

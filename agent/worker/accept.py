@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
+from itertools import count
 from typing import Any, Protocol
 
 from agent.http.request import ConnectionInfo, PeerIdentity
@@ -26,6 +27,7 @@ from agent.worker.transport import PlainTransport
 _ORIGINAL_DST = 80
 """SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST."""
 _BATCH = 64
+_connection_ids = count(1)
 _PEEK = 16 * 1024 + 64
 
 
@@ -101,8 +103,6 @@ class Arrival:
     __slots__ = (
         "_http", "_socket", "_station", "_timer", "_tls", "_transport", "local", "reactor", "remote", "runtime", "seen",
     )  # fmt: skip
-
-    _ids = 0
 
     def __init__(
         self, sock: socket.socket, remote: object, runtime: ListenerRuntime, reactor: Reactor
@@ -264,9 +264,8 @@ class Arrival:
     def _info(
         self, version: str, cipher: str, alpn: str, sni: str, peer: PeerIdentity | None, own: tuple[str, ...]
     ) -> ConnectionInfo:
-        Arrival._ids += 1
         return ConnectionInfo(
-            id=Arrival._ids, remote=self.remote, local=self.local, tls=bool(version), peer=peer, local_uri_sans=own,
+            id=next(_connection_ids), remote=self.remote, local=self.local, tls=bool(version), peer=peer, local_uri_sans=own,
             sni=sni, alpn=alpn, tls_version=version, cipher=cipher, listener=self.runtime.listener.name,
             filter_chain=self._station.chain.name,
         )  # fmt: skip

@@ -267,10 +267,13 @@ class H1Downstream:
                 self._in_codec = False
                 self._refuse(violation)
             self._in_codec = False
-            if self.exchange is None and not self._discarding:
+            if self._idle() and not self._discarding:
                 self._await_rest()
 
     # Between requests
+
+    def _idle(self) -> bool:
+        return self.exchange is None
 
     def _run_on(self) -> None:
         """Take up what was pipelined, without recursion however many requests are answered at once."""

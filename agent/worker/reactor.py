@@ -139,7 +139,7 @@ class Reactor:
                     transport.flush()
                 except Exception:
                     _log.exception("output failed; its connection is closed")
-                    transport.on_failure()
+                    self._guarded(transport.on_failure)
             dirty = self.dirty
 
     def _guarded(self, call: Callable[[], None]) -> None:
@@ -147,7 +147,7 @@ class Reactor:
         try:
             call()
         except Exception:
-            _log.exception("a timer or a postponed call failed")
+            _log.exception("a timer, a postponed call or the end of a failed connection failed")
 
     def stop(self) -> None:
         """End `run` after the turn in progress."""
@@ -174,7 +174,7 @@ class Reactor:
                 handler.on_event(mask)
             except Exception:
                 _log.exception("a handler failed; its connection is closed")
-                handler.on_failure()
+                self._guarded(handler.on_failure)
             if self.dirty:
                 self.flush_dirty()
         now = self.now = clock()

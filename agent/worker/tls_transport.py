@@ -56,6 +56,10 @@ class TlsTransport(PlainTransport):
         """For the peer's certificate and the negotiated parameters."""
         return self.tls_socket
 
+    def _first_received(self) -> None:
+        if self.first_data is not None and self.first_data():
+            self.first_data = None
+
     def _watch(self, events: int) -> None:
         if events != self._events and not self.closed:
             self._events = events
@@ -75,11 +79,12 @@ class TlsTransport(PlainTransport):
             return
         self.handshaking = False
         self._watch(0 if self.paused else IN)
-        if self._tls_owner.handshaken() and not self.closed:
-            if self.out:
-                self.flush()
-            if not self.closed and not self.paused and self.tls_socket.pending():
-                self._read(False)
+        if not self._tls_owner.handshaken():
+            return
+        if self.out:
+            self.flush()
+        if not self.closed and not self.paused and self.tls_socket.pending():
+            self._read(False)
 
     def on_event(self, mask: int) -> None:
         """See reactor.Handler."""
@@ -114,8 +119,8 @@ class TlsTransport(PlainTransport):
                 self._watch(self._events & ~IN)
                 owner.ended()
                 return
-            if self.first_data is not None and self.first_data():
-                self.first_data = None
+            if self.first_data is not None:
+                self._first_received()
             owner.received(data)
             if self.closed or self.paused or not sock.pending():
                 return
@@ -230,11 +235,15 @@ class BulkTlsTransport(PlainTransport):
         """For the peer's certificate and the negotiated parameters."""
         return self._object
 
+    def _first_received(self) -> None:
+        if self.first_data is not None and self.first_data():
+            self.first_data = None
+
     def _handshake(self) -> None:
-        failure = ""
+        failure, over = "", False
         try:
             self._object.do_handshake()
-            self.handshaking = False
+            over = True
         except ssl.SSLWantReadError:
             pass
         except OSError as error:
@@ -242,11 +251,17 @@ class BulkTlsTransport(PlainTransport):
         self._send_outgoing()
         if failure:
             self._break(failure)
-        elif not self.handshaking and self._tls_owner.handshaken() and not self.closed:
-            if self.out:
-                self.flush()
-            if self._incoming.pending and not self.closed:
-                self._decrypt()
+        elif over:
+            self.handshaking = False
+            if self._tls_owner.handshaken():
+                if self.out:
+                    self.flush()
+                if self._incoming.pending and not self.closed:
+                    self._decrypt()
+
+    def _cut_short(self) -> None:
+        if self.handshaking and not self.closed:
+            self._break("connection closed during the handshake")
 
     def _read(self, to_the_end: bool) -> None:
         receive = self.socket.recv
@@ -264,8 +279,8 @@ class BulkTlsTransport(PlainTransport):
                 self._incoming.write(data)
             if self.handshaking:
                 self._handshake()
-                if not data and self.handshaking and not self.closed:
-                    self._break("connection closed during the handshake")
+                if not data:
+                    self._cut_short()
             else:
                 self._decrypt()
             if self.closed or self.peer_ended or not data:
@@ -301,8 +316,8 @@ class BulkTlsTransport(PlainTransport):
             self._break(describe(error))
             return
         if filled:
-            if self.first_data is not None and self.first_data():
-                self.first_data = None
+            if self.first_data is not None:
+                self._first_received()
             self.owner.received(bytes(plain[:filled]))
             if filled > _BULK and not self.closed:
                 self._decrypt()
@@ -314,9 +329,7 @@ class BulkTlsTransport(PlainTransport):
     def flush(self) -> None:
         """Encrypt what is queued and send it, as far as the kernel takes it."""
         self._dirty = False
-        if self._blocked or self.closed:
-            return
-        if self.handshaking:
+        if self._stuck() or self.handshaking:
             return
         if self.out:
             data = self.out[0] if len(self.out) == 1 else b"".join(self.out)
@@ -327,7 +340,7 @@ class BulkTlsTransport(PlainTransport):
                 self._break(describe(error))
                 return
         self._send_outgoing()
-        if self.closed or self._blocked:
+        if self._stuck():
             return
         if self.full and self.backlog <= self.limit >> 1:
             self.full = False

@@ -199,6 +199,9 @@ class PlainTransport:
             self.owner.drained()
         return False
 
+    def _stuck(self) -> bool:
+        return self._blocked or self.closed
+
     # The end
 
     def finish(self) -> None:

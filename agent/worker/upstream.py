@@ -152,7 +152,8 @@ class H1Upstream:
         if exchange is None:
             self._close()
             return
-        if self._tunnel:
+        tunnel = self._tunnel
+        if tunnel:
             exchange.upstream_data(data)
             return
         try:
