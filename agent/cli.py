@@ -130,13 +130,20 @@ def check_config(config: ConfigOption = DEFAULT_PATH) -> None:
 
 
 @app.command()
-def version() -> None:
-    """Print the version, and whether the data plane runs compiled."""
+def version(
+    *,
+    long: Annotated[bool, typer.Option("--long", help="Also say how the data plane runs.")] = False,
+) -> None:
+    """Print the version."""
+    import platform
     from importlib.metadata import version as of
 
     from agent import compiled
 
-    typer.echo(f"{of('hostmesh')} ({'compiled' if compiled.active() else 'interpreted'} data plane)")
+    typer.echo(of("hostmesh"))
+    if long:
+        typer.echo(f"data plane: {'compiled' if compiled.active() else 'interpreted'}")
+        typer.echo(f"{platform.python_implementation()} {platform.python_version()}")
 
 
 @capture_app.command("up")

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from wire import x509
+from wire.secret_file import write_secret
 from wire.spiffe import SpiffeId
 
 CLIENT = "spiffe://cluster.local/ns/bench/sa/client"
@@ -29,4 +30,4 @@ def make(folder: Path) -> None:
             uri_sans=[SpiffeId.parse(identity)],
         )
         (folder / f"{name}.pem").write_bytes(x509.to_pem([leaf, root]))
-        x509.write_secret(folder / f"{name}.key", x509.key_to_pem(key))
+        write_secret(folder / f"{name}.key", x509.key_to_pem(key))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from wire.x509 import write_secret
+from wire.secret_file import write_secret
 
 API_VERSION = "hostmesh/v1"
 KIND = "AdminContext"

@@ -9,7 +9,8 @@ wire.x509     new_key() key_to_pem(key) key_from_pem(pem) make_csr(key, spiffe_i
               self_signed_root(key, ttl=, now=, organisation=) -> Certificate
               issue(public_key, ca_cert=, ca_key=, ttl=, now=, uri_sans=, dns_sans=, ip_sans=) -> Certificate
               fingerprint(certificate | der) load_chain(pem) -> list to_pem(certificates) -> bytes
-              write_secret(path, bytes); X509Error
+              X509Error
+wire.secret_file   write_secret(path, bytes)
 wire.tls      server_context(cert_chain_pem, key_pem, client_ca_pem=None, client_required=True, alpn=H2)
               client_context(ca_pem, cert_chain_pem=None, key_pem=None, alpn=H2)
               load_identity(context, cert_chain_pem, key_pem)      a renewed certificate into a live context

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -43,7 +40,7 @@ def new_key() -> ec.EllipticCurvePrivateKey:
 
 
 def key_to_pem(key: PrivateKey) -> bytes:
-    """The private key as unencrypted PKCS #8 PEM; store it with `write_secret` only."""
+    """The private key as unencrypted PKCS #8 PEM; store it with `wire.secret_file` only."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -238,27 +235,3 @@ def to_pem(certificates: Certificate | Sequence[Certificate]) -> bytes:
     """Certificates as PEM, one after the other."""
     chain = [certificates] if isinstance(certificates, Certificate) else certificates
     return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in chain)
-
-
-def write_secret(path: Path | str, content: bytes) -> None:
-    """Replace a file's content at once, readable by its owner only (0600).
-
-    A reader, or a host that loses power, sees the old file or the new one, never a part. Its folder exists.
-    """
-    path = Path(path)
-    # mkstemp makes the file 0600 before a byte is in it.
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -15,7 +15,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 
-from wire.x509 import write_secret
+from wire.secret_file import write_secret
 from wire.xds import EncodedResource
 
 log = logging.getLogger("hostmesh.state")

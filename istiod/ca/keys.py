@@ -18,6 +18,7 @@ from registry.errors import ConflictError
 from registry.model import ABSENT
 from registry.store import Records
 from wire import x509
+from wire.secret_file import write_secret
 
 __all__ = ["CaError", "admin_authority", "claim_root", "mesh_authority"]
 
@@ -78,8 +79,8 @@ def _own_root(directory: Path, organisation: str, now: datetime) -> Authority:
         # The certificate is written last: without it nothing was ever issued, and a key alone is no loss.
         key = x509.new_key()
         certificate = x509.self_signed_root(key, ttl=ROOT_LIFETIME, now=now, organisation=organisation)
-        x509.write_secret(key_file, x509.key_to_pem(key))
-        x509.write_secret(certificate_file, x509.to_pem(certificate))
+        write_secret(key_file, x509.key_to_pem(key))
+        write_secret(certificate_file, x509.to_pem(certificate))
     root, *rest = _certificates(certificate_file)
     if rest:
         raise CaError(f"{certificate_file}: one certificate is expected")

@@ -19,7 +19,7 @@ import typer
 from istiod.admin_context import ContextError
 from istiod.ctl import apply, bootstrap, get, proxies, proxy_config, tokens, version, workloads
 from istiod.ctl.failure import CommandError, report
-from istiod.ctl.output import stderr
+from istiod.ctl.output import console
 from istiod.ctl.session import Session
 
 app = typer.Typer(
@@ -64,10 +64,10 @@ def main() -> None:
     try:
         app()
     except CommandError as failure:
-        report(failure, stderr)
+        report(failure, console(errors=True))
         sys.exit(1)
     except ContextError as error:
-        report(CommandError(str(error)), stderr)
+        report(CommandError(str(error)), console(errors=True))
         sys.exit(1)
     except BrokenPipeError:  # `meshctl get … | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,22 +1,25 @@
 """The admin API's client.
 
-Job: one HTTPS connection to istiod's admin API with the context's certificate; JSON in, JSON out; every
-way in which that can fail becomes a `CommandError` with advice.
-Rule: the server is verified against the context's authority, never skipped.
+Job: calls of istiod's admin API with the context's certificate; JSON in, JSON out; every way in which that can
+fail becomes a `CommandError` with advice.
+Rule: the server is verified against the context's authority, never skipped; proxy variables of the environment do not
+count. A connection for each call: commands make one to three. The standard library's client, because a command's
+start is most of its time.
 Not for: what the answers mean (the commands).
 """
 
 from __future__ import annotations
 
 import datetime
+import json
 import ssl
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
+from http.client import HTTPException, HTTPResponse, HTTPSConnection, RemoteDisconnected
 from pathlib import Path
 from typing import Any
-
-import httpx
-from cryptography import x509
+from urllib.parse import urlencode, urlsplit
 
 from istiod.admin_context import AdminContext
 from istiod.ctl.failure import CommandError, Detail
@@ -30,20 +33,15 @@ class AdminClient:
 
     def __init__(self, context: AdminContext) -> None:
         self._address = context.address.rstrip("/")
+        self._host, self._port, self._base = _parts(self._address)
         self._certificate = context.client_certificate
-        self._http = httpx.Client(
-            base_url=self._address,
-            verify=_tls_context(context),
-            timeout=TIMEOUT,
-            headers={"accept": "application/json"},
-            trust_env=False,  # a proxy variable must not send the admin's calls elsewhere
-        )
+        self._tls = _tls_context(context)
 
     def __enter__(self) -> AdminClient:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._http.close()
+        """Nothing is kept open."""
 
     def get(self, path: str, params: Mapping[str, str] | None = None) -> Any:
         """GET and decode JSON."""
@@ -56,42 +54,39 @@ class AdminClient:
         *,
         body: Any = None,
         params: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
         timeout: float = TIMEOUT,
     ) -> Any:
         """One call; returns the decoded JSON (None for an empty body)."""
-        response = self.raw(method, path, body=body, params=params, headers=headers, timeout=timeout)
-        if not response.content:
+        headers = {"accept": "application/json", "connection": "close"}
+        payload = None
+        if body is not None:
+            payload = json.dumps(body).encode()
+            headers["content-type"] = "application/json"
+        target = f"{self._base}{path}?{urlencode(params)}" if params else f"{self._base}{path}"
+        connection = HTTPSConnection(self._host, self._port, timeout=timeout, context=self._tls)
+        try:
+            connection.connect()
+            with suppress(OSError):
+                # Refused before all of it was sent? Then the answer says why, if it has arrived.
+                connection.request(method, target, payload, headers)
+            response = connection.getresponse()
+            content = response.read()
+        except (OSError, HTTPException) as error:
+            raise self._transport_failure(error) from error
+        finally:
+            connection.close()
+        if response.status >= 400:
+            raise _api_failure(response, content)
+        if not content:
             return None
         try:
-            return response.json()
+            return json.loads(content)
         except ValueError as error:
             raise CommandError(
                 f"{self._address}{path} did not answer with JSON", "is this a hostmesh admin API?"
             ) from error
 
-    def raw(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: Any = None,
-        params: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-        timeout: float = TIMEOUT,
-    ) -> httpx.Response:
-        """One call; returns the response when its status is below 400."""
-        try:
-            response = self._http.request(
-                method, path, json=body, params=params, headers=dict(headers or {}), timeout=timeout
-            )
-        except httpx.HTTPError as error:
-            raise self._transport_failure(error) from error
-        if response.status_code >= 400:
-            raise _api_failure(response)
-        return response
-
-    def _transport_failure(self, error: httpx.HTTPError) -> CommandError:
+    def _transport_failure(self, error: OSError | HTTPException) -> CommandError:
         text = str(error) or type(error).__name__
         expired = _expiry(self._certificate)
         if expired is not None:
@@ -105,12 +100,13 @@ class AdminClient:
                 "was istiod reinstalled, or is the address another host's? Copy its admin-context.yaml again",
             )
         # TLS 1.3: the client learns with its first read that its certificate was refused, often by a bare close.
-        if isinstance(error, httpx.RemoteProtocolError) or "ALERT" in text.upper() or "EOF" in text.upper():
+        refused = isinstance(error, RemoteDisconnected | ConnectionResetError)
+        if refused or "ALERT" in text.upper() or "EOF" in text.upper():
             return CommandError(
                 f"istiod at {self._address} refused this context's certificate: {text}",
                 "the certificate must be issued by istiod's admin CA; copy its admin-context.yaml again",
             )
-        if isinstance(error, httpx.TimeoutException):
+        if isinstance(error, TimeoutError):
             return CommandError(
                 f"istiod at {self._address} did not answer in time",
                 "is the host reachable, and the port open between here and there?",
@@ -120,6 +116,18 @@ class AdminClient:
             "is hostmesh-istiod running (systemctl status hostmesh-istiod), and is listen.admin "
             "in istiod.yaml an address this host can reach?",
         )
+
+
+def _parts(address: str) -> tuple[str, int, str]:
+    """Host, port and path of the context's address."""
+    try:
+        url = urlsplit(address)
+        host, port = url.hostname, url.port
+    except ValueError:
+        host, port = None, None
+    if host is None or url.scheme != "https":
+        raise CommandError(f"the admin context's address {address!r} is not https://HOST:PORT")
+    return host, port or 443, url.path
 
 
 def _tls_context(context: AdminContext) -> ssl.SSLContext:
@@ -139,6 +147,8 @@ def _tls_context(context: AdminContext) -> ssl.SSLContext:
 
 def _expiry(pem: str) -> str | None:
     """When the certificate expired, as text, or None when it is still good."""
+    from cryptography import x509
+
     try:
         end = x509.load_pem_x509_certificate(pem.encode()).not_valid_after_utc
     except ValueError:
@@ -147,10 +157,10 @@ def _expiry(pem: str) -> str | None:
     return f"on {end:%Y-%m-%d %H:%M} UTC" if end < now else None
 
 
-def _api_failure(response: httpx.Response) -> CommandError:
+def _api_failure(response: HTTPResponse, content: bytes) -> CommandError:
     """istiod's error document (`istiod.api.errors`) as a failure."""
     try:
-        error = response.json()["error"]
+        error = json.loads(content)["error"]
         details = tuple(
             Detail(
                 where=str(item.get("where", "")),
@@ -161,7 +171,7 @@ def _api_failure(response: httpx.Response) -> CommandError:
         )
         message, hint, reason = str(error["message"]), str(error.get("hint", "")), str(error["reason"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        return CommandError(f"istiod answered {response.status_code} {response.reason_phrase}")
+        return CommandError(f"istiod answered {response.status} {response.reason}")
     return CommandError(message, hint, details, reason)
 
 

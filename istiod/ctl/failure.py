@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class CommandError(Exception):
 
 def report(failure: CommandError, console: Console) -> None:
     """Print a failure to `console` (standard error), without wrapping, so that lines can be grepped."""
+    from rich.text import Text
+
     console.print(
         Text.assemble(("error", "bold red"), ": ", failure.message), soft_wrap=True, highlight=False
     )

@@ -2,7 +2,8 @@
 
 Job: columns without borders, never cut to the terminal's width (lines are for grep and awk too), colours
 only on a terminal; `-o json|yaml` print exactly the data that the table was made of.
-Rule: data goes to standard output, everything said about it to standard error.
+Rule: data goes to standard output, everything said about it to standard error. Rich is imported for tables and for
+terminals; a line into a pipe does without, since scripts call meshctl often.
 Not for: what to print (the commands).
 """
 
@@ -10,18 +11,16 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 import yaml
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-stdout = Console(highlight=False)
-stderr = Console(stderr=True, highlight=False)
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _WIDE_ENOUGH = 100_000
 _STYLES = {
@@ -36,6 +35,13 @@ _STYLES = {
     "UNHEALTHY": "red",
     "ERROR": "red",
 }
+
+
+def console(*, errors: bool = False) -> Console:
+    """Standard output, or standard error, for people."""
+    from rich.console import Console
+
+    return Console(stderr=errors, highlight=False)
 
 
 class Format(StrEnum):
@@ -66,6 +72,11 @@ def print_data(data: Any, form: Format | DataFormat) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
     """Print a table, or `empty` (on standard error) when it has no rows."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    stdout = console()
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for name in columns:
         table.add_column(name, no_wrap=True)
@@ -74,7 +85,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: st
         table.add_row(*(Text(cell, style=_style(cell)) for cell in row))
         count += 1
     if not count:
-        stderr.print(empty)
+        note(empty)
         return
     # Rich fits tables to the terminal; these are for grep and awk too, so they get the width they need.
     width = stdout.measure(table, options=stdout.options.update(width=_WIDE_ENOUGH)).maximum
@@ -96,12 +107,17 @@ def _style(cell: str) -> str:
 
 def say(text: str, style: str = "") -> None:
     """One line about what happened, on standard output (results such as `created`)."""
-    stdout.print(Text(text, style=style), soft_wrap=True)
+    if not sys.stdout.isatty():
+        typer.echo(text)
+        return
+    from rich.text import Text
+
+    console().print(Text(text, style=style), soft_wrap=True)
 
 
 def note(text: str) -> None:
     """One line about what happened, on standard error."""
-    stderr.print(Text(text), soft_wrap=True)
+    typer.echo(text, err=True)
 
 
 def age(seconds: float) -> str:

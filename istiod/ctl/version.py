@@ -8,7 +8,6 @@ Not for: upgrades.
 from __future__ import annotations
 
 from collections import Counter
-from importlib.metadata import version as distribution_version
 from typing import Annotated
 
 import typer
@@ -31,6 +30,8 @@ def version(
     form: Annotated[output.DataFormat, typer.Option("-o", "--output")] = output.DataFormat.TABLE,
 ) -> None:
     """Show the versions of meshctl, istiod and the connected proxies."""
+    from importlib.metadata import version as distribution_version
+
     data: dict[str, object] = {"client": distribution_version("hostmesh")}
     trouble = ""
     if not client_only:

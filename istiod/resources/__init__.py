@@ -1,19 +1,4 @@
-"""Istio's resources: models, validation, and reading them from YAML."""
+"""Istio's resources: the table of kinds (`kinds`), models and validation, and reading them from YAML (`document`).
 
-from istiod.resources.document import Document, InvalidResourceError, Parsed, parse, typed
-from istiod.resources.kinds import KINDS, Effect, Kind, find_kind
-from istiod.resources.problem import Problem, Severity
-
-__all__ = [
-    "KINDS",
-    "Document",
-    "Effect",
-    "InvalidResourceError",
-    "Kind",
-    "Parsed",
-    "Problem",
-    "Severity",
-    "find_kind",
-    "parse",
-    "typed",
-]
+Imports nothing: meshctl needs the kinds' names without their models.
+"""

@@ -9,15 +9,11 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from istiod.resources.destination_rule import DestinationRule
-from istiod.resources.extension import EnvoyFilter, ProxyConfig, Telemetry, WasmPlugin
-from istiod.resources.schema import Spec
-from istiod.resources.security import AuthorizationPolicy, PeerAuthentication, RequestAuthentication
-from istiod.resources.service_entry import ServiceEntry
-from istiod.resources.sidecar import Gateway, Sidecar
-from istiod.resources.virtual_service import VirtualService
-from istiod.resources.workload import WorkloadEntry, WorkloadGroup
+if TYPE_CHECKING:
+    from istiod.resources.schema import Spec
 
 
 class Effect(Enum):
@@ -41,7 +37,8 @@ class Kind:
     group: str
     versions: tuple[str, ...]
     """Newest first; the first is what `get -o yaml` prints."""
-    model: type[Spec]
+    module: str
+    """Where in `istiod.resources` the model is; it is called as the kind."""
     effect: Effect
     spec_required: bool = False
 
@@ -50,56 +47,36 @@ class Kind:
         """The preferred apiVersion."""
         return f"{self.group}/{self.versions[0]}"
 
+    @property
+    def model(self) -> type[Spec]:
+        """The schema of `spec`. Imported when it is first asked for: meshctl needs names only, and starts faster."""
+        model: type[Spec] = getattr(import_module(f"istiod.resources.{self.module}"), self.name)
+        return model
+
 
 _NET, _SEC = "networking.istio.io", "security.istio.io"
+_TEL, _EXT = "telemetry.istio.io", "extensions.istio.io"
 _ALL, _V1B = ("v1", "v1beta1", "v1alpha3"), ("v1", "v1beta1")
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("VirtualService", "virtualservices", ("vs",), _NET, _ALL, VirtualService, Effect.FULL),
-        Kind("DestinationRule", "destinationrules", ("dr",), _NET, _ALL, DestinationRule, Effect.FULL),
-        Kind("ServiceEntry", "serviceentries", ("se",), _NET, _ALL, ServiceEntry, Effect.FULL, True),
-        Kind("WorkloadEntry", "workloadentries", ("we",), _NET, _ALL, WorkloadEntry, Effect.FULL, True),
-        Kind("WorkloadGroup", "workloadgroups", ("wg",), _NET, _ALL, WorkloadGroup, Effect.REFUSE, True),
-        Kind("Sidecar", "sidecars", (), _NET, _ALL, Sidecar, Effect.FULL),
-        Kind("Gateway", "gateways", ("gw",), _NET, _ALL, Gateway, Effect.WARN),
-        Kind("ProxyConfig", "proxyconfigs", (), _NET, ("v1beta1",), ProxyConfig, Effect.REFUSE),
-        Kind("EnvoyFilter", "envoyfilters", (), _NET, ("v1alpha3",), EnvoyFilter, Effect.WARN),
+        Kind("VirtualService", "virtualservices", ("vs",), _NET, _ALL, "virtual_service", Effect.FULL),
+        Kind("DestinationRule", "destinationrules", ("dr",), _NET, _ALL, "destination_rule", Effect.FULL),
+        Kind("ServiceEntry", "serviceentries", ("se",), _NET, _ALL, "service_entry", Effect.FULL, True),
+        Kind("WorkloadEntry", "workloadentries", ("we",), _NET, _ALL, "workload", Effect.FULL, True),
+        Kind("WorkloadGroup", "workloadgroups", ("wg",), _NET, _ALL, "workload", Effect.REFUSE, True),
+        Kind("Sidecar", "sidecars", (), _NET, _ALL, "sidecar", Effect.FULL),
+        Kind("Gateway", "gateways", ("gw",), _NET, _ALL, "sidecar", Effect.WARN),
+        Kind("ProxyConfig", "proxyconfigs", (), _NET, ("v1beta1",), "extension", Effect.REFUSE),
+        Kind("EnvoyFilter", "envoyfilters", (), _NET, ("v1alpha3",), "extension", Effect.WARN),
+        Kind("PeerAuthentication", "peerauthentications", ("pa",), _SEC, _V1B, "security", Effect.FULL),
+        Kind("AuthorizationPolicy", "authorizationpolicies", ("ap",), _SEC, _V1B, "security", Effect.FULL),
         Kind(
-            "PeerAuthentication", "peerauthentications", ("pa",), _SEC, _V1B, PeerAuthentication, Effect.FULL
+            "RequestAuthentication", "requestauthentications", ("ra",), _SEC, _V1B, "security", Effect.REFUSE
         ),
-        Kind(
-            "AuthorizationPolicy",
-            "authorizationpolicies",
-            ("ap",),
-            _SEC,
-            _V1B,
-            AuthorizationPolicy,
-            Effect.FULL,
-        ),
-        Kind(
-            "RequestAuthentication",
-            "requestauthentications",
-            ("ra",),
-            _SEC,
-            _V1B,
-            RequestAuthentication,
-            Effect.REFUSE,
-        ),
-        Kind(
-            "Telemetry", "telemetries", (), "telemetry.istio.io", ("v1", "v1alpha1"), Telemetry, Effect.REFUSE
-        ),
-        Kind(
-            "WasmPlugin",
-            "wasmplugins",
-            (),
-            "extensions.istio.io",
-            ("v1alpha1",),
-            WasmPlugin,
-            Effect.REFUSE,
-            True,
-        ),
+        Kind("Telemetry", "telemetries", (), _TEL, ("v1", "v1alpha1"), "extension", Effect.REFUSE),
+        Kind("WasmPlugin", "wasmplugins", (), _EXT, ("v1alpha1",), "extension", Effect.REFUSE, True),
     )
 }
 

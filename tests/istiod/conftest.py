@@ -93,16 +93,16 @@ class Istiod:
             return " ready " in log.read_text()
 
         poll(ready, START_SECONDS, "istiod ready")
-        self.about = json.loads(self.api("/api/v1/version"))
+        self.about = self.api("/api/v1/version")
         return self
 
-    def api(self, path: str, method: str = "GET", body: bytes | None = None) -> str:
+    def api(self, path: str, method: str = "GET", body: bytes | None = None) -> Any:
         """A raw call of the admin API with the context's certificate."""
         from istiod.admin_context import read
         from istiod.ctl.client import AdminClient
 
         with AdminClient(read(self.context)) as client:
-            return client.raw(method, path, body=json.loads(body) if body else None).text
+            return client.call(method, path, body=json.loads(body) if body else None)
 
     def address(self, name: str) -> tuple[str, int]:
         """What istiod listens on: xds, xdsPlaintext, admin, monitoring."""

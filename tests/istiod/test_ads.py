@@ -39,7 +39,7 @@ async def joined(istiod: Istiod, *accounts: str) -> list[Identity]:
 
 
 async def workloads(istiod: Istiod) -> dict[str, dict[str, Any]]:
-    items = json.loads(await _in_thread(istiod.api, "/api/v1/workloads"))["items"]
+    items = (await _in_thread(istiod.api, "/api/v1/workloads"))["items"]
     return {item["name"]: item for item in items}
 
 

@@ -27,7 +27,7 @@ from agent.table.tls import UpstreamTls
 from agent.upstream.pool import Pool
 from agent.worker.certificates import compile_judge
 from istiod.compile import Cache, ProxyInfo, ProxyResources, compile_proxy
-from istiod.resources import Document, Parsed, parse
+from istiod.resources.document import Document, Parsed, parse
 from istiod.resources.mesh_config import mesh_config
 from istiod.snapshot import Snapshot, build
 from registry.model import Health, Instance, Port, Resource, Service, merge_ports

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from istiod.resources import parse
+from istiod.resources.document import parse
 from registry.model import Port
 from tests.mesh.bookinfo import bookinfo
 from tests.mesh.simulation import CASES, Mesh

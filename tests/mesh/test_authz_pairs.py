@@ -28,7 +28,7 @@ from agent.table.build import LISTENER, build
 from agent.table.filter_config import Rbac, RbacRules, Rule
 from agent.table.listener import HttpManager
 from istiod.compile.authorization import http_filters
-from istiod.resources import parse
+from istiod.resources.document import parse
 from istiod.resources.mesh_config import mesh_config
 from tests.mesh.simulation import CASES
 

@@ -23,7 +23,7 @@ from agent.table.snapshot import Table
 from agent.table.tls import UpstreamTls
 from agent.worker.chain_match import ChainIndex, Seen
 from istiod.compile import Cache, ProxyInfo, compile_proxy
-from istiod.resources import parse
+from istiod.resources.document import parse
 from istiod.resources.mesh_config import mesh_config
 from istiod.snapshot import Snapshot, build
 from registry.model import Health, Instance, Port, Resource, Service

@@ -69,7 +69,7 @@ def test_this_process_runs_the_sources() -> None:
 
 def _version(**environment: str) -> str:
     return subprocess.run(
-        [AGENT, "version"],
+        [AGENT, "version", "--long"],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -81,5 +81,5 @@ def _version(**environment: str) -> str:
 def test_the_agent_runs_the_compiled_modules_where_they_can_be_built() -> None:
     can = shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0]) is not None
     can = can and Path(sysconfig.get_path("include"), "Python.h").is_file()
-    assert ("(compiled data plane)" in _version()) == can
-    assert "(interpreted data plane)" in _version(HOSTMESH_INTERPRETED="1")
+    assert ("data plane: compiled" in _version()) == can
+    assert "data plane: interpreted" in _version(HOSTMESH_INTERPRETED="1")

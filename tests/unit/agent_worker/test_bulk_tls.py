@@ -14,6 +14,7 @@ import trio
 from agent.worker.reactor import Reactor
 from agent.worker.tls_transport import BulkTlsTransport
 from wire import x509
+from wire.secret_file import write_secret
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def contexts(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
         key.public_key(), ca_cert=root, ca_key=root_key, ttl=timedelta(days=1), now=now, dns_sans=["server"]
     )
     (tmp_path / "chain.pem").write_bytes(x509.to_pem([leaf, root]))
-    x509.write_secret(tmp_path / "key.pem", x509.key_to_pem(key))
+    write_secret(tmp_path / "key.pem", x509.key_to_pem(key))
     (tmp_path / "root.pem").write_bytes(x509.to_pem(root))
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(tmp_path / "chain.pem", tmp_path / "key.pem")

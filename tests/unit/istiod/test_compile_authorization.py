@@ -13,7 +13,7 @@ from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 from google.protobuf.json_format import MessageToDict
 
 from istiod.compile.authorization import http_filters, policies_of, tcp_filters
-from istiod.resources import parse
+from istiod.resources.document import parse
 from istiod.resources.mesh_config import MeshConfig, mesh_config
 from istiod.snapshot import build
 

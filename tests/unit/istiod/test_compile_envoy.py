@@ -20,7 +20,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 
 from istiod.compile import ProxyInfo, ProxyResources, compile_proxy
-from istiod.resources import parse
+from istiod.resources.document import parse
 from istiod.resources.mesh_config import mesh_config
 from istiod.snapshot import build
 from registry.model import Health, Instance, Port, Service

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from istiod.resources import InvalidResourceError, parse, typed
+from istiod.resources.document import InvalidResourceError, parse, typed
 from registry.model import Resource
 
 
@@ -104,7 +104,7 @@ def test_fields_without_effect_are_warned_about_and_kept() -> None:
     "kind", ["RequestAuthentication", "WasmPlugin", "Telemetry", "ProxyConfig", "WorkloadGroup"]
 )
 def test_kinds_whose_absence_would_deceive_are_refused(kind: str) -> None:
-    from istiod.resources import KINDS
+    from istiod.resources.kinds import KINDS
 
     specs = {"WasmPlugin": "{url: 'file:///x.wasm'}", "WorkloadGroup": "{template: {}}"}
     text = f"apiVersion: {KINDS[kind].api_version}\nkind: {kind}\nmetadata: {{name: x}}\nspec: {specs.get(kind, '{}')}"

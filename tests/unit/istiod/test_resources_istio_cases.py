@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from istiod.resources import Problem, Severity, parse
+from istiod.resources.document import parse
+from istiod.resources.problem import Problem, Severity
 
 CASES = Path(__file__).parents[4] / "shared" / "cases"
 

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 import pytest
 import yaml
 
-from istiod.resources import KINDS
+from istiod.resources.kinds import KINDS
 from istiod.resources.schema import Spec, fields_of
 
 CRDS = Path(__file__).parents[4] / "shared" / "cases" / "istio-crds.yaml"

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from wire import x509
+from wire.secret_file import write_secret
 from wire.spiffe import SpiffeError, SpiffeId
 
 NOW = datetime(2026, 11, 3, 12, 0, tzinfo=UTC)
@@ -192,7 +193,7 @@ def test_a_secret_replaces_the_old_one_and_is_its_owners_alone(tmp_path: Path) -
     path = tmp_path / "key.pem"
     path.write_bytes(b"old")
     path.chmod(0o644)
-    x509.write_secret(path, b"new")
+    write_secret(path, b"new")
     assert path.read_bytes() == b"new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == ["key.pem"]
