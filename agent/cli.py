@@ -83,11 +83,20 @@ def run(config: ConfigOption = DEFAULT_PATH) -> None:
 def proxy(
     config: Annotated[Path, typer.Option("--config", "-c", help="An Envoy v3 bootstrap (YAML or JSON).")],
     workers: Annotated[int, typer.Option(min=1, max=256, help="Worker processes.")] = 1,
+    flush: Annotated[
+        int,
+        typer.Option(
+            "--file-flush-interval-msec", min=1, max=60_000, help="How often access logs are written, in ms."
+        ),
+    ] = 1000,
 ) -> None:
-    """The data plane alone, on a static Envoy bootstrap: no root, no nftables, no control plane."""
+    """The data plane alone, on a static Envoy bootstrap: no root, no nftables, no control plane.
+
+    SIGTERM drains, SIGHUP and SIGUSR1 reopen the access logs.
+    """
     from agent.host.proxy import replace_this_process
 
-    replace_this_process(config, workers)
+    replace_this_process(config, workers, flush)
 
 
 @app.command()

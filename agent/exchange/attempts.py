@@ -18,7 +18,9 @@ from agent.upstream import reset
 
 if TYPE_CHECKING:
     from agent.exchange.streams import UpstreamStream
+    from agent.http.request import ResponseHead
     from agent.upstream.host import Host
+    from agent.upstream.retry import RetryState
 
 
 class Attempts(ExchangeState):
@@ -64,6 +66,7 @@ class Attempts(ExchangeState):
         if cluster is not None:
             cluster.slots[cluster.stats.upstream_rq_pending_overflow] += 1
         self.host = None
+        self.outcome.upstream_address = self.outcome.upstream_host = ""
         self.upstream_failed(reset.OVERFLOW, "", started=False)
 
     def upstream_ready(self, connection: UpstreamStream) -> None:
@@ -109,6 +112,19 @@ class Attempts(ExchangeState):
 
     # Retries
 
+    def retried(self, state: RetryState, head: ResponseHead) -> bool:
+        """Does this response make another attempt begin? Then it counts as a retry's, and goes no further."""
+        cluster = self.cluster
+        assert cluster is not None
+        if not state.of_response(head):
+            if state.attempts:
+                cluster.slots[cluster.stats.upstream_rq_retry_success] += 1
+            return False
+        if not self.try_again():
+            return False
+        cluster.count_retried(head.status)
+        return True
+
     def try_again(self) -> bool:
         """Another attempt after a pause, if number and budget allow."""
         state, cluster = self.retry, self.cluster
@@ -125,6 +141,7 @@ class Attempts(ExchangeState):
             return False
         state.left -= 1
         slots[stats.upstream_rq_retry] += 1
+        slots[stats.upstream_rq_retry_backoff_exponential] += 1
         delay = state.delay(self.ctx.random)
         state.attempts += 1
         if not self.tried:
@@ -174,7 +191,10 @@ class Attempts(ExchangeState):
         host, cluster = self.host, self.cluster
         if host is not None and cluster is not None and cluster.detector is not None:
             now, chance = self.setting.clock.now, self.ctx.random % 100
-            if cluster.detector.response(host, status, now, chance, len(cluster.hosts)):
+            ejected = cluster.detector.response(host, status, now, chance, len(cluster.hosts))
+            if status >= 500:
+                cluster.count_outliers()
+            if ejected:
                 cluster.rebuild()
 
     def blame_host(self) -> None:
@@ -182,7 +202,9 @@ class Attempts(ExchangeState):
         host, cluster = self.host, self.cluster
         if host is not None and cluster is not None and cluster.detector is not None:
             now, chance = self.setting.clock.now, self.ctx.random % 100
-            if cluster.detector.local_failure(host, now, chance, len(cluster.hosts)):
+            ejected = cluster.detector.local_failure(host, now, chance, len(cluster.hosts))
+            cluster.count_outliers()
+            if ejected:
                 cluster.rebuild()
 
     # Leaving

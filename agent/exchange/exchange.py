@@ -54,9 +54,7 @@ class Exchange(Attempts):
         outcome.flags = ctx.flags
         outcome.request_headers_bytes = head.size
         self.describe(now, ctx.received_at, "HTTP/1.0" if head.old else "HTTP/1.1")
-        slots, stats = setting.slots, setting.stats
-        slots[stats.downstream_rq_total] += 1
-        slots[stats.downstream_rq_active] += 1
+        self.count_begun()
         manager = setting.manager
         if self.idle_timeout:
             self.idle_at = now + self.idle_timeout
@@ -83,6 +81,7 @@ class Exchange(Attempts):
         setting.intake(ctx, head, client.certificate_element)
         refused = setting.normalise(ctx)
         if refused is not None:
+            self.count_refused_path(refused.status)
             self.answer(refused)
             return
         plan = self.plan = ctx.route = setting.router.route(ctx)
@@ -124,10 +123,13 @@ class Exchange(Attempts):
             else:
                 self.answer(verdict)
                 return
+        slots, stats = self.setting.slots, self.setting.stats
+        slots[stats.rq_total] += 1
         if plan is None:
-            self.setting.slots[self.setting.stats.no_route] += 1
+            slots[stats.no_route] += 1
             self.answer(replies.NO_ROUTE)
         elif plan.respond is not None:
+            slots[stats.rq_direct_response] += 1
             self.answer(plan.respond(ctx), from_route=True)
         else:
             self.forward(plan)
@@ -160,11 +162,12 @@ class Exchange(Attempts):
             self.answer(LocalReply(plan.cluster_not_found_status, flags=("NC",), details="cluster_not_found"))
             return
         self.cluster = cluster
-        self.outcome.cluster = cluster.config
+        self.outcome.cluster, self.outcome.charged = cluster.config, True
         self.priority_breaker = cluster.breakers[1 if plan.priority == "high" else 0]
         headers = ctx.headers
         host = host_for(cluster, ctx, plan, self.tried, None)
         if host is None:
+            self.outcome.attempts = 1  # as Envoy counts what did not come to an attempt
             self.answer(replies.NO_UPSTREAM)
             return
         self.total_timeout, self.try_timeout = timeouts(plan, headers)
@@ -253,9 +256,7 @@ class Exchange(Attempts):
         if self.over:
             return
         self.outcome.flags.append("DC")
-        self.ctx.details = (
-            self.ctx.details if self.head_sent and self.ctx.details else "downstream_remote_disconnect"
-        )
+        self.ctx.details = "downstream_remote_disconnect"
         self.drop_upstream()
         self.finish()
 
@@ -292,7 +293,7 @@ class Exchange(Attempts):
         ctx, plan = self.ctx, self.plan
         assert plan is not None
         state = self.retry
-        if state is not None and state.of_response(head) and self.try_again():
+        if state is not None and self.retried(state, head):
             return
         if ctx.upgrade and ctx.upgrade != b"connect" and 200 <= status < 300:
             self.client.closing = True
@@ -411,6 +412,7 @@ class Exchange(Attempts):
             return
         outcome.flags.extend([flag for flag in reply.flags if flag not in outcome.flags])
         ctx.details = reply.details
+        self.name_cluster()
         if not self.request_ended or reply.status == 400:
             # A 400 of the proxy's own speaks of a client that is not understood: Envoy ends its connection, always.
             self.client.closing = True
@@ -434,8 +436,8 @@ class Exchange(Attempts):
         ctx = self.ctx = RequestContext(b"", b"", b"", Headers(), self.client.connection)
         outcome.flags = ctx.flags
         now = setting.clock.now
-        self.describe(now, setting.clock.wall(), "")
-        setting.slots[setting.stats.downstream_rq_active] += 1
+        self.describe(now, setting.clock.wall(), "HTTP/1.1")
+        self.count_begun()
         outcome.flags.extend(reply.flags)
         ctx.details = reply.details
         self.client.closing = True

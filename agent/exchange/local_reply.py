@@ -35,10 +35,8 @@ REQUEST_IDLE = LocalReply(408, b"stream timeout", flags=("SI",), details="stream
 RESPONSE_IDLE = LocalReply(504, b"stream timeout", flags=("SI",), details="stream_idle_timeout")
 REQUEST_TIMEOUT = LocalReply(408, b"request timeout", details="request_overall_timeout")
 HEADERS_TIMEOUT = LocalReply(408, b"request header timeout", details="request_header_timeout")
-MAX_DURATION = LocalReply(504, b"downstream duration timeout", flags=("DT",), details="max_duration_timeout")
-REQUEST_MAX_DURATION = LocalReply(
-    408, b"downstream duration timeout", flags=("DT",), details="max_duration_timeout"
-)
+MAX_DURATION = LocalReply(504, b"downstream duration timeout", details="max_duration_timeout")
+REQUEST_MAX_DURATION = LocalReply(408, b"downstream duration timeout", details="max_duration_timeout")
 UPSTREAM_MAX_DURATION = LocalReply(
     504,
     b"upstream max stream duration reached",

@@ -137,6 +137,31 @@ class ExchangeState:
         else:
             self.answer(reply)
 
+    def count_begun(self) -> None:
+        """One more request, of which one more is in progress."""
+        slots, stats = self.setting.slots, self.setting.stats
+        slots[stats.downstream_rq_total] += 1
+        slots[stats.downstream_rq_active] += 1
+        slots[stats.downstream_rq_http1_total] += 1
+
+    def count_refused_path(self, status: int) -> None:
+        """The path was answered before it was routed."""
+        slots, stats = self.setting.slots, self.setting.stats
+        if status == 307:
+            slots[stats.downstream_rq_redirected_with_normalized_path] += 1
+        else:
+            slots[stats.downstream_rq_failed_path_normalization] += 1
+
+    def name_cluster(self) -> None:
+        """An answer of our own before the upstream was asked names the route's cluster all the same, as Envoy's does."""
+        plan = self.plan
+        if self.cluster is None and plan is not None and plan.respond is None:
+            name = plan.cluster
+            if plan.cluster_header:
+                name = self.ctx.headers.get(plan.cluster_header, b"").decode("latin-1")
+            cluster = self.setting.clusters.get(name)
+            self.outcome.cluster = None if cluster is None else cluster.config
+
     def describe(self, now: float, wall: float, protocol: str) -> None:
         """Tell the outcome where and when the request began; `now` is monotonic."""
         outcome, setting = self.outcome, self.setting

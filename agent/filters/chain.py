@@ -41,6 +41,20 @@ class FilterState:
         self._held = {key: held for key, held in self._held.items() if key in alive}
 
 
+Increment: TypeAlias = Callable[[], None]
+Count: TypeAlias = Callable[[str], Increment]
+"""From the name of a counter to what adds one to it."""
+
+
+def uncounted(name: str) -> Increment:
+    """Count nothing."""
+    return _nothing
+
+
+def _nothing() -> None:
+    """Not counted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Placed:
     """A filter at its place in a chain, with what a route says about it."""
@@ -51,13 +65,21 @@ class Placed:
     """All levels, the least specific first."""
     scope: RouteScope
     state: FilterState
+    count: Count = uncounted
+    """Counters of the process; the manager's own have the prefix `stats`."""
+    stats: str = ""
+    """`http.<stat_prefix>.` of the connection manager."""
 
 
 Compile: TypeAlias = Callable[[Placed], Steps | None]
 
 
 def compile_steps(
-    filters: Sequence[FilterConfig], scope: RouteScope = NO_ROUTE, state: FilterState | None = None
+    filters: Sequence[FilterConfig],
+    scope: RouteScope = NO_ROUTE,
+    state: FilterState | None = None,
+    count: Count = uncounted,
+    stats: str = "",
 ) -> Steps:
     """The steps of a chain for the routes of a scope. Pass one `state` for the life of a worker.
 
@@ -73,7 +95,7 @@ def compile_steps(
         if _disabled(config, overrides):
             continue
         try:
-            steps = HTTP_FILTERS[config.kind](Placed(config.value, overrides, scope, held))
+            steps = HTTP_FILTERS[config.kind](Placed(config.value, overrides, scope, held, count, stats))
         except ValueError as error:
             raise ConfigError(f"http_filters[{config.name}]", str(error)) from error
         if steps is not None:

@@ -48,7 +48,7 @@ def compile(placed: Placed) -> Steps | None:
     effective = _merge(policies)
     if effective.enabled is not None and effective.enabled.numerator == 0:
         return None
-    return Steps((_request(effective),), (_response(effective),))
+    return Steps((_request(effective, placed),), (_response(effective),))
 
 
 def _first(policies: list[CorsPolicy], attribute: Callable[[CorsPolicy], Any]) -> Any:
@@ -89,16 +89,19 @@ def _merge(policies: list[CorsPolicy]) -> _Effective:
     )
 
 
-def _request(policy: _Effective) -> Callable[[RequestContext], LocalReply | None]:
+def _request(policy: _Effective, placed: Placed) -> Callable[[RequestContext], LocalReply | None]:
+    valid, invalid = (placed.count(f"{placed.stats}cors.origin_{name}") for name in ("valid", "invalid"))
     refusal = LocalReply(200, headers=policy.reply_headers, details="cors_response")
 
     def request(ctx: RequestContext) -> LocalReply | None:
         origin = ctx.headers.get(b"origin")
-        if not origin or ctx.method != b"OPTIONS" or not ctx.headers.get(b"access-control-request-method"):
+        if not origin or not policy.is_on(ctx):
             return None
-        if not policy.is_on(ctx):
+        allowed = policy.allows(origin)
+        (valid if allowed else invalid)()
+        if ctx.method != b"OPTIONS" or not ctx.headers.get(b"access-control-request-method"):
             return None
-        if not policy.allows(origin):
+        if not allowed:
             return None if policy.forward_not_matching else refusal
         headers = ((b"access-control-allow-origin", origin), *policy.reply_headers)
         if policy.private_network and ctx.headers.get(b"access-control-request-private-network") == b"true":

@@ -22,14 +22,23 @@ def compile(placed: Placed) -> Steps | None:
     config = most_specific(placed, Csrf)
     if config.enabled.numerator == 0:
         return None
+    missing, invalid, valid = (
+        placed.count(f"{placed.stats}csrf.{name}")
+        for name in ("missing_source_origin", "request_invalid", "request_valid")
+    )
     additional = tuple(compile_string(match) for match in config.additional_origins)
 
     def check(ctx: RequestContext) -> LocalReply | None:
         if ctx.method not in _CHANGING or not config.enabled.takes(draw(ctx, ENABLED)):
             return None
         source = _host_and_port(ctx.headers.get(b"origin") or ctx.headers.get(b"referer", b""))
-        if source and (source == _host_and_port(ctx.authority) or any(match(source) for match in additional)):
+        if not source:
+            missing()
+        elif source == _host_and_port(ctx.authority) or any(match(source) for match in additional):
+            valid()
             return None
+        else:
+            invalid()
         return _REFUSAL
 
     step: RequestStep = check

@@ -44,9 +44,9 @@ def compile(placed: Placed) -> Steps | None:
     active = placed.state.of(config, ActiveFaults) if limit is not None else None
     steps: list[RequestStep] = []
     if config.delay is not None:
-        steps.append(_delay_step(config.delay, applies, active, limit))
+        steps.append(_delay_step(config.delay, applies, active, limit, placed))
     if config.abort is not None:
-        steps.append(_abort_step(config.abort, applies, active, limit))
+        steps.append(_abort_step(config.abort, applies, active, limit, placed))
     return Steps(tuple(steps)) if steps else None
 
 
@@ -64,8 +64,10 @@ def _applies(config: Fault) -> RequestPredicate | None:
 
 
 def _delay_step(
-    config: FaultDelay, applies: RequestPredicate | None, active: ActiveFaults | None, limit: int | None
-) -> RequestStep:
+    config: FaultDelay, applies: RequestPredicate | None, active: ActiveFaults | None, limit: int | None, placed: Placed,
+) -> RequestStep:  # fmt: skip
+    injected = placed.count(f"{placed.stats}fault.delays_injected")
+    overflow = placed.count(f"{placed.stats}fault.faults_overflow")
     fixed, fraction = config.seconds, config.fraction
     constant = None if fixed is None else Delay(fixed)
 
@@ -79,16 +81,22 @@ def _delay_step(
         if waiting is None:
             milliseconds = decimal(ctx.headers.get(DELAY_HEADER, b""))
             waiting = Delay(milliseconds / 1000) if milliseconds is not None else None
-        if waiting is None or waiting.seconds <= 0 or not _enter(ctx, active, limit):
+        if waiting is None or waiting.seconds <= 0:
             return None
+        if not _enter(ctx, active, limit):
+            overflow()
+            return None
+        injected()
         return waiting
 
     return delay
 
 
 def _abort_step(
-    config: FaultAbort, applies: RequestPredicate | None, active: ActiveFaults | None, limit: int | None
-) -> RequestStep:
+    config: FaultAbort, applies: RequestPredicate | None, active: ActiveFaults | None, limit: int | None, placed: Placed,
+) -> RequestStep:  # fmt: skip
+    injected = placed.count(f"{placed.stats}fault.aborts_injected")
+    overflow = placed.count(f"{placed.stats}fault.faults_overflow")
     reply_for = _reply_maker(config)
     by_header = config.status is None and config.grpc_status is None
 
@@ -99,7 +107,13 @@ def _abort_step(
         if not share.takes(draw(ctx, ABORT)):
             return None
         reply = reply_for(ctx)
-        return reply if reply is not None and _enter(ctx, active, limit) else None
+        if reply is None:
+            return None
+        if not _enter(ctx, active, limit):
+            overflow()
+            return None
+        injected()
+        return reply
 
     return abort
 

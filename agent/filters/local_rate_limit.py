@@ -104,7 +104,7 @@ def compile(placed: Placed) -> Steps | None:
         return None
     limiter_of = _limiter_source(placed, config)
     descriptors = compile_descriptors(config, placed.scope)
-    request = _request(config, limiter_of, descriptors)
+    request = _request(config, limiter_of, descriptors, placed)
     if not config.ratelimit_headers:
         return Steps((request,))
     return Steps((request,), (_describe,))
@@ -122,7 +122,12 @@ def _request(
     config: LocalRateLimit,
     limiter_of: Callable[[RequestContext], Limiter],
     descriptors: Callable[[RequestContext], Descriptors],
+    placed: Placed,
 ) -> RequestStep:
+    asked, passed, limited, enforced = (
+        placed.count(f"{config.stat_prefix}.http_local_rate_limit.{name}")
+        for name in ("enabled", "ok", "rate_limited", "enforced")
+    )
     mark = compile_request_changes([HeaderChanges(config.request_headers)])
     add = prepare(HeaderChanges(config.response_headers))
     grpc_status = 8 if config.resource_exhausted else 14
@@ -130,17 +135,21 @@ def _request(
     def limit(ctx: RequestContext) -> LocalReply | None:
         if not config.enabled.takes(draw(ctx, ENABLED)):
             return None
+        asked()
         allowed, bucket = limiter_of(ctx).ask(descriptors(ctx), ctx.started_at)
         if config.ratelimit_headers and bucket is not None:
             if ctx.filter_notes is None:
                 ctx.filter_notes = {}
             ctx.filter_notes[DETAILS] = bucket
         if allowed:
+            passed()
             return None
+        limited()
         if not config.enforced.takes(draw(ctx, ENFORCED)):
             if mark is not None:
                 mark(ctx)
             return None
+        enforced()
         headers = Headers()
         if add is not None:
             add(headers, ctx, None)

@@ -22,9 +22,9 @@ def compile(placed: Placed) -> Steps | None:
     config = most_specific(placed, Rbac)
     steps: list[RequestStep] = []
     if config.shadow is not None:
-        steps.append(_shadow(config))
+        steps.append(_shadow(config, placed))
     if config.rules is not None:
-        steps.append(_enforce(config))
+        steps.append(_enforce(config, placed))
     return Steps(tuple(steps)) if steps else None
 
 
@@ -34,18 +34,22 @@ def denial(policy: str) -> LocalReply:
     return LocalReply(403, b"RBAC: access denied", details=details)
 
 
-def _enforce(config: Rbac) -> RequestStep:
+def _enforce(config: Rbac, placed: Placed) -> RequestStep:
     assert config.rules is not None
     verdict = compile_rules(config.rules)
     logs = config.rules.action == "log"
     denials: dict[str, LocalReply] = {}
+    prefix = f"{placed.stats}rbac.{config.rules_stat_prefix}"
+    count_allowed, count_denied = placed.count(f"{prefix}allowed"), placed.count(f"{prefix}denied")
 
     def enforce(ctx: RequestContext) -> LocalReply | None:
         allowed, policy = verdict(ctx)
         if logs:
             note(ctx, "envoy.common", {"access_log_hint": bool(policy)})
         if allowed:
+            count_allowed()
             return None
+        count_denied()
         reply = denials.get(policy)
         if reply is None:
             reply = denials[policy] = denial(policy)
@@ -54,13 +58,16 @@ def _enforce(config: Rbac) -> RequestStep:
     return enforce
 
 
-def _shadow(config: Rbac) -> RequestStep:
+def _shadow(config: Rbac, placed: Placed) -> RequestStep:
     assert config.shadow is not None
     verdict = compile_rules(config.shadow)
     prefix = config.shadow_stat_prefix
+    stat = f"{placed.stats}rbac.{prefix}shadow_"
+    count_allowed, count_denied = placed.count(f"{stat}allowed"), placed.count(f"{stat}denied")
 
     def judge(ctx: RequestContext) -> None:
         allowed, policy = verdict(ctx)
+        (count_allowed if allowed else count_denied)()
         noted: dict[str, object] = {f"{prefix}shadow_engine_result": "allowed" if allowed else "denied"}
         if policy:
             noted[f"{prefix}shadow_effective_policy_id"] = policy

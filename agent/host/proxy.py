@@ -1,7 +1,7 @@
 """`hostmesh-agent proxy` once its arguments are read: the data plane and its admin port in a process of their own.
 
 Rule: what the command line needs for people (15 MB) is not in memory for the life of a proxy, so the command
-replaces itself by `python -m agent.host.proxy CONFIG WORKERS`. Not for: traffic (agent.worker.standalone).
+replaces itself by `python -m agent.host.proxy CONFIG WORKERS FLUSH_MSEC`. Not for: traffic (agent.worker.standalone).
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 
-def replace_this_process(config: Path, workers: int) -> None:
+def replace_this_process(config: Path, workers: int, flush_msec: int) -> None:
     """Become the proxy; does not return. The process id stays, for who supervises it."""
     os.execv(  # noqa: S606 (our own interpreter and module)
-        sys.executable, [sys.executable, "-P", "-m", "agent.host.proxy", str(config), str(workers)]
+        sys.executable,
+        [sys.executable, "-P", "-m", "agent.host.proxy", str(config), str(workers), str(flush_msec)],
     )
 
 
@@ -24,7 +25,9 @@ def main() -> None:
     from agent.worker import standalone
 
     config = Path(sys.argv[1])
-    standalone.run(config, int(sys.argv[2]), proxy_admin.admin_of(config))
+    standalone.run(
+        config, int(sys.argv[2]), proxy_admin.admin_of(config), flush_seconds=int(sys.argv[3]) / 1000
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ from agent.http.h1_message import (
     Limits,
     RequestSink,
     ResponseSink,
+    classify_refused,
     classify_request_error,
+    judge_authority,
     judge_request,
     judge_response,
     too_many,
@@ -36,6 +38,7 @@ _DONE = h11r.State.DONE
 _HOST = ((b"host", b"-"),)
 _MARK = b"host: " + NO_HOST + b"\r\n"
 _LENGTH_FIELD = re.compile(rb"(?i)(?<=\n)content-length:[^\n]*\n")
+_HOSTS = re.compile(rb"^host:([^\r\n]*)", re.MULTILINE)
 _H11R_HEADERS = 65535
 
 
@@ -65,7 +68,7 @@ class FastServerCodec:
             parser.receive_data(data)
             self._advance(parser)
         except h11r.RemoteProtocolError as error:
-            self._trouble(error)
+            self._trouble(error, data)
 
     def end_of_input(self) -> bool:
         """See ServerCodec."""
@@ -81,7 +84,7 @@ class FastServerCodec:
         if rest:
             self.receive(rest)
 
-    def _trouble(self, error: h11r.RemoteProtocolError) -> None:
+    def _trouble(self, error: h11r.RemoteProtocolError, data: bytes) -> None:
         """The parser refuses: what it is too strict about is read in another way, the rest is a violation."""
         text = str(error)
         if self._between and "Host field" in text:
@@ -89,14 +92,17 @@ class FastServerCodec:
         elif self._between and self._limits.chunked_length and "cannot be combined" in text:
             self._read_again(_LENGTH_FIELD.sub(b"", self._first))
         else:
-            raise self._violation(error) from None
+            raise self._violation(error, data) from None
 
     def _read_without_host(self, error: h11r.RemoteProtocolError) -> None:
         """A request that h11r refuses for its Host field. Where there is none, Envoy logs the request and answers it, or
         takes the host of an absolute-form target: read it with a mark in the field's place."""
         line, _, rest = self._first.lstrip(b"\r\n").partition(b"\n")
         head = rest.partition(b"\n\r\n")[0].lower()
-        if head.startswith(b"host:") or b"\nhost:" in head:
+        hosts = _HOSTS.findall(head)
+        if len(hosts) == 1:
+            judge_authority(hosts[0].strip())
+        if hosts:
             raise H1Violation(400, "http1.codec_error", str(error))
         self._read_again(line + b"\n" + _MARK + rest)
 
@@ -108,7 +114,7 @@ class FastServerCodec:
             parser.receive_data(data)
             self._advance(parser)
         except h11r.RemoteProtocolError as error:
-            raise self._violation(error) from None
+            raise self._violation(error, data) from None
 
     def leftovers(self) -> bytes:
         """See ServerCodec."""
@@ -145,7 +151,7 @@ class FastServerCodec:
             else:
                 return
 
-    def _violation(self, error: h11r.RemoteProtocolError) -> H1Violation:
+    def _violation(self, error: h11r.RemoteProtocolError, data: bytes) -> H1Violation:
         if error.suggested_status_code == 431:
             return too_many("headers_too_large")
         if self._between:
@@ -156,11 +162,13 @@ class FastServerCodec:
         text = str(error)
         if "cannot be combined" in text:
             return H1Violation(400, "http1.content_length_and_chunked_not_allowed", text)
-        if error.suggested_status_code == 501 or "transfer coding" in text:
+        if (
+            error.suggested_status_code == 501
+            or "transfer coding" in text
+            or "Transfer-Encoding field" in text
+        ):
             return H1Violation(501, "http1.invalid_transfer_encoding", text)
-        if "header value" in text:
-            return H1Violation(400, "http1.invalid_characters", text)
-        return H1Violation(400, "http1.codec_error", text)
+        return classify_refused(self._first or data, text)
 
 
 class FastClientCodec:

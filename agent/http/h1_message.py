@@ -31,6 +31,7 @@ METHODS = frozenset(
 """Methods that Envoy's HTTP/1 codec knows; others are refused unless custom methods are allowed."""
 
 _AUTHORITY = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:@\[\]]*\Z")
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _VERSION_AT_END = re.compile(rb"([^ ]+) +[^ ]+(?: +HTTP/(\d)\.(\d))?\Z")
 
 
@@ -171,14 +172,15 @@ def judge_request(
     if target[:1] != b"/":
         _judge_target(head, limits)
     if head.authority not in _good_authorities:
-        _judge_authority(head.authority)
+        judge_authority(head.authority)
     if old or not _FRAMING.isdisjoint(headers):
         _judge_framing(head, headers, old)
     return head
 
 
-def _judge_authority(authority: bytes) -> None:
-    """Envoy HeaderUtility::authorityIsValid; the good ones are remembered, because few names are asked for often."""
+def judge_authority(authority: bytes) -> None:
+    """Envoy HeaderUtility::authorityIsValid. Raises H1Violation. The good ones are remembered, because few names are asked
+    for often."""
     if not _AUTHORITY.match(authority):
         raise H1Violation(400, "http.invalid_authority", "invalid host")
     if len(_good_authorities) < _REMEMBERED and len(authority) < 256:
@@ -268,6 +270,14 @@ def classify_request_error(first_line: bytes) -> H1Violation | None:
     if major == b"1" and minor == b"1":
         return None
     return H1Violation(426, "low_version", "unsupported HTTP version")
+
+
+def classify_refused(data: bytes, text: str) -> H1Violation:
+    """What Envoy calls bytes that a parser refused: a control character outside of values is another matter to it than
+    a head that is malformed, or no head at all. `data` ends where the parser stopped or later; `text` is the parser's reason."""
+    if data[:1] > b" " and _CONTROL.search(data.partition(b"\r\n\r\n")[0]):
+        return H1Violation(400, "http1.invalid_characters", text)
+    return H1Violation(400, "http1.codec_error", text)
 
 
 def too_many(what: str) -> H1Violation:

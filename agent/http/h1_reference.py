@@ -17,6 +17,7 @@ from agent.http.h1_message import (
     Limits,
     RequestSink,
     ResponseSink,
+    classify_refused,
     classify_request_error,
     judge_request,
     judge_response,
@@ -108,7 +109,7 @@ class ReferenceServerCodec:
             elif self._between and self._limits.chunked_length and b"chunked" in self._first.lower():
                 self._read_again(_LENGTH_FIELD.sub(b"", self._first))
             else:
-                raise self._violation(error) from None
+                raise self._violation(error, data) from None
 
     def _read_again(self, data: bytes) -> None:
         self._parser = self._new()
@@ -117,7 +118,7 @@ class ReferenceServerCodec:
             self._parser.receive_data(data)
             self._advance()
         except h11.RemoteProtocolError as error:
-            raise self._violation(error) from None
+            raise self._violation(error, data) from None
 
     def _advance(self) -> None:
         parser = self._parser
@@ -148,7 +149,7 @@ class ReferenceServerCodec:
             if parser is not self._parser:
                 return
 
-    def _violation(self, error: h11.RemoteProtocolError) -> H1Violation:
+    def _violation(self, error: h11.RemoteProtocolError, data: bytes) -> H1Violation:
         text = str(error)
         if error.error_status_hint == 431:
             return too_many("headers_too_large")
@@ -160,7 +161,7 @@ class ReferenceServerCodec:
                 return H1Violation(400, "http1.content_length_and_chunked_not_allowed", text)
         if error.error_status_hint == 501 or "Transfer-Encoding" in text:
             return H1Violation(501, "http1.invalid_transfer_encoding", text)
-        return H1Violation(400, "http1.codec_error", text)
+        return classify_refused(self._first or data, text)
 
 
 class ReferenceClientCodec:

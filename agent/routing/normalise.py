@@ -41,14 +41,16 @@ def compile_normaliser(hcm: HttpManager) -> Normaliser:
             strip_host(ctx)
         if path[:1] != b"/":
             return None
-        redirect = False
+        redirect = rejected = False
         if unescape != "keep" and _PERCENT in path:
             unescaped = unescape_slashes(path)
             if unescaped != path:
-                if unescape == "reject":
-                    return FAILED
+                rejected = unescape == "reject"
                 redirect = unescape == "unescape_redirect"
                 path = unescaped
+        if rejected:
+            ctx.path = path  # as Envoy logs it
+            return FAILED
         if dots:
             cleaned = remove_dot_segments(path)
             if cleaned is None:
@@ -58,7 +60,7 @@ def compile_normaliser(hcm: HttpManager) -> Normaliser:
             path = merge_slashes(path)
         ctx.path = path
         if redirect:
-            return LocalReply(307, headers=((b"location", path),), details="path_normalization_redirect")
+            return LocalReply(307, headers=((b"location", path),), details="path_normalization_failed")
         return None
 
     return normalise

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from agent.http.request import LocalReply, RequestContext
 from agent.http.substitution import ValueMaker, compile_json_value, compile_value
-from agent.routing.paths import PathRewrite, compile_rewrite
+from agent.routing.paths import compile_rewrite
 from agent.table.route import Direct, Redirect, RouteMatch
 
 DETAILS = "direct_response"
@@ -22,24 +22,25 @@ def compile_redirect(match: RouteMatch, redirect: Redirect) -> Callable[[Request
     host = redirect.host.encode()
     new_port = f":{redirect.port}".encode() if redirect.port else b""
     new_scheme = redirect.scheme.encode()
-    locate = _path_maker(redirect, rewrite)
+    locate = _path_maker(redirect)
 
     def respond(ctx: RequestContext) -> LocalReply:
         scheme = new_scheme or ctx.scheme
         authority = host or _kept_host(ctx, scheme, new_port)
-        location = b"%s://%s%s%s" % (scheme, authority, new_port, locate(ctx.path))
+        path = ctx.path
+        if rewrite is not None:
+            path = ctx.path = rewrite(path)  # the log shows the path as rewritten, as Envoy's does
+        location = b"%s://%s%s%s" % (scheme, authority, new_port, locate(path))
         return LocalReply(redirect.status, headers=((b"location", location),), details=DETAILS)
 
     return respond
 
 
-def _path_maker(redirect: Redirect, rewrite: PathRewrite | None) -> Callable[[bytes], bytes]:
+def _path_maker(redirect: Redirect) -> Callable[[bytes], bytes]:
     fixed = redirect.path.encode()
     strip = redirect.strip_query and b"?" not in fixed
 
     def path_of(path: bytes) -> bytes:
-        if rewrite is not None:
-            path = rewrite(path)
         if fixed:
             if b"?" in fixed:
                 return fixed

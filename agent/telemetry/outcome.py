@@ -23,6 +23,7 @@ class Outcome:
         "attempts",
         "bytes_received",
         "bytes_sent",
+        "charged",
         "cluster",
         "connection",
         "details",
@@ -83,6 +84,8 @@ class Outcome:
         """The connection manager's or TCP proxy's stat_prefix."""
         self.cluster: Any = None
         """agent.table.cluster.Cluster."""
+        self.charged = False
+        """The cluster was asked, or would have been: a filter's or the codec's answer is not among its statistics."""
         self.upstream_address = ""
         """`ip:port` of the endpoint."""
         self.upstream_host = ""

@@ -141,10 +141,15 @@ class Statistics:
         if about["http"]:
             prefix = f"http.{about['http']}"
             self._by_code(f"{prefix}.downstream_rq", about["code"], requests, exact=False)
+            if about.get("listener"):
+                of_listener = f"listener.{about['listener']}.{prefix}.downstream_rq"
+                self._by_code(of_listener, about["code"], requests, exact=False)
             self.observe(f"{prefix}.downstream_rq_time", (), bounds, *duration)
         if about["cluster"] and about["code"]:
             prefix = f"cluster.{about['cluster']}"
             self._by_code(f"{prefix}.upstream_rq", about["code"], requests, exact=True)
+            side = "internal" if about.get("internal") else "external"
+            self._by_code(f"{prefix}.{side}.upstream_rq", about["code"], requests, exact=True)
             if about["upstream"]:
                 self.observe(f"{prefix}.upstream_rq_time", (), bounds, *duration)
 

@@ -29,10 +29,15 @@ class Scope:
 
     def __init__(self, region: StatsRegion, name: str) -> None:
         """The block of `prefix.name`, new or known."""
+        self._region, self._scope = region, f"{self.prefix}.{name}" if name else self.prefix
         names = self.names()
         first = region.block("s", f"{self.prefix}.{name}" if name else self.prefix, len(names))
         for offset, attribute in enumerate(names):
             setattr(self, attribute, first + offset)
+
+    def counter(self, name: str) -> int:
+        """The slot of a statistic that this scope has only where something happens: `retry.upstream_rq_503`."""
+        return self._region.counter(f"{self._scope}.{name}")
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -194,6 +199,7 @@ class HttpStats(Scope):
     downstream_rq_redirected_with_normalized_path: int
     downstream_rq_rejected_via_ip_detection: int
     downstream_rq_response_before_rq_complete: int
+    downstream_rq_failed_path_normalization: int
     downstream_rq_ws_on_non_ws_route: int
     no_route: int
     no_cluster: int

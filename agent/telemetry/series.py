@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agent.telemetry.fields import grpc_status
@@ -42,6 +42,7 @@ class _Recent:
     """What the last plain request was counted under: without flags and without a content type."""
 
     __slots__ = (
+        "charged",
         "cluster",
         "code",
         "first",
@@ -62,6 +63,7 @@ class _Recent:
         self.upstream_uris: tuple[str, ...] | None = None
         self.prefix = ""
         self.upstream = False
+        self.charged = False
         self.first = 0
 
 
@@ -106,6 +108,15 @@ class Recorder:
         """Statistics of a TCP proxy."""
         return TcpStats(self.region, stat_prefix)
 
+    def count(self, name: str) -> Callable[[], None]:
+        """What adds one to a counter of this name."""
+        slots, slot = self.slots, self.region.counter(name)
+
+        def add() -> None:
+            slots[slot] += 1
+
+        return add
+
     def record(self, outcome: Outcome) -> None:
         """Count one finished HTTP request."""
         first = self._block_of(outcome)
@@ -129,6 +140,8 @@ class Recorder:
         upstream_uris = upstream_peer.uri_sans if upstream_peer is not None else None
         request, upstream = outcome.request, outcome.upstream_address != ""
         plain = not flags and (request is None or b"content-type" not in request.headers)
+        internal = request is not None and b"x-envoy-internal" in request.headers
+        plain = plain and not internal
         recent = self._recent
         if (
             plain
@@ -140,11 +153,13 @@ class Recorder:
             and upstream_uris == recent.upstream_uris
             and outcome.stat_prefix == recent.prefix
             and upstream is recent.upstream
+            and outcome.charged is recent.charged
         ):
             return recent.first
         key = (
             id(outcome.cluster), id(outcome.upstream_metadata), id(outcome.listener), outcome.stat_prefix,
             outcome.response_code, ",".join(flags), uris, upstream_uris, None if plain else grpc_status(outcome), upstream,
+            outcome.charged, internal,
         )  # fmt: skip
         known = self._by_key.get(key)
         first = self._learn(key, outcome) if known is None else known[0]
@@ -154,6 +169,7 @@ class Recorder:
             )  # fmt: skip
             recent.code, recent.uris, recent.upstream_uris = outcome.response_code, uris, upstream_uris
             recent.prefix, recent.upstream, recent.first = outcome.stat_prefix, upstream, first
+            recent.charged = outcome.charged
         return first
 
     def record_tcp_opened(self, outcome: Outcome) -> int:
@@ -184,10 +200,12 @@ class Recorder:
             "labels": labels,
             "http": outcome.stat_prefix,
             "cluster": (outcome.cluster.alt_stat_name or outcome.cluster.name)
-            if outcome.cluster is not None
+            if outcome.charged and outcome.cluster is not None
             else "",
             "code": outcome.response_code,
             "upstream": outcome.upstream_address != "",
+            "internal": outcome.request is not None and b"x-envoy-internal" in outcome.request.headers,
+            "listener": _listener_name(outcome.listener),
         }
         first = self._series("r", about, _REQUEST_SLOTS)
         if len(self._by_key) >= _KEYS:
@@ -216,6 +234,8 @@ class Recorder:
                 "cluster": "",
                 "code": 0,
                 "upstream": False,
+                "internal": False,
+                "listener": "",
             }
             self.slots[self.server.statistics_dropped] += 1
             return self.region.block(kind, json.dumps(kept), count)
@@ -223,3 +243,10 @@ class Recorder:
         first = self.region.block(kind, text[1:], count)
         self._by_labels[text] = first
         return first
+
+
+def _listener_name(listener: Any) -> str:
+    """The name of a listener's statistics."""
+    if listener is None:
+        return ""
+    return str(listener.stat_prefix or f"{listener.address.host}_{listener.address.port}")

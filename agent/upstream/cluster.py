@@ -135,6 +135,13 @@ class ClusterRuntime:
         if self.detector is not None:
             slots[stats.outlier_detection_ejections_active] = self.detector.ejected
 
+    def count_outliers(self) -> None:
+        """Write down what the detector has noted since the last time."""
+        if self.detector is not None and self.detector.ejections:
+            for what, times in self.detector.ejections.items():
+                self.slots[getattr(self.stats, f"outlier_detection_ejections_{what}")] += times
+            self.detector.ejections.clear()
+
     def pick(self, random: int, key: int | None, match: Mapping[str, Any]) -> Host | None:
         """A host for a request; None when there is nobody. `match` is metadata that a subset must have."""
         rotation = self.rotation
@@ -160,6 +167,11 @@ class ClusterRuntime:
                 break
             host = self.pick((random * 0x9E3779B97F4A7C15 + attempt) & 0xFFFFFFFFFFFFFFFF, None, match)
         return host
+
+    def count_retried(self, status: int) -> None:
+        """A response that was not passed on, because another attempt followed."""
+        for name in (f"{status // 100}xx", str(status), "completed"):
+            self.slots[self.stats.counter(f"retry.upstream_rq_{name}")] += 1
 
     def _make_picker(self, hosts: list[Host]) -> Picker:
         return make_picker(self.config, hosts, self._seed)

@@ -21,7 +21,7 @@ class OutlierDetector:
         self.config = config
         self.ejected = 0
         self.ejections: dict[str, int] = {}
-        """By reason, for statistics."""
+        """What was detected and enforced, by Envoy's names of the statistics; the cluster writes them down."""
 
     def response(self, host: Host, status: int, now: float, chance: int, total: int) -> bool:
         """A response came. True if the host has just been ejected. `chance` is random, 0-99; `total` counts hosts."""
@@ -39,6 +39,7 @@ class OutlierDetector:
                 and host.consecutive_gateway >= config.consecutive_gateway_failure
             ):
                 host.consecutive_gateway = 0
+                self._note("detected_consecutive_gateway_failure")
                 if chance < config.enforcing_consecutive_gateway_failure:
                     return self._eject(host, now, total, "consecutive_gateway_failure")
         else:
@@ -46,6 +47,7 @@ class OutlierDetector:
         host.consecutive_5xx += 1
         if config.consecutive_5xx and host.consecutive_5xx >= config.consecutive_5xx:
             host.consecutive_5xx = 0
+            self._note("detected_consecutive_5xx")
             if chance < config.enforcing_consecutive_5xx:
                 return self._eject(host, now, total, "consecutive_5xx")
         return False
@@ -61,6 +63,7 @@ class OutlierDetector:
             and host.consecutive_local >= config.consecutive_local_origin_failure
         ):
             host.consecutive_local = 0
+            self._note("detected_consecutive_local_origin_failure")
             if chance < config.enforcing_consecutive_local_origin_failure:
                 return self._eject(host, now, total, "consecutive_local_origin_failure")
         return False
@@ -95,12 +98,16 @@ class OutlierDetector:
             rates = [host.successes * 100.0 / host.requests for host in counted]
             threshold = fmean(rates) - pstdev(rates) * config.success_rate_stdev_factor / 1000.0
             for host, rate in zip(counted, rates, strict=True):
+                if rate < threshold:
+                    self._note("detected_success_rate")
                 if rate < threshold and chance < config.enforcing_success_rate:
                     changed |= self._eject(host, now, len(hosts), "success_rate")
         volume = [host for host in hosts if host.requests >= config.failure_percentage_request_volume]
         if config.enforcing_failure_percentage and len(volume) >= config.failure_percentage_minimum_hosts:
             for host in volume:
                 failed = 100.0 - host.successes * 100.0 / host.requests
+                if failed >= config.failure_percentage_threshold:
+                    self._note("detected_failure_percentage")
                 if (
                     failed >= config.failure_percentage_threshold
                     and chance < config.enforcing_failure_percentage
@@ -111,11 +118,18 @@ class OutlierDetector:
     def _eject(self, host: Host, now: float, total: int, reason: str) -> bool:
         """Within max_ejection_percent; one host may always go (Envoy EjectPolicy)."""
         config = self.config
-        if host.ejected_until or 100.0 * self.ejected / max(total, 1) >= config.max_ejection_percent:
+        if host.ejected_until:
+            return False
+        if 100.0 * self.ejected / max(total, 1) >= config.max_ejection_percent:
+            self._note("overflow")
             return False
         host.ejections += 1
         longest = max(config.max_ejection_time, config.base_ejection_time)
         host.ejected_until = now + min(config.base_ejection_time * host.ejections, longest)
         self.ejected += 1
-        self.ejections[reason] = self.ejections.get(reason, 0) + 1
+        self._note(f"enforced_{reason}")
+        self._note("enforced_total")
         return True
+
+    def _note(self, what: str) -> None:
+        self.ejections[what] = self.ejections.get(what, 0) + 1

@@ -64,6 +64,7 @@ class Pool:
         if not breaker.may_wait():
             return False
         breaker.pending += 1
+        self.cluster.slots[self.cluster.stats.upstream_rq_pending_total] += 1
         self.waiting.append(waiter)
         if self.connecting < len(self.waiting) and (self.total == 0 or breaker.may_connect()):
             self._open()
@@ -98,6 +99,7 @@ class Pool:
         self.connecting -= 1
         self._lost()
         waiting, self.waiting = self.waiting, deque()
+        self.cluster.slots[self.cluster.stats.upstream_rq_pending_failure_eject] += len(waiting)
         for waiter in waiting:
             waiter.priority_breaker.pending -= 1
             waiter.upstream_unavailable(reason, failure)

@@ -172,7 +172,13 @@ class Space:
         suppress = manager.router is not None and manager.router.suppress_envoy_headers
         return compile_routes(
             routes,
-            lambda scope: compile_steps(manager.filters, scope, self._filter_state),
+            lambda scope: compile_steps(
+                manager.filters,
+                scope,
+                self._filter_state,
+                self.services.recorder.count,
+                f"http.{manager.stat_prefix}.",
+            ),
             suppress_envoy_headers=suppress,
         )
 

@@ -1,7 +1,8 @@
 """`hostmesh-agent proxy`: the data plane alone, on a static Envoy bootstrap.
 
 Rule: one worker is this very process; several are children of a parent that only watches them, each with its own listening
-sockets. A bootstrap that cannot be used is refused before anything listens. SIGTERM drains, a second one ends.
+sockets. A bootstrap that cannot be used is refused before anything listens. SIGTERM drains, a second one ends; SIGHUP and
+SIGUSR1 reopen the access logs.
 Not for: configuration that changes (remote).
 """
 
@@ -17,16 +18,21 @@ from pathlib import Path
 import trio
 
 from agent.table.bootstrap import Bootstrap, load
+from agent.telemetry.access_log import FLUSH_SECONDS
 from agent.worker.tls_contexts import TlsError
 from agent.worker.worker import Worker
 
 DRAIN_SECONDS = 30.0
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+_REOPENING = (signal.SIGHUP, signal.SIGUSR1)
 Admin = Callable[[Bootstrap, Worker, "trio.TaskStatus[None]"], Awaitable[None]]
 """Serves the bootstrap's admin address next to the worker; lives above this layer."""
 _log = logging.getLogger("hostmesh.proxy")
 
 
-def run(config: Path, workers: int = 1, admin: Admin | None = None) -> None:
+def run(
+    config: Path, workers: int = 1, admin: Admin | None = None, *, flush_seconds: float = FLUSH_SECONDS
+) -> None:
     """Serve the bootstrap until SIGTERM; exits with status 1 and the reason when it cannot be used."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -41,7 +47,7 @@ def run(config: Path, workers: int = 1, admin: Admin | None = None) -> None:
         admin = None
     reasons: list[str] = []
     try:
-        trio.run(_serve, bootstrap, admin, strict_exception_groups=True)
+        trio.run(_serve, bootstrap, admin, flush_seconds, strict_exception_groups=True)
     except* (TlsError, OSError, ValueError) as group:
         reasons = [str(error) for error in _leaves(group)]
     # Outside of except*, which would wrap the exit in a group.
@@ -55,21 +61,25 @@ def refuse(reason: str) -> None:
     raise SystemExit(1)
 
 
-async def _serve(bootstrap: Bootstrap, admin: Admin | None) -> None:
+async def _serve(bootstrap: Bootstrap, admin: Admin | None, flush_seconds: float) -> None:
     async with trio.open_nursery() as nursery:
-        worker = Worker(node_metadata=bootstrap.node.metadata)
+        worker = Worker(node_metadata=bootstrap.node.metadata, flush_seconds=flush_seconds)
         await nursery.start(worker.run)
         worker.apply({"": bootstrap.table})
         if admin is not None and bootstrap.admin is not None:
             await nursery.start(_run_admin, admin, bootstrap, worker)
         _log.info("serving %d listeners", len(bootstrap.table.listeners))
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
-                break
-            nursery.start_soon(_drain, worker, nursery)
-            async for _ in signals:
-                nursery.cancel_scope.cancel()
-                return
+        draining = False
+        with trio.open_signal_receiver(*_ENDING, *_REOPENING) as signals:
+            async for signum in signals:
+                if signum in _REOPENING:
+                    worker.sinks.reopen()
+                elif draining:
+                    nursery.cancel_scope.cancel()
+                    return
+                else:
+                    draining = True
+                    nursery.start_soon(_drain, worker, nursery)
 
 
 async def _run_admin(
@@ -99,8 +109,8 @@ def _fork(count: int) -> int | None:
         for child in children:
             os.kill(child, signum)
 
-    signal.signal(signal.SIGTERM, forward)
-    signal.signal(signal.SIGINT, forward)
+    for signum in (*_ENDING, *_REOPENING):
+        signal.signal(signum, forward)
     failed = False
     while children:
         child, status = os.wait()

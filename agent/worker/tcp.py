@@ -236,10 +236,11 @@ class TcpConnection:
         if reason == reset.CONNECT_TIMEOUT:
             slots[stats.upstream_cx_connect_timeout] += 1
         now = self.transport.reactor.now
-        if cluster.detector is not None and cluster.detector.local_failure(
-            host, now, self._random % 100, len(cluster.hosts)
-        ):
-            cluster.rebuild()
+        if cluster.detector is not None:
+            ejected = cluster.detector.local_failure(host, now, self._random % 100, len(cluster.hosts))
+            cluster.count_outliers()
+            if ejected:
+                cluster.rebuild()
         if self.over:
             return
         self.outcome.upstream_failure = failure

@@ -23,7 +23,7 @@ class H1Upstream:
     """See the module. Invariant: `exchange` is set from `begin` until its response is over."""
 
     __slots__ = (
-        "_answered", "_framing", "_keep_alive", "_max_age", "_proper_case", "_request_done", "_trailers", "_tunnel",
+        "_answered", "_framing", "_keep_alive", "_max_age", "_proper_case", "_remote", "_request_done", "_trailers", "_tunnel",
         "_upgrade", "closed",
         "codec", "connected_at", "exchange", "local_address", "peer", "pool", "requests", "reused", "timer", "transport",
     )  # fmt: skip
@@ -49,6 +49,12 @@ class H1Upstream:
         self._max_age: Timer | None = None
         self._proper_case = False
         self._trailers = False
+        self._remote = False
+        """The peer ended it."""
+        slots, stats = pool.cluster.slots, pool.cluster.stats
+        slots[stats.upstream_cx_total] += 1
+        slots[stats.upstream_cx_active] += 1
+        slots[stats.upstream_cx_http1_total] += 1
 
     def open(self, transport: PlainTransport, codec: ClientCodec, now: float) -> None:
         """The connection is up and secured."""
@@ -76,10 +82,6 @@ class H1Upstream:
         name = transport.socket.getsockname()
         self.local_address = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
         self.open(transport, CLIENT_CODEC(self, limits), transport.reactor.now)
-        slots, stats = self.pool.cluster.slots, self.pool.cluster.stats
-        slots[stats.upstream_cx_total] += 1
-        slots[stats.upstream_cx_active] += 1
-        slots[stats.upstream_cx_http1_total] += 1
         self.pool.connected(self)
 
     def unreachable(self, reason: str, failure: str) -> None:
@@ -87,8 +89,13 @@ class H1Upstream:
         self.closed = True
         slots, stats = self.pool.cluster.slots, self.pool.cluster.stats
         slots[stats.upstream_cx_connect_fail] += 1
+        slots[stats.upstream_cx_active] -= 1
+        slots[stats.upstream_cx_destroy] += 1
         if reason == reset.CONNECT_TIMEOUT:
             slots[stats.upstream_cx_connect_timeout] += 1
+            slots[stats.upstream_cx_destroy_local] += 1
+        else:
+            slots[stats.upstream_cx_destroy_remote] += 1
         self.pool.failed(reason, failure)
 
     # From the exchange
@@ -130,7 +137,7 @@ class H1Upstream:
     def cancel(self) -> None:
         """See UpstreamStream. HTTP/1.1 has no other way than to close."""
         self.exchange = None
-        self._close()
+        self._close(busy=True)
 
     def pause(self) -> None:
         """See UpstreamStream."""
@@ -168,12 +175,13 @@ class H1Upstream:
 
     def ended(self) -> None:
         """See TransportOwner."""
+        self._remote = True
         if self.exchange is None:
             self._close()
         elif self._tunnel:
             exchange, self.exchange = self.exchange, None
             exchange.upstream_end(None)
-            self._close()
+            self._close(busy=True)
         else:
             try:
                 self.codec.end_of_input()
@@ -185,6 +193,7 @@ class H1Upstream:
 
     def lost(self, reason: str) -> None:
         """See TransportOwner."""
+        self._remote = True
         if self.exchange is None:
             self._close()
         else:
@@ -272,11 +281,11 @@ class H1Upstream:
         cluster = self.pool.cluster
         if reason == reset.PROTOCOL:
             cluster.slots[cluster.stats.upstream_cx_protocol_error] += 1
-        self._close()
+        self._close(busy=exchange is not None)
         if exchange is not None:
             exchange.upstream_reset(reason, failure)
 
-    def _close(self) -> None:
+    def _close(self, *, busy: bool = False) -> None:
         if not self.closed:
             self.closed = True
             self.timer.cancel()
@@ -287,4 +296,12 @@ class H1Upstream:
             slots, stats = cluster.slots, cluster.stats
             slots[stats.upstream_cx_active] -= 1
             slots[stats.upstream_cx_destroy] += 1
+            slots[stats.upstream_cx_destroy_remote if self._remote else stats.upstream_cx_destroy_local] += 1
+            if busy:
+                slots[stats.upstream_cx_destroy_with_active_rq] += 1
+                slots[
+                    stats.upstream_cx_destroy_remote_with_active_rq
+                    if self._remote
+                    else stats.upstream_cx_destroy_local_with_active_rq
+                ] += 1
             self.pool.closed(self)

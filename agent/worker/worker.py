@@ -39,8 +39,11 @@ class Worker:
         node_metadata: Mapping[str, Any] | None = None,
         *,
         mark: bool = False,
+        flush_seconds: float = FLUSH_SECONDS,
     ) -> None:
         self.reactor = Reactor()
+        self._flush_seconds = flush_seconds
+        """Between two writes of the access logs."""
         self.recorder = Recorder(region, node_metadata)
         self._recorders: dict[str, Recorder] = {}
         self.sinks = Sinks()
@@ -61,7 +64,7 @@ class Worker:
             self._services = Services(
                 self.reactor, self.recorder, self.sinks, lambda: bits(64), self._resolver.resolve
             )
-            self._every(FLUSH_SECONDS, self.sinks.flush)
+            self._every(self._flush_seconds, self.sinks.flush)
             self._every(_SWEEP, self._sweep)
             self.recorder.slots[self.recorder.server.live] = 1
             task_status.started(self)
@@ -143,5 +146,7 @@ class Worker:
         due = self._swept.get(id(cluster), 0.0) + detector.config.interval
         if due <= now:
             self._swept[id(cluster)] = now
-            if detector.sweep(cluster.hosts, now, random.getrandbits(7) % 100):
+            changed = detector.sweep(cluster.hosts, now, random.getrandbits(7) % 100)
+            cluster.count_outliers()
+            if changed:
                 cluster.rebuild()

@@ -7,6 +7,7 @@ the rest is the same for all. Both proxies get the same text, ports apart.
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import yaml
@@ -15,6 +16,23 @@ _TYPE = "type.googleapis.com/envoy.extensions."
 _ROUTER = {
     "name": "envoy.filters.http.router",
     "typed_config": {"@type": _TYPE + "filters.http.router.v3.Router"},
+}
+
+
+# Everything of a request's outcome that both proxies must tell alike; `test_cases` compares the lines of every call.
+_LOG_FORMAT = (
+    "%REQ(:METHOD)% %REQ(:PATH)% %PROTOCOL% %RESPONSE_CODE% flags=%RESPONSE_FLAGS% details=%RESPONSE_CODE_DETAILS% "
+    "received=%BYTES_RECEIVED% sent=%BYTES_SENT% cluster=%UPSTREAM_CLUSTER% "
+    "attempts=%UPSTREAM_REQUEST_ATTEMPT_COUNT% route=%ROUTE_NAME% failure=%UPSTREAM_TRANSPORT_FAILURE_REASON% "
+    "termination=%CONNECTION_TERMINATION_DETAILS% upstream=%UPSTREAM_HOST%\n"
+)
+_LOG = {
+    "name": "envoy.access_loggers.file",
+    "typed_config": {
+        "@type": _TYPE + "access_loggers.file.v3.FileAccessLog",
+        "path": "@{folder}/@{kind}.access",
+        "log_format": {"text_format_source": {"inline_string": _LOG_FORMAT}},
+    },
 }
 
 
@@ -42,6 +60,7 @@ def manager(spec: dict[str, Any]) -> dict[str, Any]:
         "@type": _TYPE + "filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "ingress",
         "codec_type": "HTTP1",
+        "access_log": [_LOG],
         "route_config": {
             "name": "local",
             "virtual_hosts": spec.get("virtual_hosts", []),
@@ -114,4 +133,4 @@ def template(case_file: dict[str, Any]) -> tuple[str, list[str]]:
     }
     text = yaml.safe_dump(tree, sort_keys=False)
     # A port is a number in the schema: placeholders lose the quotes that YAML gave them.
-    return text.replace("'@{", "@{").replace("}'", "}"), list(listeners)
+    return re.sub(r"'(@\{\w+\})'", r"\1", text), list(listeners)

@@ -38,18 +38,28 @@ class Proxy:
     ) -> None:
         self.kind = kind
         self.ports = {name: free_port() for name in [*names, "admin"]}
-        values = {**fixed, **{name: str(port) for name, port in self.ports.items()}, "kind": kind}
+        values = {
+            **fixed,
+            **{name: str(port) for name, port in self.ports.items()},
+            "kind": kind,
+            "folder": str(folder),
+        }
         text = re.sub(r"@\{(\w+)\}", lambda found: values[found[1]], template)
         self.config = folder / f"{kind}.yaml"
         self.config.write_text(text)
+        self.access = folder / f"{kind}.access"
         self.log = folder / f"{kind}.log"
         if kind == "envoy":
             command = [
                 str(BIN / "envoy"), "-c", str(self.config), "--base-id", str(next(_base_ids)),
                 "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "1",
+                "--file-flush-interval-msec", "10",
             ]  # fmt: skip
         else:
-            command = [str(BIN / "hostmesh-agent"), "proxy", "--config", str(self.config)]
+            command = [
+                str(BIN / "hostmesh-agent"), "proxy", "--config", str(self.config),
+                "--file-flush-interval-msec", "10",
+            ]  # fmt: skip
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
@@ -73,6 +83,19 @@ class Proxy:
     def _process_alive_pause(self) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0.02)
+
+    def lines(self, since: int, count: int, seconds: float = 2.0) -> list[str]:
+        """What was logged after the first `since` bytes: at least `count` lines, unless they do not come in time."""
+        deadline = time.monotonic() + seconds
+        while True:
+            text = self.access.read_bytes()[since:].decode("utf-8", "replace") if self.access.exists() else ""
+            if text.count("\n") >= count or time.monotonic() > deadline:
+                return text.splitlines()
+            self._process_alive_pause()
+
+    def logged(self) -> int:
+        """Bytes of access log so far."""
+        return self.access.stat().st_size if self.access.exists() else 0
 
     @property
     def running(self) -> bool:

@@ -159,6 +159,7 @@ def _run(stand: Stand, kind: str, call: dict[str, Any]) -> dict[str, Any]:
         backend.reset()
     payloads, expected, heads = _payloads(call)
     listener = call.get("listener") or next(iter(proxy.ports))
+    logged = proxy.logged()
     conversation: Conversation = converse(
         proxy.ports[listener], payloads, expected=expected, heads=heads, shut=bool(call.get("shut")),
         timeout=float(call.get("timeout", 8)),
@@ -170,6 +171,9 @@ def _run(stand: Stand, kind: str, call: dict[str, Any]) -> dict[str, Any]:
         "ending": conversation.ending,
         "received": [_seen_request(request, ports, ignore) for request in received],
     }
+    if not call.get("unlogged"):
+        count = int(call.get("lines", len(conversation.answers)))
+        seen["log"] = [_stable(line, ports) for line in proxy.lines(logged, count)]
     assert proxy.running, f"{kind} died:\n{proxy.log.read_text()[-3000:]}"
     if call.get("compare") == "distribution":
         return {

@@ -45,7 +45,7 @@ def finished(listener: Listener = OUTBOUND, status: int = 200, milliseconds: flo
     outcome.request = RequestContext(b"GET", b"/", b"reviews", Headers(), outcome.connection)
     outcome.listener = listener
     outcome.stat_prefix = "outbound_0.0.0.0_9080"
-    outcome.cluster = REVIEWS
+    outcome.cluster, outcome.charged = REVIEWS, True
     outcome.upstream_metadata = ENDPOINT
     outcome.upstream_address = "10.0.0.3:9080"
     outcome.upstream_peer = PeerIdentity(uri_sans=("spiffe://cluster.local/ns/default/sa/reviews",))
