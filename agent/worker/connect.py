@@ -166,7 +166,8 @@ class Dial:
         return True
 
     def _resumable(self, transport: TlsTransport | BulkTlsTransport, tls: ClientTls) -> None:
-        """Note whether the host resumed, and take its ticket when it comes, which is with its first bytes."""
+        """Note whether the host resumed, and take its ticket if one comes, which is before its first bytes. Looked at once:
+        OpenSSL copies the whole session, certificate and all, for every look."""
         sessions, reactor = tls.sessions, self.reactor
         host, name = self._host.name, self._server_name or tls.sni
         connection = transport.ssl_object()

@@ -41,8 +41,8 @@ class TlsTransport(PlainTransport):
         self.tls_socket = sock
         self._tls_owner = owner
         self.handshaking = True
-        self.first_data: Callable[[], bool] | None = None
-        """Called once there is data from the peer, until it says True."""
+        self.first_data: Callable[[], object] | None = None
+        """Called once, when the first data of the peer has arrived."""
         self._events = 0
         self._retry = b""
 
@@ -57,8 +57,9 @@ class TlsTransport(PlainTransport):
         return self.tls_socket
 
     def _first_received(self) -> None:
-        if self.first_data is not None and self.first_data():
-            self.first_data = None
+        told, self.first_data = self.first_data, None
+        if told is not None:
+            told()
 
     def _watch(self, events: int) -> None:
         if events != self._events and not self.closed:
@@ -223,7 +224,7 @@ class BulkTlsTransport(PlainTransport):
             session=session,
         )
         self.handshaking = True
-        self.first_data: Callable[[], bool] | None = None
+        self.first_data: Callable[[], object] | None = None
         """As TlsTransport.first_data."""
 
     def start(self) -> None:
@@ -236,8 +237,9 @@ class BulkTlsTransport(PlainTransport):
         return self._object
 
     def _first_received(self) -> None:
-        if self.first_data is not None and self.first_data():
-            self.first_data = None
+        told, self.first_data = self.first_data, None
+        if told is not None:
+            told()
 
     def _handshake(self) -> None:
         failure, over = "", False
