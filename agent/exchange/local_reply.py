@@ -89,7 +89,7 @@ def build(
         if body:
             headers[b"content-type"] = content_type
         body = rewrite(ctx, head, body, outcome)
-        content_type = headers.pop(b"content-type", content_type)
+        content_type = headers.pop(b"content-type") or content_type
     else:
         content_type = reply.content_type
     if body:

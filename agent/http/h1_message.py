@@ -173,7 +173,7 @@ def judge_request(
         _judge_target(head, limits)
     if head.authority not in _good_authorities:
         judge_authority(head.authority)
-    if old or not _FRAMING.isdisjoint(headers):
+    if old or not _FRAMING.isdisjoint(headers.first):
         _judge_framing(head, headers, old)
     return head
 

@@ -65,7 +65,7 @@ def compile_intake(manager: HttpManager, host_address: str = "") -> Intake:
             _drop_nominated(headers, head)
         elif b"upgrade" in headers:
             headers.remove(b"upgrade")
-        if special := not _SPECIAL.isdisjoint(headers):
+        if special := not _SPECIAL.isdisjoint(headers.first):
             headers.pop(b"transfer-encoding", None)
             for name in _HOP_BY_HOP:
                 if name in headers:

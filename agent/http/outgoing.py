@@ -25,18 +25,20 @@ def compile_outgoing(manager: HttpManager) -> Outgoing:
 
     def outgoing(ctx: RequestContext, head: ResponseHead, date: bytes) -> None:
         headers = head.headers
-        if not head.local and not _HOP_BY_HOP.isdisjoint(headers):
+        first = headers.first
+        if not head.local and not _HOP_BY_HOP.isdisjoint(first):
             drop_hop_by_hop(headers, head.status == 101)
         if via:
             headers.set(b"via", headers[b"via"] + b", " + via if b"via" in headers else via)
         if always_id and ctx.request_id:
             headers.set(b"x-request-id", ctx.request_id)
-        if b"date" not in headers:
-            headers[b"date"] = date
+        if b"date" not in first:
+            first[b"date"] = date
         if policy == "overwrite":
-            headers[b"server"] = name
+            first[b"server"] = name
         elif policy == "append_if_absent" or head.local:
-            headers.setdefault(b"server", name)
+            if b"server" not in first:
+                first[b"server"] = name
 
     return outgoing
 
