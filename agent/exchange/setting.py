@@ -70,7 +70,7 @@ class Setting:
         logs: tuple[Callable[[Outcome], None], ...],
         record: Callable[[Outcome], None],
         stats: HttpStats,
-        slots: memoryview,
+        slots: list[int],
         clock: Clock,
         random: Callable[[], int],
     ) -> None:
@@ -108,7 +108,7 @@ class Setting:
                 logs=(),
                 record=_nothing,
                 stats=self.stats,
-                slots=memoryview(bytearray(len(self.slots) * 8)).cast("q"),
+                slots=[0] * len(self.slots),
                 clock=self.clock,
                 random=self.random,
             )

@@ -83,7 +83,8 @@ class Recorder:
     ) -> None:
         """`principal`: the workload's own SPIFFE id. `max_series`: request series before overflow."""
         self.region = StatsRegion.create() if region is None else region
-        self.slots = self.region.slots
+        self.slots = self.region.counts
+        """To count in, by the slot numbers of the scopes."""
         self.region.define({**definitions(), "buckets": list(BUCKETS)})
         self.server = ServerStats(self.region, "")
         self._node = Side.of_node(node_metadata or {}, principal)

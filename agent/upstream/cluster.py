@@ -29,7 +29,7 @@ class ClusterRuntime:
     )  # fmt: skip
 
     def __init__(
-        self, config: Cluster, connect: Connect, stats: ClusterStats, slots: memoryview, seed: int,
+        self, config: Cluster, connect: Connect, stats: ClusterStats, slots: list[int], seed: int,
     ) -> None:  # fmt: skip
         self.config = config
         self.name = config.name

@@ -47,7 +47,7 @@ class ListenerRuntime:
     """A listener of the table with its stations."""
 
     def __init__(
-        self, listener: Listener, index: ChainIndex[Any], stats: ListenerStats, slots: memoryview,
+        self, listener: Listener, index: ChainIndex[Any], stats: ListenerStats, slots: list[int],
         owner_of: Callable[[tuple[str, int]], ListenerRuntime | None],
     ) -> None:  # fmt: skip
         self.listener = listener

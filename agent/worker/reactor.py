@@ -68,6 +68,10 @@ class Reactor:
     def __init__(self) -> None:
         self.now = time.monotonic()
         self.timers = Timers()
+        self.turns = 0
+        """How often there was something to do."""
+        self.at_rest: Callable[[], None] | None = None
+        """Called when there is nothing to do, and in between where there always is."""
         self.dirty: list[Flushable] = []
         """Flushed after the handler in progress returns."""
         self._soon: deque[Callable[[], None]] = deque()
@@ -149,6 +153,10 @@ class Reactor:
         except Exception:
             _log.exception("a timer, a postponed call or the end of a failed connection failed")
 
+    def _rest(self) -> None:
+        if self.at_rest is not None:
+            self._guarded(self.at_rest)
+
     def stop(self) -> None:
         """End `run` after the turn in progress."""
         self._stopped = True
@@ -160,6 +168,7 @@ class Reactor:
         soon, timers = self._soon, self.timers
         if not events and not soon and timers.next_due() > self.now:
             return False
+        self.turns += 1
         if len(events) > 1:
             # Ends first: a connection that its peer has closed must not be taken from a pool by the next event.
             events.sort(key=_ends_first)
@@ -203,10 +212,12 @@ class Reactor:
                         break
                     wait = 0.0
                 else:
+                    self._rest()
                     wait = min(LINGER, max(timers.next_due() - self.now, 0.0))
                 if self.now - started > BUDGET or self._stopped:
                     break
             if self.now - started > BUDGET:
+                self._rest()
                 await trio.lowlevel.checkpoint()
                 continue
             delay = timers.next_due() - clock()

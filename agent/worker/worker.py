@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import random
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -26,8 +27,37 @@ from agent.worker.services import Services
 from agent.worker.space import Space
 
 _SWEEP = 1.0
+_PUBLISHING = 50.0
+"""How many times longer than it takes to publish statistics the worker does other things before it does so again."""
+_PUBLISH_SECONDS = 0.001
 _GC_THRESHOLDS = (50_000, 50, 100)
 """Requests make few cycles: collect rarely, and never what was there at the start."""
+
+
+class Publisher:
+    """Lets readers see the worker's statistics: at once when it is at rest, and never for more than a part of its time."""
+
+    def __init__(self, reactor: Reactor, region: StatsRegion) -> None:
+        self._reactor = reactor
+        self._region = region
+        self._timer = reactor.timer(lambda: None)
+        """Ends the rest, which begins again with `publish`."""
+        self._not_before = 0.0
+        self._seen = 0
+
+    def publish(self) -> None:
+        """If anything can have changed: now, or when it is time again."""
+        turns = self._reactor.turns
+        if turns == self._seen:
+            return
+        began = time.monotonic()
+        if began < self._not_before:
+            self._timer.set(self._not_before)
+            return
+        self._seen = turns
+        self._region.publish()
+        took = time.monotonic() - began
+        self._not_before = began + max(took * _PUBLISHING, _PUBLISH_SECONDS)
 
 
 class Worker:
@@ -67,6 +97,7 @@ class Worker:
             self._every(self._flush_seconds, self.sinks.flush)
             self._every(_SWEEP, self._sweep)
             self.recorder.slots[self.recorder.server.live] = 1
+            self.reactor.at_rest = Publisher(self.reactor, self.recorder.region).publish
             task_status.started(self)
             try:
                 await self.reactor.run()
