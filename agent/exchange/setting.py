@@ -7,8 +7,10 @@ Not for: anything about one request or one connection.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Protocol
+
+from mypy_extensions import trait
 
 from agent.exchange.local_reply import Rewrite
 from agent.http.intake import Intake
@@ -21,29 +23,36 @@ from agent.telemetry.scopes import HttpStats
 from agent.upstream.cluster import ClusterRuntime
 
 
-class Clock(Protocol):
+@trait
+class Clock:
     """Time as the worker reads it."""
 
     now: float
     """Monotonic seconds of the event being handled."""
 
+    @abstractmethod
     def wall(self) -> float:
         """Seconds since the epoch."""
 
+    @abstractmethod
     def http_date(self) -> bytes:
         """For `date` fields (RFC 9110 section 5.6.7)."""
 
+    @abstractmethod
     def timer(self, call: Callable[[], None]) -> Timer:
         """A timer that is not set."""
 
 
-class Timer(Protocol):
+@trait
+class Timer:
     """One deadline; see agent/worker/timers."""
 
     deadline: float
 
+    @abstractmethod
     def set(self, deadline: float) -> None: ...
 
+    @abstractmethod
     def cancel(self) -> None: ...
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from agent.exchange import local_reply as replies
 from agent.telemetry.outcome import Outcome
+from agent.upstream.pool import Waiter
 
 if TYPE_CHECKING:
     from agent.exchange.setting import Setting
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from agent.upstream.retry import RetryState
 
 
-class ExchangeState:
+class ExchangeState(Waiter):
     """Invariant: at most one of `waiting_in`, `upstream` and a finite `resume_at` is set; `over` never goes back."""
 
     __slots__ = (

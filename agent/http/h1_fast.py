@@ -14,10 +14,12 @@ import h11r
 
 from agent.http.h1_message import (
     NO_HOST,
+    ClientCodec,
     H1Violation,
     Limits,
     RequestSink,
     ResponseSink,
+    ServerCodec,
     classify_refused,
     classify_request_error,
     judge_authority,
@@ -42,7 +44,7 @@ _HOSTS = re.compile(rb"^host:([^\r\n]*)", re.MULTILINE)
 _H11R_HEADERS = 65535
 
 
-class FastServerCodec:
+class FastServerCodec(ServerCodec):
     """Reads requests. Invariant: `_parser` reads the request in progress and has seen no byte of an earlier one."""
 
     __slots__ = ("_between", "_first", "_limits", "_parser", "_sink")
@@ -171,7 +173,7 @@ class FastServerCodec:
         return classify_refused(self._first or data, text)
 
 
-class FastClientCodec:
+class FastClientCodec(ClientCodec):
     """Reads responses. Invariant: between messages no parser is held, so bytes that come then are garbage."""
 
     __slots__ = ("_limits", "_method", "_parser", "_rest", "_sink", "_used")

@@ -9,8 +9,10 @@ Not for: sending (h1_encode), header changes that depend on configuration (intak
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+
+from mypy_extensions import trait
 
 from agent.http.headers import Headers
 from agent.http.single import SINGLE_IN_REQUESTS, SINGLE_IN_RESPONSES
@@ -101,51 +103,70 @@ class InboundResponse:
         self.keep_alive = True
 
 
-class RequestSink(Protocol):
+@trait
+class RequestSink:
     """Who hears what a server codec found. Calls come in the order of the wire."""
 
+    @abstractmethod
     def request_head(self, head: RequestHead) -> None: ...
+    @abstractmethod
     def request_data(self, data: bytes) -> None: ...
+    @abstractmethod
     def request_end(self, trailers: Headers | None) -> None: ...
 
 
-class ResponseSink(Protocol):
+@trait
+class ResponseSink:
     """Who hears what a client codec found."""
 
+    @abstractmethod
     def informational(self, status: int, headers: Headers) -> None: ...
+    @abstractmethod
     def response_head(self, head: InboundResponse) -> None: ...
+    @abstractmethod
     def response_data(self, data: bytes) -> None: ...
+    @abstractmethod
     def response_end(self, trailers: Headers | None) -> None: ...
 
 
-class ServerCodec(Protocol):
+@trait
+class ServerCodec:
     """Reads requests from one connection, one at a time."""
 
+    @abstractmethod
     def receive(self, data: bytes) -> None:
         """Take bytes and report what they complete. Raises H1Violation."""
 
+    @abstractmethod
     def end_of_input(self) -> bool:
         """The client will send no more. True if that was between messages, else the request is cut off."""
 
+    @abstractmethod
     def next_request(self) -> None:
         """The request in progress has been answered: read on. Raises H1Violation."""
 
+    @abstractmethod
     def leftovers(self) -> bytes:
         """Bytes after the head of a request that became a tunnel."""
 
 
-class ClientCodec(Protocol):
+@trait
+class ClientCodec:
     """Reads responses from one connection, one at a time."""
 
+    @abstractmethod
     def expect(self, method: bytes, upgrade: bytes) -> None:
         """A request was sent whose response is awaited now."""
 
+    @abstractmethod
     def receive(self, data: bytes) -> None:
         """Take bytes and report what they complete. Raises H1Violation."""
 
+    @abstractmethod
     def end_of_input(self) -> None:
         """The upstream will send no more: ends a response that lasts until then. Raises H1Violation if one is cut off."""
 
+    @abstractmethod
     def leftovers(self) -> bytes:
         """Bytes beyond the message: a tunnel's first bytes, or garbage that forbids to use the connection again."""
 

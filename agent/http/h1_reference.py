@@ -13,10 +13,12 @@ import h11
 
 from agent.http.h1_message import (
     NO_HOST,
+    ClientCodec,
     H1Violation,
     Limits,
     RequestSink,
     ResponseSink,
+    ServerCodec,
     classify_refused,
     classify_request_error,
     judge_request,
@@ -35,7 +37,7 @@ _LENGTH = re.compile(rb"(?i)\ncontent-length:")
 _HEAD_END = re.compile(rb"\n\r?\n")
 
 
-class ReferenceServerCodec:
+class ReferenceServerCodec(ServerCodec):
     """Reads requests. Invariant: `_parser` reads the request in progress and has seen no byte of an earlier one."""
 
     def __init__(self, sink: RequestSink, limits: Limits) -> None:
@@ -164,7 +166,7 @@ class ReferenceServerCodec:
         return classify_refused(self._first or data, text)
 
 
-class ReferenceClientCodec:
+class ReferenceClientCodec(ClientCodec):
     """Reads responses. Invariant: between messages no parser is held, so bytes that come then are garbage."""
 
     def __init__(self, sink: ResponseSink, limits: Limits) -> None:

@@ -34,11 +34,8 @@ def compile_outgoing(manager: HttpManager) -> Outgoing:
             headers.set(b"x-request-id", ctx.request_id)
         if b"date" not in first:
             first[b"date"] = date
-        if policy == "overwrite":
+        if policy == "overwrite" or ((policy == "append_if_absent" or head.local) and b"server" not in first):
             first[b"server"] = name
-        elif policy == "append_if_absent" or head.local:
-            if b"server" not in first:
-                first[b"server"] = name
 
     return outgoing
 

@@ -3,8 +3,9 @@
 A region is a memfd: a header page, an append-only index that says which block of slots means what, and the slots
 (signed 64-bit). The writer counts in a list of its own, `region.counts[i] += 1`, because an item of shared memory costs
 ten times as much as one of a list, and copies it with `publish` whenever it has nothing else to do; readers parse the
-index and add the slots of all regions up (agent/telemetry/reading). Rule: an index entry, once visible, never changes; a block is never
-freed; when the region is full, writers are given a scratch block that nobody reads, and `dropped` counts that.
+index and add the slots of all regions up (agent/telemetry/reading).
+Rule: an index entry, once visible, never changes; a block is never freed; when the region is full, writers are given a
+scratch block that nobody reads, and `dropped` counts that.
 Not for: the meaning of names and labels (scopes.py, series.py).
 """
 

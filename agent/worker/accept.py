@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import socket
 import struct
+from abc import abstractmethod
 from collections.abc import Callable
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
+
+from mypy_extensions import trait
 
 from agent.http.request import ConnectionInfo, PeerIdentity
 from agent.table.listener import FilterChain, Listener
 from agent.telemetry.scopes import ListenerStats
 from agent.worker.chain_match import ChainIndex, Seen, inspected
-from agent.worker.reactor import ERR, ET, HUP, IN, RDHUP, Reactor
+from agent.worker.reactor import ERR, ET, HUP, IN, RDHUP, Handler, Reactor
 from agent.worker.sniff import MAX_HELLO, NOT_TLS, client_hello, http_version
 from agent.worker.tls_contexts import ServerTls
-from agent.worker.tls_transport import BulkTlsTransport, TlsTransport
-from agent.worker.transport import PlainTransport
+from agent.worker.tls_transport import BulkTlsTransport, TlsOwner, TlsTransport
+from agent.worker.transport import PlainTransport, TransportOwner
 
 _ORIGINAL_DST = 80
 """SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST."""
@@ -31,7 +34,8 @@ _connection_ids = count(1)
 _PEEK = 16 * 1024 + 64
 
 
-class Station(Protocol):
+@trait
+class Station:
     """The end of a filter chain."""
 
     bulk: bool
@@ -39,6 +43,7 @@ class Station(Protocol):
     tls: ServerTls | None
     chain: FilterChain
 
+    @abstractmethod
     def open(self, transport: PlainTransport, connection: ConnectionInfo) -> None:
         """Take the connection over; the transport has been started if it is TLS."""
 
@@ -59,7 +64,7 @@ class ListenerRuntime:
         self.active = 0
 
 
-class Acceptor:
+class Acceptor(Handler):
     """One listening socket. `runtime` is exchanged when the table changes."""
 
     def __init__(self, sock: socket.socket, reactor: Reactor, runtime: ListenerRuntime) -> None:
@@ -97,7 +102,7 @@ class Acceptor:
         """One connection failed before it had an owner; the listener goes on."""
 
 
-class Arrival:
+class Arrival(Handler, TlsOwner):
     """A connection on its way to its station."""
 
     __slots__ = (
@@ -295,7 +300,7 @@ class Arrival:
             slots[stats.ssl_connection_error] += 1
 
 
-class _Nobody:
+class Nobody(TransportOwner):
     """The owner of a transport that has not been started."""
 
     def received(self, data: bytes) -> None: ...
@@ -307,7 +312,7 @@ class _Nobody:
     def drained(self) -> None: ...
 
 
-NOBODY = _Nobody()
+NOBODY = Nobody()
 
 
 def original_destination(sock: socket.socket) -> tuple[str, int] | None:

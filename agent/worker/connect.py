@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Protocol
+from abc import abstractmethod
+
+from mypy_extensions import trait
 
 from agent.http.request import PeerIdentity
 from agent.table.cluster import Cluster
 from agent.upstream import reset
 from agent.upstream.host import Host
-from agent.worker.reactor import OUT, Reactor
+from agent.worker.reactor import OUT, Handler, Reactor
 from agent.worker.tls_contexts import ClientTls
-from agent.worker.tls_transport import BulkTlsTransport, TlsTransport
+from agent.worker.tls_transport import BulkTlsTransport, TlsOwner, TlsTransport
 from agent.worker.transport import PlainTransport, TransportOwner
 
 MARK = 0x539
@@ -26,12 +28,15 @@ _IN_PROGRESS = (0, 11, 115)
 _DELAYED = "delayed connect error: %s"
 
 
-class Caller(TransportOwner, Protocol):
+@trait
+class Caller(TransportOwner):
     """Who wants a connection."""
 
+    @abstractmethod
     def connected(self, transport: PlainTransport, peer: PeerIdentity | None) -> None:
         """It is up and secured; the transport's owner is the caller from now on."""
 
+    @abstractmethod
     def unreachable(self, reason: str, failure: str) -> None:
         """It is not; a reset reason and the transport's words."""
 
@@ -51,7 +56,7 @@ class Dialer:
         Dial(self, host, cluster, caller, bulk, server_name)
 
 
-class Dial:
+class Dial(Handler, TlsOwner):
     """One try. Invariant: `_caller` is told once; afterwards nothing of this is registered anywhere."""
 
     __slots__ = (

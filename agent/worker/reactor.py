@@ -13,14 +13,16 @@ import logging
 import os
 import select
 import time
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
 from email.utils import formatdate
 from functools import partial
-from typing import Protocol
 
 import trio
+from mypy_extensions import trait
 
+from agent.exchange.setting import Clock
 from agent.worker.timers import Timer, Timers
 
 BUDGET = 0.005
@@ -43,26 +45,32 @@ def _ends_first(event: tuple[int, int]) -> bool:
     return not event[1] & (RDHUP | HUP | ERR)
 
 
-class Flushable(Protocol):
+@trait
+class Flushable:
     """Something with queued output."""
 
+    @abstractmethod
     def flush(self) -> None: ...
 
+    @abstractmethod
     def on_failure(self) -> None:
         """`flush` raised, which is a bug that must cost this one connection only."""
 
 
-class Handler(Protocol):
+@trait
+class Handler:
     """Owner of a descriptor."""
 
+    @abstractmethod
     def on_event(self, mask: int) -> None:
         """Epoll reported `mask`."""
 
+    @abstractmethod
     def on_failure(self) -> None:
         """`on_event` raised, which is a bug that must cost this one connection only."""
 
 
-class Reactor:
+class Reactor(Clock):
     """Handlers by descriptor. `now` is the monotonic time of the event being handled."""
 
     def __init__(self) -> None:

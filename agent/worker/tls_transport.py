@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import socket
 import ssl
+from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol, cast
+from typing import cast
+
+from mypy_extensions import trait
 
 from agent.worker.reactor import ERR, HUP, IN, OUT, Reactor
 from agent.worker.transport import READS, PlainTransport, TransportOwner
@@ -23,9 +26,11 @@ _PLAIN = bytearray(_BULK + _RECORD + 1)
 """Where records are decrypted before they go on as one piece; the reactor reads one connection at a time."""
 
 
-class TlsOwner(TransportOwner, Protocol):
+@trait
+class TlsOwner(TransportOwner):
     """Who hears from a TLS transport."""
 
+    @abstractmethod
     def handshaken(self) -> bool:
         """The handshake is over; False refuses the peer (the owner has closed the transport)."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from hashlib import blake2b
 
+from agent.upstream.balancer.picker import Picker
 from agent.upstream.host import Host
 
 
@@ -17,7 +18,7 @@ def _hash(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-class RingHash:
+class RingHash(Picker):
     """A sorted ring of points; a key belongs to the next point."""
 
     __slots__ = ("_hosts", "_points")
@@ -41,7 +42,7 @@ class RingHash:
         return self._hosts[at if at < len(self._hosts) else 0]
 
 
-class Maglev:
+class Maglev(Picker):
     """Google's Maglev table: every host fills slots by its own permutation, in turns by weight."""
 
     __slots__ = ("_size", "_table")
