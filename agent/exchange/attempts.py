@@ -79,13 +79,14 @@ class Attempts(ExchangeState):
         outcome = self.outcome
         outcome.upstream_connected_at = connection.connected_at
         outcome.upstream_local = connection.local_address
-        outcome.upstream_peer = connection.peer
+        peer = outcome.upstream_peer = connection.peer
+        outcome.upstream_uris = peer.uri_sans if peer is not None else None
         outcome.upstream_sent_first_at = now
         host.active += 1
         self.priority_breaker.requests += 1
-        slots, stats = cluster.slots, cluster.stats
-        slots[stats.upstream_rq_total] += 1
-        slots[stats.upstream_rq_active] += 1
+        slots = cluster.slots
+        slots[cluster.rq_total] += 1
+        slots[cluster.rq_active] += 1
         if self.try_timeout and self.request_ended:
             self.try_at = now + self.try_timeout
             self.arm()
@@ -228,4 +229,4 @@ class Attempts(ExchangeState):
         assert host is not None and cluster is not None
         host.active -= 1
         self.priority_breaker.requests -= 1
-        cluster.slots[cluster.stats.upstream_rq_active] -= 1
+        cluster.slots[cluster.rq_active] -= 1

@@ -123,13 +123,14 @@ class Exchange(Attempts):
             else:
                 self.answer(verdict)
                 return
-        slots, stats = self.setting.slots, self.setting.stats
-        slots[stats.rq_total] += 1
+        setting = self.setting
+        slots = setting.slots
+        slots[setting.rq_routed] += 1
         if plan is None:
-            slots[stats.no_route] += 1
+            slots[setting.stats.no_route] += 1
             self.answer(replies.NO_ROUTE)
         elif plan.respond is not None:
-            slots[stats.rq_direct_response] += 1
+            slots[setting.stats.rq_direct_response] += 1
             self.answer(plan.respond(ctx), from_route=True)
         else:
             self.forward(plan)
@@ -489,7 +490,8 @@ class Exchange(Attempts):
             outcome.route_name = plan.name
             outcome.virtual_host = plan.virtual_host
             outcome.route_metadata = plan.metadata
-        setting.slots[setting.stats.downstream_rq_active] -= 1
+        setting.slots[setting.rq_active] -= 1
+        outcome.plain = self.is_plain()
         setting.record(outcome)
         for log in setting.logs:
             log(outcome)

@@ -62,7 +62,8 @@ class Setting:
     __slots__ = (
         "_silent",
         "clock", "clusters", "intake", "listener", "logs", "manager", "normalise", "outgoing", "random",
-        "record", "rewrite", "router", "slots", "stats", "strip_envoy_headers", "upgrades",
+        "record", "rewrite", "router", "rq_active", "rq_http1", "rq_routed", "rq_total", "slots", "stats", "strip_envoy_headers",
+        "upgrades",
     )  # fmt: skip
 
     def __init__(
@@ -94,10 +95,15 @@ class Setting:
         self.logs = logs
         self.record = record
         self.stats = stats
+        self.rq_total: int = stats.downstream_rq_total
+        self.rq_active: int = stats.downstream_rq_active
+        self.rq_http1: int = stats.downstream_rq_http1_total
+        self.rq_routed: int = stats.rq_total
+        """Slots that every request counts in, as compiled integers."""
         self.slots = slots
         self.clock = clock
         self.random = random
-        """64 random bits."""
+        """RANDOM_BITS random bits."""
         self.strip_envoy_headers = manager.router is not None and manager.router.suppress_envoy_headers
         self._silent: Setting | None = None
         self.upgrades = {upgrade.type.lower().encode(): upgrade.enabled for upgrade in manager.upgrades}

@@ -140,10 +140,18 @@ class ExchangeState(Waiter):
 
     def count_begun(self) -> None:
         """One more request, of which one more is in progress."""
-        slots, stats = self.setting.slots, self.setting.stats
-        slots[stats.downstream_rq_total] += 1
-        slots[stats.downstream_rq_active] += 1
-        slots[stats.downstream_rq_http1_total] += 1
+        setting = self.setting
+        slots = setting.slots
+        slots[setting.rq_total] += 1
+        slots[setting.rq_active] += 1
+        slots[setting.rq_http1] += 1
+
+    def is_plain(self) -> bool:
+        """See Outcome.plain."""
+        fields = self.ctx.headers.first
+        kind = fields.get(b"content-type")
+        grpc = kind is not None and kind.startswith(b"application/grpc")
+        return not self.outcome.flags and not grpc and b"x-envoy-internal" not in fields
 
     def count_refused_path(self, status: int) -> None:
         """The path was answered before it was routed."""
@@ -166,7 +174,9 @@ class ExchangeState(Waiter):
     def describe(self, now: float, wall: float, protocol: str) -> None:
         """Tell the outcome where and when the request began; `now` is monotonic."""
         outcome, setting = self.outcome, self.setting
-        outcome.connection = self.client.connection
+        connection = outcome.connection = self.client.connection
+        if connection.peer is not None:
+            outcome.peer_uris = connection.peer.uri_sans
         outcome.listener = setting.listener
         outcome.stat_prefix = setting.manager.stat_prefix
         outcome.protocol = protocol

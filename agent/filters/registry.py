@@ -3,6 +3,8 @@ line here."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from agent.filters import (
     cors,
     csrf,
@@ -15,7 +17,7 @@ from agent.filters import (
 )
 from agent.filters.chain import Registry
 
-HTTP_FILTERS: Registry = {
+HTTP_FILTERS: Final[Registry] = {
     "cors": cors.compile,
     "csrf": csrf.compile,
     "fault": fault.compile,

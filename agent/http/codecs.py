@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Final
 
 from agent.http.h1_fast import FastClientCodec, FastServerCodec
 from agent.http.h1_message import ClientCodec, Limits, RequestSink, ResponseSink, ServerCodec
@@ -15,7 +16,7 @@ from agent.http.h1_reference import ReferenceClientCodec, ReferenceServerCodec
 MakeServer = Callable[[RequestSink, Limits], ServerCodec]
 MakeClient = Callable[[ResponseSink, Limits], ClientCodec]
 
-CODECS: dict[str, tuple[MakeServer, MakeClient]] = {
+CODECS: Final[dict[str, tuple[MakeServer, MakeClient]]] = {
     "fast": (FastServerCodec, FastClientCodec),
     "reference": (ReferenceServerCodec, ReferenceClientCodec),
 }

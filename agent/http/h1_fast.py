@@ -8,7 +8,7 @@ Not for: sending, connections, timeouts.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 import h11r
 
@@ -29,19 +29,19 @@ from agent.http.h1_message import (
 )
 from agent.http.headers import Headers
 
-_SERVER = h11r.Role.SERVER
-_CLIENT = h11r.Role.CLIENT
+_SERVER: Final = h11r.Role.SERVER
+_CLIENT: Final = h11r.Role.CLIENT
 _Request = h11r.Request
 _Data = h11r.Data
 _End = h11r.EndOfMessage
 _Response = h11r.Response
 _Informational = h11r.InformationalResponse
-_DONE = h11r.State.DONE
-_HOST = ((b"host", b"-"),)
-_MARK = b"host: " + NO_HOST + b"\r\n"
-_LENGTH_FIELD = re.compile(rb"(?i)(?<=\n)content-length:[^\n]*\n")
-_HOSTS = re.compile(rb"^host:([^\r\n]*)", re.MULTILINE)
-_H11R_HEADERS = 65535
+_DONE: Final = h11r.State.DONE
+_HOST: Final = ((b"host", b"-"),)
+_MARK: Final = b"host: " + NO_HOST + b"\r\n"
+_LENGTH_FIELD: Final = re.compile(rb"(?i)(?<=\n)content-length:[^\n]*\n")
+_HOSTS: Final = re.compile(rb"^host:([^\r\n]*)", re.MULTILINE)
+_H11R_HEADERS: Final = 65535
 
 
 class FastServerCodec(ServerCodec):
@@ -134,16 +134,13 @@ class FastServerCodec(ServerCodec):
                     raise too_many("too_many_headers")
                 self._between = False
                 self._first = b""
-                sink.request_head(
-                    judge_request(
-                        event.method,
-                        event.target,
-                        Headers.of_wire(fields),
-                        event.http_version != b"1.1",
-                        limits,
-                        0,
-                    )
-                )
+                old = event.http_version != b"1.1"
+                head = judge_request(event.method, event.target, Headers.of_wire(fields), old, limits, 0)
+                sink.request_head(head)
+                if head.ended and not head.upgrade and not parser.buffered_nbytes:
+                    # What follows is known: a request without a body ends with its head.
+                    sink.request_end(None)
+                    return
             elif kind is _Data:
                 sink.request_data(event.data)
             elif kind is _End:

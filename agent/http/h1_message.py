@@ -11,30 +11,31 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Final
 
 from mypy_extensions import trait
 
 from agent.http.headers import Headers
 from agent.http.single import SINGLE_IN_REQUESTS, SINGLE_IN_RESPONSES
 
-CHUNKED = -1
+CHUNKED: Final = -1
 """Body length of a message with `Transfer-Encoding: chunked`."""
-UNTIL_CLOSE = -2
+UNTIL_CLOSE: Final = -2
 """Body length of a response that ends with its connection (RFC 9112 section 6.3, rule 8)."""
 
-NO_HOST = b"no-host.hostmesh.invalid"
+NO_HOST: Final = b"no-host.hostmesh.invalid"
 """Put in by a codec whose parser insists on a Host field."""
 
-METHODS = frozenset(
+METHODS: Final = frozenset(
     b"ACL BIND CHECKOUT CONNECT COPY DELETE GET HEAD LINK LOCK MERGE MKACTIVITY MKCALENDAR MKCOL MOVE M-SEARCH "
     b"NOTIFY OPTIONS PATCH POST PROPFIND PROPPATCH PURGE PUT QUERY REBIND REPORT SEARCH SOURCE SUBSCRIBE TRACE UNBIND "
     b"UNLINK UNLOCK UNSUBSCRIBE".split()
 )
 """Methods that Envoy's HTTP/1 codec knows; others are refused unless custom methods are allowed."""
 
-_AUTHORITY = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:@\[\]]*\Z")
-_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_VERSION_AT_END = re.compile(rb"([^ ]+) +[^ ]+(?: +HTTP/(\d)\.(\d))?\Z")
+_AUTHORITY: Final = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:@\[\]]*\Z")
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_VERSION_AT_END: Final = re.compile(rb"([^ ]+) +[^ ]+(?: +HTTP/(\d)\.(\d))?\Z")
 
 
 class H1Violation(Exception):
@@ -208,9 +209,9 @@ def judge_authority(authority: bytes) -> None:
         _good_authorities.add(authority)
 
 
-_good_authorities: set[bytes] = set()
-_REMEMBERED = 4096
-_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection", b"expect"))
+_good_authorities: Final[set[bytes]] = set()
+_REMEMBERED: Final = 4096
+_FRAMING: Final = frozenset((b"content-length", b"transfer-encoding", b"connection", b"expect"))
 
 
 def _judge_framing(head: RequestHead, headers: Headers, old: bool) -> None:

@@ -7,7 +7,7 @@ than h11r, what it lets through is refused here. Chosen by HOSTMESH_H1_CODEC=ref
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 import h11
 
@@ -27,14 +27,14 @@ from agent.http.h1_message import (
 )
 from agent.http.headers import Headers
 
-_HOST = [(b"host", b"-")]
-_MARK = b"host: " + NO_HOST + b"\r\n"
-_LENGTH_FIELD = re.compile(rb"(?i)(?<=\n)content-length:[^\n]*\n")
-_FOLDED = re.compile(rb"\n[ \t]")
-_BARE_CR = re.compile(rb"\r(?=[^\n])")
-_LENGTH_LIST = re.compile(rb"(?i)\ncontent-length:[^\n]*,")
-_LENGTH = re.compile(rb"(?i)\ncontent-length:")
-_HEAD_END = re.compile(rb"\n\r?\n")
+_HOST: Final = [(b"host", b"-")]
+_MARK: Final = b"host: " + NO_HOST + b"\r\n"
+_LENGTH_FIELD: Final = re.compile(rb"(?i)(?<=\n)content-length:[^\n]*\n")
+_FOLDED: Final = re.compile(rb"\n[ \t]")
+_BARE_CR: Final = re.compile(rb"\r(?=[^\n])")
+_LENGTH_LIST: Final = re.compile(rb"(?i)\ncontent-length:[^\n]*,")
+_LENGTH: Final = re.compile(rb"(?i)\ncontent-length:")
+_HEAD_END: Final = re.compile(rb"\n\r?\n")
 
 
 class ReferenceServerCodec(ServerCodec):

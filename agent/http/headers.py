@@ -10,7 +10,7 @@ Not for: framing (content-length, transfer-encoding), which belongs to the codec
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from typing import overload
+from typing import Final, overload
 
 
 class Headers:
@@ -151,9 +151,9 @@ class Headers:
         return copy
 
 
-_KNOWN_NAMES = 1024
-_LONG = 64
-_names: dict[bytes, bytes] = {}
+_KNOWN_NAMES: Final = 1024
+_LONG: Final = 64
+_names: Final[dict[bytes, bytes]] = {}
 """Names as they are written, to lower case: senders use few, and one object a name makes every later look-up cheap."""
 
 

@@ -7,7 +7,7 @@ Not for: framing (h1_encode), changes that routes or filters ask for.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from agent.http.headers import Headers
 from agent.http.request import RequestContext, ResponseHead
@@ -40,7 +40,7 @@ def compile_outgoing(manager: HttpManager) -> Outgoing:
     return outgoing
 
 
-_HOP_BY_HOP = frozenset((b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection"))
+_HOP_BY_HOP: Final = frozenset((b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection"))
 
 
 def drop_hop_by_hop(headers: Headers, upgraded: bool) -> None:

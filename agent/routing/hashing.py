@@ -7,7 +7,7 @@ by a rotation and an exclusive or; a terminal policy that contributed ends the l
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from agent.http.matching import query_parameters
 from agent.http.request import RequestContext
@@ -16,7 +16,7 @@ from agent.table.route import HashPolicy
 
 HashKey: TypeAlias = Callable[[RequestContext], int | None]
 
-_MASK = (1 << 64) - 1
+_MASK: Final = (1 << 64) - 1
 _P1, _P2, _P3 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
 _P4, _P5 = 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5
 

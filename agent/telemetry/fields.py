@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from agent.telemetry.flags import LONG_NAMES
 from agent.telemetry.outcome import Outcome
@@ -28,7 +28,7 @@ def text(value: bytes) -> str:
 # Headers
 
 
-_PSEUDO = {
+_PSEUDO: Final = {
     ":method": "method",
     ":path": "path",
     ":authority": "authority",
@@ -137,7 +137,7 @@ def grpc_status_as(argument: str, absent: Any) -> Getter:
     return get
 
 
-GRPC_STATUSES = (
+GRPC_STATUSES: Final = (
     "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
     "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE",
     "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
@@ -404,7 +404,7 @@ def _dynamic(outcome: Outcome) -> Any:
     return outcome.request.dynamic_metadata if outcome.request is not None else None
 
 
-METADATA: dict[str, Callable[[Outcome], Any]] = {
+METADATA: Final[dict[str, Callable[[Outcome], Any]]] = {
     "DYNAMIC": _dynamic,
     "ROUTE": lambda outcome: outcome.route_metadata,
     "CLUSTER": lambda outcome: outcome.cluster.metadata if outcome.cluster is not None else None,

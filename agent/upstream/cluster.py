@@ -25,7 +25,7 @@ class ClusterRuntime:
 
     __slots__ = (
         "_connect", "_overprovisioning", "_seed", "_subsets", "_tls_of", "breakers", "by_endpoint", "config",
-        "detector", "hosts", "name", "rotation", "slots", "stats", "warm",
+        "detector", "hosts", "name", "rotation", "rq_active", "rq_total", "slots", "stats", "warm",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +44,9 @@ class ClusterRuntime:
         self.detector = OutlierDetector(config.outlier) if config.outlier is not None else None
         self.rotation = NOBODY
         self.stats = stats
+        self.rq_total: int = stats.upstream_rq_total
+        self.rq_active: int = stats.upstream_rq_active
+        """Slots that every request counts in, as compiled integers."""
         self.slots = slots
         self.warm = False
         """Endpoints (even none) have been received or resolved."""

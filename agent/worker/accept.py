@@ -13,7 +13,7 @@ import struct
 from abc import abstractmethod
 from collections.abc import Callable
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 from mypy_extensions import trait
 
@@ -27,11 +27,11 @@ from agent.worker.tls_contexts import ServerTls
 from agent.worker.tls_transport import BulkTlsTransport, TlsOwner, TlsTransport
 from agent.worker.transport import PlainTransport, TransportOwner
 
-_ORIGINAL_DST = 80
+_ORIGINAL_DST: Final = 80
 """SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST."""
-_BATCH = 64
-_connection_ids = count(1)
-_PEEK = 16 * 1024 + 64
+_BATCH: Final = 64
+_connection_ids: Final = count(1)
+_PEEK: Final = 16 * 1024 + 64
 
 
 @trait
@@ -312,7 +312,7 @@ class Nobody(TransportOwner):
     def drained(self) -> None: ...
 
 
-NOBODY = Nobody()
+NOBODY: Final = Nobody()
 
 
 def original_destination(sock: socket.socket) -> tuple[str, int] | None:

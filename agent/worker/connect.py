@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from abc import abstractmethod
+from typing import Final
 
 from mypy_extensions import trait
 
@@ -21,11 +22,11 @@ from agent.worker.tls_contexts import ClientTls
 from agent.worker.tls_transport import BulkTlsTransport, TlsOwner, TlsTransport
 from agent.worker.transport import PlainTransport, TransportOwner
 
-MARK = 0x539
+MARK: Final = 0x539
 """What nftables rules let pass as the agent's own (contract of agent/host/capture_rules)."""
-_IP_BIND_ADDRESS_NO_PORT = 24
-_IN_PROGRESS = (0, 11, 115)
-_DELAYED = "delayed connect error: %s"
+_IP_BIND_ADDRESS_NO_PORT: Final = 24
+_IN_PROGRESS: Final = (0, 11, 115)
+_DELAYED: Final = "delayed connect error: %s"
 
 
 @trait

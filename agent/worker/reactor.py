@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from email.utils import formatdate
 from functools import partial
+from typing import Final
 
 import trio
 from mypy_extensions import trait
@@ -25,20 +26,20 @@ from mypy_extensions import trait
 from agent.exchange.setting import Clock
 from agent.worker.timers import Timer, Timers
 
-BUDGET = 0.005
+BUDGET: Final = 0.005
 """Seconds for which the reactor may keep trio's other tasks waiting."""
-LINGER = 0.004
+LINGER: Final = 0.004
 """Seconds to block in epoll after a busy turn before trio is asked to wait: a wake-up by trio costs more than a request."""
 
-IN = select.EPOLLIN
-OUT = select.EPOLLOUT
-ET = select.EPOLLET
-RDHUP = select.EPOLLRDHUP
-HUP = select.EPOLLHUP
-ERR = select.EPOLLERR
-READABLE = IN | RDHUP | HUP | ERR
+IN: Final = select.EPOLLIN
+OUT: Final = select.EPOLLOUT
+ET: Final = select.EPOLLET
+RDHUP: Final = select.EPOLLRDHUP
+HUP: Final = select.EPOLLHUP
+ERR: Final = select.EPOLLERR
+READABLE: Final = IN | RDHUP | HUP | ERR
 
-_log = logging.getLogger("hostmesh.worker")
+_log: Final = logging.getLogger("hostmesh.worker")
 
 
 def _ends_first(event: tuple[int, int]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import inf
+from typing import Final
 
 from agent.filters.network import NetworkGate
 from agent.http.request import ConnectionInfo, PeerIdentity
@@ -26,7 +27,7 @@ from agent.worker.refusal import Refusal
 from agent.worker.tls_contexts import ServerTls
 from agent.worker.transport import PlainTransport, TransportOwner
 
-RECEIVE = 262144
+RECEIVE: Final = 262144
 """Bytes asked of the kernel at once: few and large pieces are what an opaque stream needs."""
 
 

@@ -13,16 +13,16 @@ import ssl
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from typing import cast
+from typing import Any, Final, cast
 
 from mypy_extensions import trait
 
 from agent.worker.reactor import ERR, HUP, IN, OUT, Reactor
 from agent.worker.transport import READS, PlainTransport, TransportOwner
 
-_BULK = 262144
-_RECORD = 16384
-_PLAIN = bytearray(_BULK + _RECORD + 1)
+_BULK: Final = 262144
+_RECORD: Final = 16384
+_PLAIN: Final = bytearray(_BULK + _RECORD + 1)
 """Where records are decrypted before they go on as one piece; the reactor reads one connection at a time."""
 
 
@@ -38,12 +38,14 @@ class TlsOwner(TransportOwner):
 class TlsTransport(PlainTransport):
     """An SSLSocket, level-triggered. Invariant: `_events` is what epoll watches."""
 
-    __slots__ = ("_events", "_retry", "_tls_owner", "first_data", "handshaking", "tls_socket")
+    __slots__ = ("_events", "_retry", "_tls", "_tls_owner", "first_data", "handshaking", "tls_socket")
     tls = True
 
     def __init__(self, sock: ssl.SSLSocket, reactor: Reactor, owner: TlsOwner, limit: int = 1 << 20) -> None:
         super().__init__(sock, reactor, owner, limit)
         self.tls_socket = sock
+        self._tls: Any = sock._sslobj  # type: ignore[attr-defined]
+        """What the SSLSocket wraps: two frames of the interpreter less for each record."""
         self._tls_owner = owner
         self.handshaking = True
         self.first_data: Callable[[], object] | None = None
@@ -110,13 +112,15 @@ class TlsTransport(PlainTransport):
             self._break("connection reset")
 
     def _read(self, to_the_end: bool) -> None:
-        sock = self.tls_socket
+        tls = self._tls
         owner = self.owner
         for _ in range(READS):
             try:
-                data = sock.read(_RECORD)
+                data = tls.read(_RECORD)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return
+            except ssl.SSLEOFError:
+                data = b""
             except OSError as error:
                 self._break(describe(error))
                 return
@@ -128,7 +132,7 @@ class TlsTransport(PlainTransport):
             if self.first_data is not None:
                 self._first_received()
             owner.received(data)
-            if self.closed or self.paused or not sock.pending():
+            if self.closed or self.paused or not tls.pending():
                 return
             owner = self.owner
         self._readable = True
@@ -162,10 +166,10 @@ class TlsTransport(PlainTransport):
             if not self._retry:
                 out.clear()
             try:
-                sent = self.tls_socket.write(data)
+                sent: int = self._tls.write(data)
                 while sent < len(data):
                     data = data[sent:]
-                    sent = self.tls_socket.write(data)
+                    sent = self._tls.write(data)
                 self._retry = b""
             except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
                 self._retry = data

@@ -12,17 +12,18 @@ import socket
 import struct
 from abc import abstractmethod
 from contextlib import suppress
+from typing import Final
 
 from mypy_extensions import trait
 
 from agent.tcp.relay import Stream
 from agent.worker.reactor import ERR, ET, HUP, IN, OUT, RDHUP, Flushable, Handler, Reactor
 
-RECEIVE = 65536
+RECEIVE: Final = 65536
 """Bytes asked of the kernel at once; a shorter answer means that the socket is empty."""
-READS = 8
+READS: Final = 8
 """Receives in a row before others get their turn."""
-_RESET = struct.pack("ii", 1, 0)
+_RESET: Final = struct.pack("ii", 1, 0)
 
 
 @trait

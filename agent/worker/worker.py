@@ -11,10 +11,12 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import trio
 
+from agent.http.request import RANDOM_BITS
 from agent.table.snapshot import Table
 from agent.telemetry.access_log import FLUSH_SECONDS, Sinks
 from agent.telemetry.series import Recorder
@@ -92,7 +94,7 @@ class Worker:
         async with trio.open_nursery() as nursery:
             self._resolver = Resolver(self.reactor, nursery)
             self._services = Services(
-                self.reactor, self.recorder, self.sinks, lambda: bits(64), self._resolver.resolve
+                self.reactor, self.recorder, self.sinks, partial(bits, RANDOM_BITS), self._resolver.resolve
             )
             self._every(self._flush_seconds, self.sinks.flush)
             self._every(_SWEEP, self._sweep)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from hashlib import blake2b
 
+from agent.http.request import RANDOM_BITS
 from agent.upstream.balancer.picker import Picker
 from agent.upstream.host import Host
 
@@ -38,7 +39,7 @@ class RingHash(Picker):
 
     def pick(self, random: int, key: int | None) -> Host:
         """See Picker."""
-        at = bisect_left(self._points, random if key is None else key)
+        at = bisect_left(self._points, random << (64 - RANDOM_BITS) if key is None else key)
         return self._hosts[at if at < len(self._hosts) else 0]
 
 

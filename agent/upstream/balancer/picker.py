@@ -15,4 +15,4 @@ class Picker:
 
     @abstractmethod
     def pick(self, random: int, key: int | None) -> Host:
-        """A host. `random` is 64 random bits of the request, `key` its hash key where the route makes one."""
+        """A host. `random` are the random bits of the request, `key` its hash key where the route makes one."""

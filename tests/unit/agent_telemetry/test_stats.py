@@ -55,6 +55,7 @@ def finished(listener: Listener = OUTBOUND, status: int = 200, milliseconds: flo
     outcome.upstream_metadata = ENDPOINT
     outcome.upstream_address = "10.0.0.3:9080"
     outcome.upstream_peer = PeerIdentity(uri_sans=("spiffe://cluster.local/ns/default/sa/reviews",))
+    outcome.upstream_uris = outcome.upstream_peer.uri_sans
     outcome.response_code = status
     outcome.started_at, outcome.finished_at = 50.0, 50.0 + milliseconds / 1e3
     outcome.bytes_sent = 379
@@ -118,6 +119,7 @@ def test_the_receiving_side_names_the_caller_by_its_certificate() -> None:
         local=("10.0.0.2", 80),
         peer=PeerIdentity(uri_sans=("spiffe://cluster.local/ns/shop/sa/cart",)),
     )
+    outcome.peer_uris = outcome.connection.peer.uri_sans
     recorder.record(outcome)
     ((found, _),) = by_labels(read(recorder.region), "istio_requests_total").items()
     labels = dict(found)
