@@ -13,7 +13,7 @@ import ssl
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from mypy_extensions import trait
 
@@ -306,13 +306,13 @@ class BulkTlsTransport(PlainTransport):
 
     def _decrypt(self) -> None:
         """Everything that has arrived, as one piece."""
-        read = self._object.read
+        read: Any = self._object.read  # into a buffer, where it returns a number
         plain = memoryview(_PLAIN)
         filled = 0
         ended = False
         try:
             while filled <= _BULK:
-                size = cast("int", read(_RECORD, plain[filled:]))
+                size: int = read(_RECORD, plain[filled:])
                 if not size:
                     ended = True
                     break
@@ -397,6 +397,7 @@ class BulkTlsTransport(PlainTransport):
 
 def describe(error: OSError) -> str:
     """A TLS or socket error in one line, in the form of Envoy's transport failure reason where it is one of TLS."""
+    told: Any = error  # the standard library's types do not say that these may be None
     if isinstance(error, ssl.SSLError):
-        return f"TLS_error:{error.reason or error.strerror or type(error).__name__}"
-    return error.strerror or type(error).__name__
+        return f"TLS_error:{told.reason or told.strerror or type(error).__name__}"
+    return str(told.strerror or type(error).__name__)
