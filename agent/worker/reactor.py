@@ -16,7 +16,6 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
-from email.utils import formatdate
 from functools import partial
 from typing import Final
 
@@ -40,6 +39,17 @@ ERR: Final = select.EPOLLERR
 READABLE: Final = IN | RDHUP | HUP | ERR
 
 _log: Final = logging.getLogger("hostmesh.worker")
+
+
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def _http_date(wall: float) -> bytes:
+    """IMF-fixdate, whatever the locale (RFC 9110 section 5.6.7)."""
+    at = time.gmtime(wall)
+    clock = f"{at.tm_hour:02d}:{at.tm_min:02d}:{at.tm_sec:02d}"
+    return f"{_DAYS[at.tm_wday]}, {at.tm_mday:02d} {_MONTHS[at.tm_mon - 1]} {at.tm_year} {clock} GMT".encode()
 
 
 def _ends_first(event: tuple[int, int]) -> bool:
@@ -126,7 +136,7 @@ class Reactor(Clock):
     def _new_second(self) -> None:
         wall = time.time()
         self._wall_offset = wall - time.monotonic()
-        self._date = formatdate(wall, usegmt=True).encode()
+        self._date = _http_date(wall)
         self._date_until = self.now + 1.0 - wall % 1.0
 
     def timer(self, call: Callable[[], None]) -> Timer:

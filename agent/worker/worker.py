@@ -6,6 +6,7 @@ for each space. Not for: where tables come from (standalone, remote).
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import random
 import time
@@ -86,6 +87,7 @@ class Worker:
         self._services: Services | None = None
         self._resolver: Resolver | None = None
         self._swept: dict[int, float] = {}
+        self._settled = False
 
     async def run(self, task_status: trio.TaskStatus[Worker] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
@@ -127,8 +129,12 @@ class Worker:
         slots = self.recorder.slots
         slots[self.recorder.server.config_applied] += 1
         gc.collect()
-        gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
+        if not self._settled:
+            # Once: what is frozen is never collected, and clusters that leave later are cycles.
+            self._settled = True
+            gc.freeze()
+            gc.set_threshold(*_GC_THRESHOLDS)
+            _give_back()
 
     def describe(self, key: str, node_metadata: Mapping[str, Any], principal: str) -> None:
         """Whose side a workload's metrics are (metadata in Istio's keys, SPIFFE id); before its first table."""
@@ -183,3 +189,10 @@ class Worker:
             cluster.count_outliers()
             if changed:
                 cluster.rebuild()
+
+
+def _give_back() -> None:
+    """Return memory that only the start needed, where the C library can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
