@@ -9,9 +9,11 @@ leaves the interpreter to run the sources, which behave alike; with --required t
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -67,6 +69,9 @@ HOT = (
 def main() -> int:
     """Exit status 0 where the build is there or cannot be made here, 1 where it failed or is required and missing."""
     arguments = _arguments()
+    FOLDER.parent.mkdir(exist_ok=True)
+    alone = os.open(FOLDER.parent, os.O_RDONLY)
+    fcntl.flock(alone, fcntl.LOCK_EX)  # until this process ends: a second one waits, and finds the build done
     modules = hot_modules()
     sources = {module: digest(source_of(ROOT, module)) for module in modules}
     if _recorded() == {"sources": sources, "suffix": EXTENSION_SUFFIXES[0]}:
@@ -78,7 +83,6 @@ def main() -> int:
     sys.stderr.write(f"native: compiling {len(modules)} modules (a minute or two)\n")
     began = time.monotonic()
     os.chdir(ROOT)
-    FOLDER.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER.parent, prefix="build-") as name:
         built = Path(name) / "lib"
         _compile([str(source_of(Path(), module)) for module in modules], Path(name), built)
@@ -122,8 +126,12 @@ def _missing() -> str:
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
     if shutil.which(compiler) is None:
         return f"there is no C compiler ({compiler})"
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+    include = sysconfig.get_path("include")
+    if not Path(include, "Python.h").is_file():
         return "Python's header files are not installed (Debian package python3-dev)"
+    try_out = [compiler, "-I", include, "-fsyntax-only", "-x", "c", "-"]
+    if subprocess.run(try_out, input=b"#include <Python.h>\n", capture_output=True, check=False).returncode:
+        return f"{compiler} finds not all header files (Debian package libc6-dev)"
     return ""
 
 
