@@ -8,23 +8,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from tests.hosts.demo.board import Board
 from tests.hosts.demo.observers import machine_fingerprint
 from tests.hosts.demo.story import Story
 from tests.hosts.lab.mesh import BIN, Mesh
-from tests.hosts.lab.namespaces import command_to_enter, environment_inside, inside
+from tests.hosts.lab.namespaces import command_to_enter, end, environment_inside, inside
 
 _FOLDER = "HOSTMESH_DEMO_FOLDER"
-_KEPT = Path(tempfile.gettempdir()) / f"hostmesh-demo-{os.getuid()}.pid"
-_READY, _FAILED = "ready", "failed"
+_KEPT = Path(tempfile.gettempdir()) / f"hostmesh-demo-{os.getuid()}"
+"""A link to the folder of the demo that KEEP=1 left running."""
+_PID, _READY, _FAILED = "pid", "ready", "failed"
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main() -> int:
@@ -48,41 +50,95 @@ def launch(registry: str, keep: bool) -> int:
         status = subprocess.run([".ci/install-consul"], check=False).returncode
         if status:
             return status
-    if keep and _KEPT.exists() and _alive(int(_KEPT.read_text())):
-        print("make demo: one is running already; `make demo-down` ends it", file=sys.stderr)
-        return 1
+    _interruptible()
     before = machine_fingerprint()
     folder = Path(tempfile.mkdtemp(prefix="hostmesh-demo-"))
-    folder.chmod(0o755)
-    environment = {**environment_inside(), _FOLDER: str(folder)}
-    command = command_to_enter([sys.executable, "-m", "tests.hosts.demo"])
-    process = subprocess.Popen(command, env=environment, start_new_session=keep)
+    process: subprocess.Popen[bytes] | None = None
     try:
-        if keep:
-            while process.poll() is None and not (folder / _READY).exists():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(0.1)
-            if process.poll() is None:
-                _KEPT.write_text(str(process.pid))
-                return 1 if (folder / _FAILED).exists() else 0
-        status = process.wait()
+        folder.chmod(0o755)
+        environment = {**environment_inside(), _FOLDER: str(folder)}
+        command = command_to_enter([sys.executable, "-m", "tests.hosts.demo"])
+        process = subprocess.Popen(command, env=environment, start_new_session=keep)
+        (folder / _PID).write_text(str(process.pid))
+        if keep and not _claim(folder):
+            print("make demo: one is running already; `make demo-down` ends it", file=sys.stderr)
+            end(process.pid)
+            status = 1
+        elif keep and _ready(process, folder):
+            return 1 if (folder / _FAILED).exists() else 0
+        else:
+            status = process.wait()
     except KeyboardInterrupt:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        if process is not None:
+            end(process.pid)
         status = 130
-    shutil.rmtree(folder, ignore_errors=True)
+    _uninterruptible()
+    _remove(folder)
     if machine_fingerprint() != before:
         print("make demo: the machine's own interfaces, routes or rules are not as before", file=sys.stderr)
         return 1
     return 130 if status in (-signal.SIGINT, 130) else status
 
 
+def _interruptible() -> None:
+    """Ctrl-C, a closed terminal and SIGTERM end the demo alike."""
+    for each in _ENDING:
+        if each == signal.SIGTERM or signal.getsignal(each) != signal.SIG_IGN:
+            signal.signal(each, _interrupt)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    _uninterruptible()
+    raise KeyboardInterrupt
+
+
+def _uninterruptible() -> None:
+    """What clears up is not interrupted."""
+    for each in _ENDING:
+        signal.signal(each, signal.SIG_IGN)
+
+
+def _ready(process: subprocess.Popen[bytes], folder: Path) -> bool:
+    """Wait until the demo has been told and goes on running; False when it ended instead."""
+    while process.poll() is None and not (folder / _READY).exists():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+    return process.poll() is None
+
+
+def _remove(folder: Path) -> None:
+    """Remove a demo's files, also those of its hosts' users: in a user namespace, where the demo had one."""
+    subprocess.run(command_to_enter(["rm", "-rf", str(folder)]), check=False)
+    if _KEPT.is_symlink() and _KEPT.readlink() == folder:
+        _KEPT.unlink()
+
+
+def _claim(folder: Path) -> bool:
+    """Make this demo the one that KEEP=1 left running; False when there is one."""
+    if _kept() is None:
+        _KEPT.unlink(missing_ok=True)
+    try:
+        _KEPT.symlink_to(folder)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _kept() -> tuple[Path, int] | None:
+    """Folder and process of the demo that KEEP=1 left running."""
+    try:
+        if _KEPT.lstat().st_uid != os.getuid():
+            return None
+        pid = int((_KEPT / _PID).read_text())
+        alive = b"tests.hosts.demo" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return (_KEPT.readlink(), pid) if alive else None
+    except (OSError, ValueError):
+        return None
+
+
 def tell(registry: str, keep: bool) -> int:
     """The demo itself, inside."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _interruptible()
     board = Board()
     folder = Path(os.environ[_FOLDER])
     story = Story(board, folder, registry)
@@ -105,12 +161,13 @@ def tell(registry: str, keep: bool) -> int:
         )
     if status == 0 and failed:
         status = 1
-    if keep and story.mesh is not None and status != 130:
-        linger(board, folder, story.mesh, failed=bool(failed))
-    if story.mesh is not None:
-        story.mesh.close()
     if status == 0:
         board.console.print("[bold green]All of it works.[/]")
+    if keep and story.mesh is not None and status != 130:
+        linger(board, folder, story.mesh, failed=bool(failed))
+    _uninterruptible()
+    if story.mesh is not None:
+        story.mesh.close()
     return status
 
 
@@ -119,15 +176,17 @@ def linger(board: Board, folder: Path, mesh: Mesh, *, failed: bool) -> None:
     enter = folder / "on"
     enter.write_text(
         "#!/bin/sh\n# on HOST COMMAND…: run a command on one of the demo's hosts\n"
-        f'first=$(ps -o pid= --ppid "$(cat {_KEPT})" | tr -d " ")\n'
-        f'pid=$(cat {folder}/"$1".pid) || exit 2; shift\n'
+        f"demo=$(cat {folder}/{_PID})\n"
+        f'host=$(cat {folder}/"$1".pid) || exit 2; shift\n'
         'user=""; [ "$(id -u)" = 0 ] || user="-U --preserve-credentials"\n'
-        'exec nsenter -t "$first" $user -m -p -n -u -- nsenter -t "$pid" -n -m -u -- "$@"\n'
+        'exec nsenter -t "$demo" $user -m -n -u --pid="/proc/$demo/ns/pid_for_children" -- \\\n'
+        '  nsenter -t "$host" -n -m -u -- "$@"\n'
     )
     enter.chmod(0o755)
     for name, host in mesh.lab.hosts.items():
         (folder / f"{name}.pid").write_text(str(host.holder))
-    meshctl = f"{enter} istiod {BIN / 'meshctl'} --context {mesh.state / 'admin-context.yaml'}"
+    context = str(mesh.state / "admin-context.yaml")
+    meshctl = shlex.join([str(enter), "istiod", str(BIN / "meshctl"), "--context", context])
     lines = [
         "The mesh goes on running. Look around:",
         f"  {meshctl} proxy-status",
@@ -149,29 +208,15 @@ def linger(board: Board, folder: Path, mesh: Mesh, *, failed: bool) -> None:
 
 def down() -> int:
     """End the demo that KEEP=1 left running, and remove its files."""
-    if not _KEPT.exists():
+    kept = _kept()
+    if kept is None:
         print("make demo-down: no demo is running")
         return 0
-    pid = int(_KEPT.read_text())
-    if _alive(pid):
-        environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        folder = next(
-            item.decode().partition("=")[2] for item in environ if item.startswith(_FOLDER.encode())
-        )
-        os.kill(pid, signal.SIGKILL)
-        while _alive(pid):
-            time.sleep(0.05)
-        shutil.rmtree(folder, ignore_errors=True)
-    _KEPT.unlink()
+    folder, pid = kept
+    end(pid)
+    _remove(folder)
     print("make demo-down: ended")
     return 0
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return b"tests.hosts.demo" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 if __name__ == "__main__":

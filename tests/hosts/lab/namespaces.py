@@ -9,10 +9,13 @@ Not for: what runs on the hosts (mesh.py) or what is shown of it (tests/hosts/de
 from __future__ import annotations
 
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
@@ -37,6 +40,46 @@ def command_to_enter(argv: Sequence[str]) -> list[str]:
         if shutil.which("newuidmap", path=_PATH) and _has_subordinate_ids():
             flags.append("--map-auto")
     return ["unshare", *flags, "--", *argv]
+
+
+def end(entered: int, seconds: float = 10.0) -> None:
+    """End what `command_to_enter` started: ask its first process, kill it when it takes longer than `seconds`. Returns
+    when the kernel has ended everything inside."""
+    with _descriptor(entered) as outer:
+        while outer is not None and not _ended(outer, 0):
+            with _descriptor(_child(entered) or entered) as first:
+                if first is not None:
+                    signal.pidfd_send_signal(first, signal.SIGTERM)
+                    if not _ended(first, seconds):
+                        signal.pidfd_send_signal(first, signal.SIGKILL)
+                        _ended(first, None)
+
+
+@contextmanager
+def _descriptor(pid: int) -> Iterator[int | None]:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        yield None
+        return
+    try:
+        with suppress(ProcessLookupError):  # it may end at any moment
+            yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _ended(descriptor: int, seconds: float | None) -> bool:
+    return bool(select.select([descriptor], [], [], seconds)[0])
+
+
+def _child(parent: int) -> int | None:
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, father = file.read_text().rpartition(") ")[2].split()[:2]
+            if father == str(parent) and state != "Z":
+                return int(file.parent.name)
+    return None
 
 
 def environment_inside() -> dict[str, str]:
