@@ -148,6 +148,10 @@ class Attempts(ExchangeState):
             self.priority_breaker.retries += 1
         self.drop_upstream()
         self.tried.append(self.host)
+        outcome = self.outcome
+        if outcome.upstream_local:
+            earlier = outcome.attempted = outcome.attempted or []
+            earlier.append((outcome.upstream_address, outcome.upstream_host or outcome.upstream_address))
         self.try_at = inf
         self.resume_at = self.setting.clock.now + delay
         self.arm()

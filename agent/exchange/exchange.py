@@ -297,7 +297,9 @@ class Exchange(Attempts):
             return
         if ctx.upgrade and ctx.upgrade != b"connect" and 200 <= status < 300:
             self.client.closing = True
-            self.answer(LocalReply(status, details="websocket_handshake_unsuccessful"))
+            headers.pop(b"content-length", None)
+            kept = tuple(headers.every())
+            self.answer(LocalReply(status, headers=kept, details="websocket_handshake_unsuccessful"))
             return
         self.keep_body = False
         self.retry = None
@@ -489,6 +491,7 @@ class Exchange(Attempts):
             outcome.route_name = plan.name
             outcome.virtual_host = plan.virtual_host
             outcome.route_metadata = plan.metadata
+            outcome.virtual_host_metadata = plan.virtual_host_metadata
         setting.slots[setting.stats.downstream_rq_active] -= 1
         setting.record(outcome)
         for log in setting.logs:

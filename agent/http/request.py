@@ -56,6 +56,8 @@ class ConnectionInfo:
     cipher: str = ""
     listener: str = ""
     filter_chain: str = ""
+    chain_metadata: Any = None
+    """The filter chain's metadata, a mapping or None."""
 
 
 @dataclass(frozen=True, slots=True)

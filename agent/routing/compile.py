@@ -7,10 +7,11 @@ Not for: acting on the decision, which the exchange does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
+from agent.http.matching import compile_request_headers
 from agent.http.mutation import RequestChange, compile_request_changes, compile_response_changes
 from agent.http.request import LocalReply, RequestContext
 from agent.http.step import Steps
@@ -38,6 +39,7 @@ from agent.table.route import (
     Route,
     RouteConfiguration,
     RouteScope,
+    VirtualCluster,
     VirtualHost,
 )
 
@@ -223,6 +225,8 @@ class _Builder:
             attempt_count_in_response=vhost.attempt_count_in_response,
             metadata=route.metadata,
             decorator=route.decorator,
+            virtual_host_metadata=vhost.metadata,
+            virtual_cluster=_virtual_cluster(vhost.virtual_clusters),
         )
 
     def _levels(
@@ -265,6 +269,20 @@ class _Builder:
         if known is None:
             known = self._known[key] = (scope, self._steps_for(scope))
         return known[1]
+
+
+def _virtual_cluster(clusters: Sequence[VirtualCluster]) -> Callable[[RequestContext], str] | None:
+    if not clusters:
+        return None
+    tests = tuple((cluster.name, compile_request_headers(cluster.headers)) for cluster in clusters)
+
+    def find(ctx: RequestContext) -> str:
+        for name, test in tests:
+            if test is None or test(ctx):
+                return name
+        return ""
+
+    return find
 
 
 def _mirror(policy: MirrorPolicy) -> Mirror:

@@ -51,6 +51,9 @@ class RoutePlan:
     attempt_count_in_response: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
     decorator: str = ""
+    virtual_host_metadata: Mapping[str, Any] = field(default_factory=dict)
+    virtual_cluster: Callable[[RequestContext], str] | None = None
+    """The name of the virtual cluster that a request belongs to, empty for none."""
 
 
 @dataclass(frozen=True, slots=True)

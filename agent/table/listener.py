@@ -170,6 +170,7 @@ class FilterChain:
     """For example network RBAC, connection limit."""
     tls: DownstreamTls | None = None
     handshake_timeout: float = 15.0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

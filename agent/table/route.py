@@ -204,6 +204,14 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class VirtualCluster:
+    """Envoy VirtualCluster: a name for requests whose headers match all of these."""
+
+    name: str
+    headers: tuple[HeaderMatch, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class VirtualHost:
     """Envoy VirtualHost."""
 
@@ -222,6 +230,7 @@ class VirtualHost:
     rate_limits: tuple[Any, ...] = ()
     mirrors: tuple[MirrorPolicy, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=lambda: _NONE)
+    virtual_clusters: tuple[VirtualCluster, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

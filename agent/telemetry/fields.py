@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from ipaddress import ip_network
 from operator import attrgetter
 from typing import Any, TypeAlias
+from uuid import uuid4
 
 from agent.telemetry.flags import LONG_NAMES
 from agent.telemetry.outcome import Outcome
@@ -114,6 +116,8 @@ _resp_header = headers_of("response_headers")
 def response_header(argument: str, absent: Any) -> Getter:
     if argument.lower() == ":status":
         return lambda outcome: str(outcome.response_code) if outcome.response_code else absent
+    if argument.lower() == "transfer-encoding":
+        return lambda _outcome: absent  # the codec's own affair
     return _resp_header(argument, absent)
 
 
@@ -199,8 +203,8 @@ def query_parameter(argument: str, absent: Any) -> Getter:
 
 
 def query(argument: str, absent: Any) -> Getter:
-    if argument:
-        raise ValueError("decoded query parameters are not supported")
+    if argument not in ("", "ORIG", "DECODED"):
+        raise ValueError(f"QUERY_PARAMS takes ORIG or DECODED, got {argument!r}")
 
     def get(outcome: Outcome) -> Any:
         query = outcome.request.path.partition(b"?")[2] if outcome.request is not None else b""
@@ -267,6 +271,36 @@ def flags(long: bool) -> Factory:
     return make
 
 
+def request_headers_bytes(_argument: str, _absent: Any) -> Getter:
+    """Names and values of the request's headers, as they are at the end (Envoy HeaderMap::byteSize)."""
+
+    def get(outcome: Outcome) -> int:
+        request = outcome.request
+        if request is None or not request.method:
+            return 0
+        pseudo = 29 + len(request.method) + len(request.scheme)
+        size = pseudo if request.path else pseudo - 5
+        return size + len(request.path) + len(request.authority) + _size(request.headers)
+
+    return get
+
+
+def response_headers_bytes(_argument: str, _absent: Any) -> Getter:
+    """As for the request: `:status` counts."""
+    return lambda outcome: 10 + _size(outcome.response_headers) if outcome.response_code else 0
+
+
+def response_trailers_bytes(_argument: str, _absent: Any) -> Getter:
+    return lambda outcome: _size(outcome.response_trailers)
+
+
+def _size(headers: Any) -> int:
+    """Without what the codec adds for itself."""
+    if headers is None:
+        return 0
+    return sum([len(name) + len(value) for name, value in headers.every() if name != b"transfer-encoding"])
+
+
 def hostname(_argument: str, absent: Any) -> Getter:
     name = os.uname().nodename or absent
     return lambda _outcome: name
@@ -300,6 +334,11 @@ def connection_id(_argument: str, _absent: Any) -> Getter:
     return lambda outcome: 0 if outcome.connection is None else outcome.connection.id
 
 
+def unique_id(_argument: str, _absent: Any) -> Getter:
+    """A new identifier for every line."""
+    return lambda _outcome: str(uuid4())
+
+
 def stream_id(_argument: str, absent: Any) -> Getter:
     """The request id."""
 
@@ -312,6 +351,72 @@ def stream_id(_argument: str, absent: Any) -> Getter:
 
 def nothing(_argument: str, absent: Any) -> Getter:
     return lambda _outcome: absent
+
+
+def always(value: Any) -> Factory:
+    """The same for every outcome."""
+    return lambda _argument, _absent: lambda _outcome: value
+
+
+def while_upstream(value: Any) -> Factory:
+    """A value that goes with a connection to an upstream."""
+    return lambda _argument, absent: lambda outcome: value if outcome.upstream_local else absent
+
+
+def virtual_cluster(_argument: str, absent: Any) -> Getter:
+    """The first virtual cluster of the virtual host that the request matches."""
+
+    def get(outcome: Outcome) -> Any:
+        request = outcome.request
+        find = request.route.virtual_cluster if request is not None and request.route is not None else None
+        return absent if find is None else find(request) or absent
+
+    return get
+
+
+def log_type(_argument: str, _absent: Any) -> Getter:
+    """Lines are written when a request or an opaque connection is over."""
+    return lambda outcome: "DownstreamEnd" if outcome.protocol else "TcpConnectionEnd"
+
+
+def local_body(_argument: str, _absent: Any) -> Getter:
+    return lambda outcome: text(outcome.local_body)
+
+
+def server_name(argument: str, absent: Any) -> Getter:
+    """REQUESTED_SERVER_NAME: the SNI, or the request's host where there is none (SNI_FIRST), or before it (HOST_FIRST)."""
+    if argument not in ("", "SNI_ONLY", "SNI_FIRST", "HOST_FIRST"):
+        raise ValueError(f"takes SNI_ONLY, SNI_FIRST or HOST_FIRST, got {argument!r}")
+
+    def get(outcome: Outcome) -> Any:
+        sni = outcome.connection.sni if outcome.connection is not None else ""
+        if argument in ("", "SNI_ONLY"):
+            return sni or absent
+        host = text(outcome.request.authority) if outcome.request is not None else ""
+        return (sni or host if argument == "SNI_FIRST" else host or sni) or absent
+
+    return get
+
+
+def attempted(which: int, without_port: bool) -> Factory:
+    """UPSTREAM_HOSTS_ATTEMPTED and its kin: every host that took the request, by address (0) or by name (1)."""
+
+    def make(_argument: str, absent: Any) -> Getter:
+        def get(outcome: Outcome) -> Any:
+            hosts = list(outcome.attempted or ())
+            if outcome.upstream_local:
+                hosts.append((outcome.upstream_address, outcome.upstream_host or outcome.upstream_address))
+            found = dict.fromkeys([host[which] for host in hosts])
+            return ",".join([_bare(host) if without_port else host for host in found]) or absent
+
+        return get
+
+    return make
+
+
+def _bare(name: str) -> str:
+    host, colon, port = name.rpartition(":")
+    return host.strip("[]") if colon and port.isdigit() else name
 
 
 # Addresses
@@ -337,9 +442,23 @@ def address_of(owner: str, attribute: str, part: str) -> Factory:
                 return absent
             return joined(address) if part == "both" else address[0] if part == "host" else address[1]
 
-        return get
+        return _masked(get, _argument, absent) if _argument else get
 
     return make
+
+
+def _masked(get: Getter, argument: str, absent: Any) -> Getter:
+    """`127.0.0.0/8`: the network of this prefix length that an address is in."""
+    if not argument.isdigit() or int(argument) > 128:
+        raise ValueError(f"takes a prefix length, got {argument!r}")
+
+    def mask(outcome: Outcome) -> Any:
+        try:
+            return str(ip_network(f"{get(outcome)}/{argument}", strict=False))
+        except ValueError:
+            return absent
+
+    return mask
 
 
 def upstream_remote(_argument: str, absent: Any) -> Getter:
@@ -410,6 +529,10 @@ METADATA: dict[str, Callable[[Outcome], Any]] = {
     "CLUSTER": lambda outcome: outcome.cluster.metadata if outcome.cluster is not None else None,
     "UPSTREAM_HOST": lambda outcome: outcome.upstream_metadata,
     "LISTENER": lambda outcome: outcome.listener.metadata if outcome.listener is not None else None,
+    "LISTENER_FILTER_CHAIN": lambda outcome: (
+        outcome.connection.chain_metadata if outcome.connection is not None else None
+    ),
+    "VIRTUAL_HOST": lambda outcome: outcome.virtual_host_metadata,
 }
 
 

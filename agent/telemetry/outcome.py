@@ -20,6 +20,7 @@ class Outcome:
     """Filled during the exchange, read once at its end."""
 
     __slots__ = (
+        "attempted",
         "attempts",
         "bytes_received",
         "bytes_sent",
@@ -32,6 +33,7 @@ class Outcome:
         "finished_at",
         "flags",
         "listener",
+        "local_body",
         "protocol",
         "received_at",
         "request",
@@ -59,6 +61,7 @@ class Outcome:
         "upstream_sent_first_at",
         "upstream_sent_last_at",
         "virtual_host",
+        "virtual_host_metadata",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -80,6 +83,7 @@ class Outcome:
         self.route_name = ""
         self.route_metadata: Mapping[str, Any] = NOTHING
         self.virtual_host = ""
+        self.virtual_host_metadata: Mapping[str, Any] = NOTHING
         self.stat_prefix = ""
         """The connection manager's or TCP proxy's stat_prefix."""
         self.cluster: Any = None
@@ -96,6 +100,10 @@ class Outcome:
         """PeerIdentity of the upstream."""
         self.upstream_failure = ""
         """UPSTREAM_TRANSPORT_FAILURE_REASON."""
+        self.local_body = b""
+        """Of the proxy's own answer, while its format is filled in."""
+        self.attempted: list[tuple[str, str]] | None = None
+        """Address and name of the hosts of earlier attempts, None for none."""
         self.attempts = 0
         self.bytes_received = 0
         """Body bytes from the client."""

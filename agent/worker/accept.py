@@ -267,7 +267,7 @@ class Arrival:
         return ConnectionInfo(
             id=next(_connection_ids), remote=self.remote, local=self.local, tls=bool(version), peer=peer, local_uri_sans=own,
             sni=sni, alpn=alpn, tls_version=version, cipher=cipher, listener=self.runtime.listener.name,
-            filter_chain=self._station.chain.name,
+            filter_chain=self._station.chain.name, chain_metadata=self._station.chain.metadata,
         )  # fmt: skip
 
     def received(self, data: bytes) -> None:

@@ -27,6 +27,7 @@ from agent.table.route import (
     Route,
     RouteConfiguration,
     RouteMatch,
+    VirtualCluster,
     VirtualHost,
 )
 
@@ -84,8 +85,6 @@ def virtual_host(reader: Reader) -> VirtualHost:
     """VirtualHost."""
     with reader as r:
         cors = r.child("cors")
-        # virtual_clusters and metadata only make statistics and log fields.
-        r.without_effect("virtual_clusters")
         r.only("include_is_timeout_retry_header", False)
         return VirtualHost(
             name=r.text("name"),
@@ -102,7 +101,13 @@ def virtual_host(reader: Reader) -> VirtualHost:
             rate_limits=rate_limits(r, "rate_limits"),
             mirrors=mirrors(r),
             metadata=metadata(r.child("metadata")),
+            virtual_clusters=tuple(_virtual_cluster(item) for item in r.children("virtual_clusters")),
         )
+
+
+def _virtual_cluster(reader: Reader) -> VirtualCluster:
+    with reader as r:
+        return VirtualCluster(r.text("name"), header_matches(r, "headers"))
 
 
 def route(reader: Reader) -> Route:

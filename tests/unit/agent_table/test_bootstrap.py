@@ -289,3 +289,9 @@ def test_a_replacement_without_its_group_and_a_negative_time_are_refused() -> No
         load(changed(f"{_ROUTE}.route.regex_rewrite", rewrite))
     with pytest.raises(ConfigError, match="must not be negative"):
         load(changed(f"{_ROUTE}.route.timeout", "-1s"))
+
+
+def test_plain_yaml_keys_are_text_and_fractions_too() -> None:
+    """As in Envoy's own reading: `on`, `n` and `1` are names, and 1.5 inside a Struct is the text that was written."""
+    text = yaml.safe_dump(PLAIN).replace("node-1", "node-1\n  metadata: {on: y, n: 2, 1: 1.5, y: [0.5, 3]}")
+    assert load(text).node.metadata == {"on": True, "n": 2, "1": "1.5", "y": ["0.5", 3]}
