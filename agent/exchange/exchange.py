@@ -90,6 +90,7 @@ class Exchange(Attempts):
         if plan is not None and plan.idle_timeout is not None:
             self.idle_timeout = plan.idle_timeout
             self.idle_at = now + plan.idle_timeout if plan.idle_timeout else inf
+            self.arm()
         self.decide()
 
     def resume(self) -> None:
@@ -141,10 +142,7 @@ class Exchange(Attempts):
         if allowed or (token == b"connect" and plan is None):
             return True
         self.client.closing = True
-        if token == b"connect":
-            self.answer(replies.NO_ROUTE)
-        else:
-            self.answer(replies.UPGRADE_FAILED)
+        self.answer(replies.UPGRADE_FAILED)
         return False
 
     # To the upstream

@@ -91,10 +91,8 @@ class ExchangeState:
 
     def start_total_timeout(self) -> None:
         """The whole request's timeout runs from the end of the request, as in Envoy."""
-        self.total_at = inf
-        if self.total_timeout:
-            self.total_at = self.setting.clock.now + self.total_timeout
-            self.arm()
+        self.total_at = self.setting.clock.now + self.total_timeout if self.total_timeout else inf
+        self.arm()
 
     def arm(self) -> None:
         """One timer for all deadlines; it may fire early and is armed again."""
