@@ -12,11 +12,16 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from agent.http.matching import compile_request_headers
-from agent.http.mutation import RequestChange, compile_request_changes, compile_response_changes
-from agent.http.request import LocalReply, RequestContext
+from agent.http.mutation import (
+    RequestChange,
+    ResponseChange,
+    compile_request_changes,
+    compile_response_changes,
+)
+from agent.http.request import LocalReply, RequestContext, ResponseHead
 from agent.http.step import Steps
 from agent.routing.conditions import compile_conditions
-from agent.routing.hashing import compile_hash
+from agent.routing.hashing import compile_cookies, compile_hash
 from agent.routing.hosts import HostIndex
 from agent.routing.order import Choice, RouteOrder
 from agent.routing.paths import compile_path
@@ -165,8 +170,10 @@ class _Builder:
         self, vhost: VirtualHost, route: Route, action: Forward, weight: ClusterWeight | None
     ) -> RoutePlan:
         mirrors = action.mirrors or vhost.mirrors or self._config.mirrors
+        plan = self._plan(vhost, route, weight)
         return replace(
-            self._plan(vhost, route, weight),
+            plan,
+            finish_response=_both(compile_cookies(action.hash_policies), plan.finish_response),
             cluster=weight.cluster if weight is not None else action.cluster,
             cluster_header=(weight.cluster_header if weight is not None else action.cluster_header).lower(),
             cluster_not_found_status=action.cluster_not_found_status,
@@ -269,6 +276,18 @@ class _Builder:
         if known is None:
             known = self._known[key] = (scope, self._steps_for(scope))
         return known[1]
+
+
+def _both(first: ResponseChange | None, then: ResponseChange | None) -> ResponseChange | None:
+    if first is None or then is None:
+        return then if first is None else first
+    one, other = first, then
+
+    def change(ctx: RequestContext, head: ResponseHead) -> None:
+        one(ctx, head)
+        other(ctx, head)
+
+    return change
 
 
 def _virtual_cluster(clusters: Sequence[VirtualCluster]) -> Callable[[RequestContext], str] | None:

@@ -94,6 +94,8 @@ class HashPolicy:
     name: str = ""
     terminal: bool = False
     substitution: Substitution | None = None
+    cookie: str | None = None
+    """What follows name and value in the Set-Cookie of a cookie that is made where there is none."""
 
 
 @dataclass(frozen=True, slots=True)

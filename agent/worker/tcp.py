@@ -11,6 +11,7 @@ from math import inf
 
 from agent.filters.network import NetworkGate
 from agent.http.request import ConnectionInfo, PeerIdentity
+from agent.http.xxhash import xxhash64
 from agent.table.cluster import Endpoint
 from agent.table.listener import Address, FilterChain, Listener, TcpProxy
 from agent.tcp.relay import Relay
@@ -200,7 +201,7 @@ class TcpConnection:
             return cluster.original_destination(
                 Endpoint(Address(address, cluster.config.upstream_port or port))
             )
-        key = hash(connection.remote[0]) & 0xFFFFFFFFFFFFFFFF if self.station.proxy.hash_source_ip else None
+        key = xxhash64(connection.remote[0].encode()) if self.station.proxy.hash_source_ip else None
         return cluster.pick(
             (self._random + self._attempts * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF, key, {}
         )

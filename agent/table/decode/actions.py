@@ -216,10 +216,7 @@ def hash_policy(reader: Reader) -> HashPolicy:
                 )
         if kind == "cookie":
             with r.must(kind) as cookie:
-                if cookie.has("ttl"):
-                    cookie.fail("ttl", "unsupported field: cookies are read, not made")
-                cookie.without_effect("path", "attributes")  # of a cookie that would be made
-                return HashPolicy("cookie", cookie.text("name"), terminal)
+                return HashPolicy("cookie", cookie.text("name"), terminal, cookie=_made_cookie(cookie))
         if kind == "connection_properties":
             with r.must(kind) as connection:
                 if not connection.boolean("source_ip"):
@@ -229,6 +226,18 @@ def hash_policy(reader: Reader) -> HashPolicy:
             with r.must(kind) as query:
                 return HashPolicy("query", query.text("name"), terminal)
         return r.fail(kind, "unsupported field")
+
+
+def _made_cookie(cookie: Reader) -> str | None:
+    """None without a ttl: the cookie is only read (Envoy Utility::makeSetCookieValue)."""
+    ttl, path = cookie.optional_seconds("ttl"), cookie.text("path")
+    text = f"; Max-Age={int(ttl)}" if ttl else ""
+    text += f"; Path={path}" if path else ""
+    for item in cookie.children("attributes"):
+        with item as attribute:
+            name, value = attribute.text("name"), attribute.text("value")
+            text += f"; {name}={value}" if value else f"; {name}"
+    return None if ttl is None else f"{text}; HttpOnly"
 
 
 def retry_policy(reader: Reader | None) -> RetryPolicy | None:

@@ -172,7 +172,8 @@ def _common_balancing(r: Reader, values: dict[str, Any]) -> dict[str, Any]:
         c.only("close_connections_on_host_set_change", False)
         if (hashing := c.child("consistent_hashing_lb_config")) is not None:
             with hashing as h:
-                h.only("use_hostname_for_hashing", False)
+                if h.boolean("use_hostname_for_hashing"):
+                    lb_config["by_name"] = True
                 h.only("hash_balance_factor", 0)
         return lb_config
 
@@ -217,12 +218,27 @@ def _policy(typed: Reader, lb_config: dict[str, Any]) -> dict[str, Any]:
             t.choice("selection_method", {"N_CHOICES": ""})
             t.only("enable_full_scan", False)
             _no_bias(t)
+        if kind in {"ring_hash", "maglev"}:
+            _typed_hashing(t, lb_config)
         if kind == "ring_hash":
             t.choice("hash_function", {"DEFAULT_HASH": "", "XX_HASH": ""})
             lb_config.update(_ring_sizes(t))
         if kind == "maglev":
             lb_config["table_size"] = t.integer("table_size", 65537)
         return values
+
+
+def _typed_hashing(t: Reader, lb_config: dict[str, Any]) -> None:
+    if t.type.endswith(".RingHash") and t.boolean("use_hostname_for_hashing"):
+        lb_config["by_name"] = True
+    if (hashing := t.child("consistent_hashing_lb_config")) is not None:
+        with hashing as h:
+            h.only("hash_balance_factor", 0)
+            if h.boolean("use_hostname_for_hashing"):
+                lb_config["by_name"] = True
+    if (weighted := t.child("locality_weighted_lb_config")) is not None:
+        with weighted:
+            lb_config["locality_weighted"] = True
 
 
 def _subsets(r: Reader) -> dict[str, Any]:
