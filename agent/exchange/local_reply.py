@@ -31,6 +31,10 @@ RESPONSE_TIMEOUT = LocalReply(504, b"upstream request timeout", flags=("UT",), d
 PER_TRY_TIMEOUT = LocalReply(
     504, b"upstream request timeout", flags=("UT",), details="upstream_per_try_timeout"
 )
+PER_TRY_IDLE = LocalReply(
+    504, b"upstream request timeout", flags=("UT",), details="upstream_per_try_idle_timeout"
+)
+TOO_LARGE = LocalReply(413, b"Payload Too Large", details="request_payload_too_large")
 REQUEST_IDLE = LocalReply(408, b"stream timeout", flags=("SI",), details="stream_idle_timeout")
 RESPONSE_IDLE = LocalReply(504, b"stream timeout", flags=("SI",), details="stream_idle_timeout")
 REQUEST_TIMEOUT = LocalReply(408, b"request timeout", details="request_overall_timeout")

@@ -4,6 +4,7 @@ line here."""
 from __future__ import annotations
 
 from agent.filters import (
+    buffer,
     cors,
     csrf,
     fault,
@@ -16,6 +17,7 @@ from agent.filters import (
 from agent.filters.chain import Registry
 
 HTTP_FILTERS: Registry = {
+    "buffer": buffer.compile,
     "cors": cors.compile,
     "csrf": csrf.compile,
     "fault": fault.compile,

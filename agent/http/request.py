@@ -83,6 +83,13 @@ class Delay:
     flag: str = "DI"
 
 
+@dataclass(frozen=True, slots=True)
+class WholeBody:
+    """A filter wants the whole body before the next step; more than this many bytes is too much."""
+
+    limit: int
+
+
 class RequestContext:
     """One request. Header changes made before the upstream is chosen are what the upstream gets."""
 

@@ -184,6 +184,7 @@ class _Builder:
             idle_timeout=action.idle_timeout,
             max_stream_duration=action.max_stream_duration,
             retry=compile_retry(action.retry or vhost.retry),
+            internal_redirect=action.internal_redirect,
             hash_key=compile_hash(action.hash_policies),
             priority=action.priority,
             metadata_match={**action.metadata_match, **(weight.metadata_match if weight is not None else {})},

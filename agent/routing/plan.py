@@ -12,6 +12,7 @@ from typing import Any
 
 from agent.http.request import LocalReply, RequestContext, ResponseHead
 from agent.http.retry_plan import RetryPlan
+from agent.table.route import InternalRedirect
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class RoutePlan:
     """None: the connection manager's stream idle timeout."""
     max_stream_duration: float | None = None
     retry: RetryPlan | None = None
+    internal_redirect: InternalRedirect | None = None
     hash_key: Callable[[RequestContext], int | None] | None = None
     priority: str = "default"
     metadata_match: Mapping[str, Any] = field(default_factory=dict)

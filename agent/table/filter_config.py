@@ -193,6 +193,13 @@ class Csrf:
 
 
 @dataclass(frozen=True, slots=True)
+class BufferFilter:
+    """Envoy Buffer and BufferPerRoute; None: off."""
+
+    max_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class HealthCheckFilter:
     """envoy.filters.http.health_check, answering here (pass_through_mode false)."""
 

@@ -83,7 +83,32 @@ class RetryPolicy:
     base_interval: float = 0.025
     max_interval: float = 0.25
     previous_hosts: bool = False
+    omit_canaries: bool = False
+    omit_metadata: tuple[Mapping[str, Any], ...] = ()
+    """Hosts whose metadata (namespace `envoy.lb`) holds all of one of these are passed over."""
+    previous_priorities: int = 0
+    """Leave out the priorities that were tried, reckoned anew after so many attempts; 0: never."""
+    reset_headers: tuple[tuple[bytes, bool], ...] = ()
+    """Response headers that tell when to come back: in so many seconds, or (true) at a Unix time."""
+    max_reset: float = 300.0
     host_selection_attempts: int = 1
+    per_try_idle_timeout: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class InternalRedirect:
+    """Which redirects of the upstream are followed (Envoy InternalRedirectPolicy)."""
+
+    statuses: frozenset[int] = frozenset((302,))
+    most: int = 1
+    cross_scheme: bool = False
+    headers_to_copy: tuple[bytes, ...] = ()
+    previous_routes: bool = False
+    """No route twice."""
+    allowed_routes: frozenset[str] | None = None
+    """None: any."""
+    safe_cross_scheme: bool = False
+    """Not from plain text to TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +175,7 @@ class Forward:
     idle_timeout: float | None = None
     max_stream_duration: float | None = None
     retry: RetryPolicy | None = None
+    internal_redirect: InternalRedirect | None = None
     mirrors: tuple[MirrorPolicy, ...] = ()
     priority: str = "default"
     rate_limits: tuple[Any, ...] = ()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from agent.http.retry_plan import RetryPlan
 from agent.table.cluster import Cluster, Endpoint
 from agent.telemetry.scopes import ClusterStats
 from agent.upstream.balancer import Picker, make_picker
@@ -157,16 +158,44 @@ class ClusterRuntime:
             self.slots[self.stats.lb_healthy_panic] += 1
         return picker.pick(random, key)
 
-    def pick_other(
-        self, random: int, key: int | None, match: Mapping[str, Any], avoid: Sequence[Host | None], tries: int
-    ) -> Host | None:
-        """A host that was not tried before, if one comes up within the number of tries (previous_hosts)."""
-        host = self.pick(random, key, match)
-        for attempt in range(tries):
-            if host is None or host not in avoid:
+    def pick_again(
+        self, random: int, key: int | None, match: Mapping[str, Any], tried: Sequence[Host | None], plan: RetryPlan
+    ) -> Host | None:  # fmt: skip
+        """A host for a retry: one that the plan does not avoid, if one comes up within its number of tries."""
+        left: Rotation | None = None
+        if plan.previous_priorities and len(tried) >= plan.previous_priorities:
+            seen = tried[: len(tried) - len(tried) % plan.previous_priorities]
+            left = self._without(
+                frozenset(host.endpoint.priority for host in seen if host is not None), match
+            )
+        for attempt in range(plan.host_selection_attempts + 1):
+            if left is None or not left.shares:
+                host = self.pick(random, key, match)
+            else:
+                picker = left.picker(random)
+                host = None if picker is None else picker.pick(random, key)
+            if host is None or not (
+                (plan.previous_hosts and host in tried)
+                or (plan.avoid is not None and plan.avoid(host.endpoint.metadata))
+            ):
                 break
-            host = self.pick((random * 0x9E3779B97F4A7C15 + attempt) & 0xFFFFFFFFFFFFFFFF, None, match)
+            random, key = (random * 0x9E3779B97F4A7C15 + attempt) & 0xFFFFFFFFFFFFFFFF, None
         return host
+
+    def _without(self, priorities: frozenset[int], match: Mapping[str, Any]) -> Rotation | None:
+        """The rotation of the priorities that were not tried; None where none of them has a healthy host."""
+        if match:
+            return None
+        name = (("", repr(sorted(priorities))),)
+        found = self._subsets.get(name)
+        if found is None:
+            members = [host for host in self.hosts if host.endpoint.priority not in priorities]
+            if not any(host.healthy for host in members):
+                members = []
+            found = self._subsets[name] = rotation(
+                self.config, members, self._overprovisioning, self._make_picker
+            )
+        return found
 
     def count_retried(self, status: int) -> None:
         """A response that was not passed on, because another attempt followed."""

@@ -1,8 +1,7 @@
-"""Route actions: forward, redirect, direct response, with their retries, mirrors and hashes."""
+"""Route actions: forward, redirect, direct response, with their mirrors and hashes."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from agent.table.decode.cors import cors_policy
@@ -10,7 +9,6 @@ from agent.table.decode.formats import body_format
 from agent.table.decode.matchers import (
     data,
     header_changes,
-    header_matches,
     metadata,
     runtime_fraction,
     substitution,
@@ -18,36 +16,16 @@ from agent.table.decode.matchers import (
 from agent.table.decode.message import Reader
 from agent.table.decode.overrides import overrides
 from agent.table.decode.rate_limits import rate_limits
+from agent.table.decode.retries import retry_policy
 from agent.table.matchers import EVERYTHING
 from agent.table.route import (
     ClusterWeight,
     Direct,
     Forward,
     HashPolicy,
+    InternalRedirect,
     MirrorPolicy,
     Redirect,
-    RetryPolicy,
-)
-
-RETRY_ON = frozenset(
-    [
-        "5xx",
-        "gateway-error",
-        "reset",
-        "reset-before-request",
-        "connect-failure",
-        "envoy-ratelimited",
-        "retriable-4xx",
-        "refused-stream",
-        "retriable-status-codes",
-        "retriable-headers",
-        "http3-post-connect-failure",
-        "cancelled",
-        "deadline-exceeded",
-        "internal",
-        "resource-exhausted",
-        "unavailable",
-    ]
 )
 
 _NOT_FOUND = {"SERVICE_UNAVAILABLE": "503", "NOT_FOUND": "404", "INTERNAL_SERVER_ERROR": "500"}
@@ -57,7 +35,6 @@ _PRIORITY = {"DEFAULT": "default", "HIGH": "high"}
 def forward(reader: Reader) -> Forward:
     """RouteAction."""
     with reader as r:
-        r.only("internal_redirect_action", "PASS_THROUGH_INTERNAL_REDIRECT")
         where = r.which("cluster_specifier")
         if where not in {"cluster", "cluster_header", "weighted_clusters"}:
             r.fail(where, "unsupported field" if where else "a route must name its cluster")
@@ -94,6 +71,7 @@ def forward(reader: Reader) -> Forward:
             idle_timeout=r.optional_seconds("idle_timeout"),
             max_stream_duration=_max_stream_duration(r),
             retry=retry_policy(r.child("retry_policy")),
+            internal_redirect=_internal_redirect(r),
             mirrors=mirrors(r),
             priority=r.choice("priority", _PRIORITY),
             rate_limits=rate_limits(r, "rate_limits"),
@@ -164,6 +142,47 @@ def _weight(reader: Reader) -> ClusterWeight:
             response_headers=header_changes(r, "response"),
             overrides=overrides(r),
             host_rewrite=r.text("host_rewrite_literal"),
+        )
+
+
+_REDIRECTED = "envoy.extensions.internal_redirect."
+
+
+def _internal_redirect(r: Reader) -> InternalRedirect | None:
+    """internal_redirect_policy, and the two deprecated fields before it."""
+    action = r.enum_name("internal_redirect_action", r.take("internal_redirect_action") or 0)
+    most = r.optional_integer("max_internal_redirects")
+    policy = r.child("internal_redirect_policy")
+    if policy is None:
+        handled = action == "HANDLE_INTERNAL_REDIRECT"
+        return InternalRedirect(most=1 if most is None else most) if handled else None
+    with policy as p:
+        previous = safe = False
+        allowed: frozenset[str] | None = None
+        for item in p.children("predicates"):
+            with item as predicate:
+                predicate.without_effect("name")  # the type decides
+                typed: Any = predicate.typed("typed_config") or predicate.fail("typed_config", "required")
+                with typed as t:
+                    kind = t.type.removeprefix(_REDIRECTED).partition(".")[0]
+                    if kind == "previous_routes":
+                        previous = True
+                    elif kind == "safe_cross_scheme":
+                        safe = True
+                    elif kind == "allow_listed_routes":
+                        names = frozenset(t.texts("allowed_route_names"))
+                        allowed = names if allowed is None else allowed & names
+                    else:
+                        t.fail("", f"unsupported type {t.type}")
+        statuses = frozenset(p.take("redirect_response_codes") or (302,)) & {301, 302, 303, 307, 308}
+        return InternalRedirect(
+            statuses=statuses,
+            most=p.integer("max_internal_redirects", 1),
+            cross_scheme=p.boolean("allow_cross_scheme_redirect"),
+            headers_to_copy=tuple(name.lower().encode() for name in p.texts("response_headers_to_copy")),
+            previous_routes=previous,
+            allowed_routes=allowed,
+            safe_cross_scheme=safe,
         )
 
 
@@ -238,43 +257,6 @@ def _made_cookie(cookie: Reader) -> str | None:
             name, value = attribute.text("name"), attribute.text("value")
             text += f"; {name}={value}" if value else f"; {name}"
     return None if ttl is None else f"{text}; HttpOnly"
-
-
-def retry_policy(reader: Reader | None) -> RetryPolicy | None:
-    """RetryPolicy; retry_on names that Envoy does not know are passed over, as Envoy does."""
-    if reader is None:
-        return None
-    with reader as r:
-        names = {name.strip() for name in r.text("retry_on").split(",")}
-        previous_hosts = False
-        for item in r.children("retry_host_predicate"):
-            with item as predicate:
-                predicate.without_effect("name")  # the type decides
-                typed: Any = predicate.typed("typed_config") or predicate.fail("typed_config", "required")
-                with typed:
-                    if not typed.type.endswith(".previous_hosts.v3.PreviousHostsPredicate"):
-                        typed.fail("", f"unsupported type {typed.type}")
-                    previous_hosts = True
-        base, maximum = 0.025, None
-        if (back_off := r.child("retry_back_off")) is not None:
-            with back_off as b:
-                base, maximum = b.seconds("base_interval", 0.025), b.optional_seconds("max_interval")
-                if maximum is not None and maximum < base:
-                    b.fail("max_interval", "must not be shorter than base_interval")
-                base = max(base, 0.001)
-        statuses = frozenset(r.take("retriable_status_codes") or ())
-        return RetryPolicy(
-            on=frozenset(names & RETRY_ON),
-            attempts=r.integer("num_retries", 1),
-            per_try_timeout=r.seconds("per_try_timeout"),
-            statuses=statuses,
-            retriable_headers=header_matches(r, "retriable_headers"),
-            retriable_request_headers=header_matches(r, "retriable_request_headers"),
-            base_interval=base,
-            max_interval=math.ceil(base * 10 * 1e9) / 1e9 if maximum is None else maximum,
-            previous_hosts=previous_hosts,
-            host_selection_attempts=max(1, r.integer("host_selection_retry_max_attempts", 1)),
-        )
 
 
 _STATUS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent.table.decode.actions import direct, forward, mirrors, redirect, retry_policy
+from agent.table.decode.actions import direct, forward, mirrors, redirect
 from agent.table.decode.cors import cors_policy
 from agent.table.decode.matchers import (
     header_changes,
@@ -18,6 +18,7 @@ from agent.table.decode.matchers import (
 from agent.table.decode.message import Reader
 from agent.table.decode.overrides import overrides
 from agent.table.decode.rate_limits import rate_limits
+from agent.table.decode.retries import retry_policy
 from agent.table.matchers import Fraction
 from agent.table.route import (
     Direct,
