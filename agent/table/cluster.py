@@ -82,6 +82,27 @@ class OutlierDetection:
 
 
 @dataclass(frozen=True, slots=True)
+class SubsetSelector:
+    """One subset_selectors entry: its sorted keys, and its own fallback (as in Subsets, or `keys`), empty for none."""
+
+    keys: tuple[str, ...]
+    fallback: str = ""
+    fallback_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Subsets:
+    """Envoy LbSubsetConfig."""
+
+    selectors: tuple[SubsetSelector, ...] = ()
+    fallback: str = "none"
+    """`none`, `any` or `default`."""
+    default: Mapping[str, Any] = field(default_factory=dict)
+    list_as_any: bool = False
+    panic_any: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TransportMatch:
     """One transport_socket_matches entry: endpoints whose metadata has these values use this TLS (None: raw)."""
 
@@ -132,7 +153,7 @@ class Cluster:
     """original_dst: take the address from x-envoy-original-dst-host."""
     upstream_port: int = 0
     """original_dst: upstream_port_override."""
-    subset_selectors: tuple[tuple[str, ...], ...] = ()
+    subsets: Subsets | None = None
     tcp_keepalive: tuple[int, int, int] | None = None
     """Probes, idle seconds, seconds between probes; 0: the kernel's own."""
     filters: tuple[FilterConfig, ...] = ()

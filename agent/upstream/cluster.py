@@ -19,6 +19,7 @@ from agent.upstream.host import Host
 from agent.upstream.outlier import OutlierDetector
 from agent.upstream.pool import Connect, Pool
 from agent.upstream.priorities import NOBODY, Rotation, rotation
+from agent.upstream.subsets import members
 
 
 class ClusterRuntime:
@@ -146,7 +147,7 @@ class ClusterRuntime:
     def pick(self, random: int, key: int | None, match: Mapping[str, Any]) -> Host | None:
         """A host for a request; None when there is nobody. `match` is metadata that a subset must have."""
         rotation = self.rotation
-        if match and self.config.subset_selectors:
+        if self.config.subsets is not None:
             rotation = self._subset(match)
         picker = rotation.only
         if picker is None:
@@ -189,11 +190,11 @@ class ClusterRuntime:
         name = (("", repr(sorted(priorities))),)
         found = self._subsets.get(name)
         if found is None:
-            members = [host for host in self.hosts if host.endpoint.priority not in priorities]
-            if not any(host.healthy for host in members):
-                members = []
+            others = [host for host in self.hosts if host.endpoint.priority not in priorities]
+            if not any(host.healthy for host in others):
+                others = []
             found = self._subsets[name] = rotation(
-                self.config, members, self._overprovisioning, self._make_picker
+                self.config, others, self._overprovisioning, self._make_picker
             )
         return found
 
@@ -210,15 +211,9 @@ class ClusterRuntime:
         key = tuple(sorted((name, repr(value)) for name, value in wanted.items()))
         found = self._subsets.get(key)
         if found is None:
-            members = [
-                host
-                for host in self.hosts
-                if all(
-                    host.endpoint.metadata.get("envoy.lb", {}).get(name) == value
-                    for name, value in wanted.items()
-                )
-            ]
+            assert self.config.subsets is not None
+            chosen = members(self.config.subsets, self.hosts, wanted)
             found = self._subsets[key] = rotation(
-                self.config, members, self._overprovisioning, self._make_picker
+                self.config, chosen, self._overprovisioning, self._make_picker
             )
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agent.table.cluster import Assignment, Cluster, TransportMatch
+from agent.table.cluster import Assignment, Cluster, Subsets, SubsetSelector, TransportMatch
 from agent.table.decode.endpoints import assignment
 from agent.table.decode.health import circuit_breakers, outlier_detection
 from agent.table.decode.matchers import metadata, percent, socket_address
@@ -241,19 +241,31 @@ def _typed_hashing(t: Reader, lb_config: dict[str, Any]) -> None:
             lb_config["locality_weighted"] = True
 
 
+_FALLBACKS = {"NO_FALLBACK": "none", "ANY_ENDPOINT": "any", "DEFAULT_SUBSET": "default"}
+
+
 def _subsets(r: Reader) -> dict[str, Any]:
     config = r.child("lb_subset_config")
     if config is None:
         return {}
     with config as c:
-        selectors: list[tuple[str, ...]] = []
-        for item in c.children("subset_selectors"):
-            with item as selector:
-                selector.only("fallback_policy", "NOT_DEFINED")
-                selectors.append(tuple(sorted(selector.texts("keys"))))
-        c.choice("fallback_policy", {"NO_FALLBACK": ""})
-        c.without_effect("default_subset")  # only for the fallback to it
-        return {"subset_selectors": tuple(selectors)}
+        found = Subsets(
+            selectors=tuple(_selector(item) for item in c.children("subset_selectors")),
+            fallback=c.choice("fallback_policy", _FALLBACKS),
+            default=c.tree("default_subset"),
+            list_as_any=c.boolean("list_as_any"),
+            panic_any=c.boolean("panic_mode_any"),
+        )
+    return {"subsets": found if found.selectors else None}
+
+
+def _selector(reader: Reader) -> SubsetSelector:
+    with reader as r:
+        fallback = r.choice("fallback_policy", {"NOT_DEFINED": "", **_FALLBACKS, "KEYS_SUBSET": "keys"})
+        keys, fallback_keys = tuple(sorted(r.texts("keys"))), tuple(sorted(r.texts("fallback_keys_subset")))
+        if fallback == "keys" and not (fallback_keys and set(fallback_keys) < set(keys)):
+            r.fail("fallback_keys_subset", "must be a proper subset of the keys")
+        return SubsetSelector(keys, fallback, fallback_keys)
 
 
 def _protocol(r: Reader) -> dict[str, Any]:

@@ -126,14 +126,7 @@ def test_json_and_camel_case_names_are_read_too() -> None:
         (f"{_HCM}.codec_type", "HTTP3", f"{_HCM}.codec_type", "unsupported value HTTP3"),
         (f"{_HCM}.codec_type", "HTTP2", f"{_HCM}.codec_type", "unsupported value HTTP2"),
         (f"{_HCM}.route_config.vhds", {"config_source": {"ads": {}}}, f"{_HCM}.route_config.vhds", "unsupported"),
-        (f"{_ROUTE}.route.internal_redirect_policy", {}, f"{_ROUTE}.route.internal_redirect_policy", "unsupported"),
         (f"{_ROUTE}.route.hedge_policy", {}, f"{_ROUTE}.route.hedge_policy", "unsupported"),
-        (
-            f"{_ROUTE}.route.retry_policy",
-            {"retry_on": "5xx", "rate_limited_retry_back_off": {"reset_headers": [{"name": "x"}]}},
-            f"{_ROUTE}.route.retry_policy.rate_limited_retry_back_off",
-            "unsupported",
-        ),
         (
             f"{_HCM}.http_filters[0].typed_config",
             {"@type": _TYPE + "extensions.filters.http.lua.v3.Lua"},
