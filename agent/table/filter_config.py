@@ -193,6 +193,14 @@ class Csrf:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkRateLimit:
+    """Envoy network LocalRateLimit: new connections take tokens."""
+
+    stat_prefix: str
+    bucket: TokenBucket
+
+
+@dataclass(frozen=True, slots=True)
 class BufferFilter:
     """Envoy Buffer and BufferPerRoute; None: off."""
 

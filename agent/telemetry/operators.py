@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import quote
 
-from agent.telemetry import fields
-from agent.telemetry.fields import Factory
-from agent.telemetry.times import Getter, between, common_duration, emit_time, start_time
+from agent.telemetry import fields, header_fields
+from agent.telemetry.times import Factory, Getter, between, common_duration, emit_time, start_time
 
 
 class Operator(NamedTuple):
@@ -44,13 +43,14 @@ OPERATORS: dict[str, Operator] = {
     "START_TIME_LOCAL": _timed(start_time, True),
     "EMIT_TIME": _timed(emit_time, False),
     "EMIT_TIME_LOCAL": _timed(emit_time, True),
-    "REQ": Operator(fields.request_header, "required", length=True),
-    "REQUEST_HEADER": Operator(fields.request_header, "required", length=True),
-    "RESPONSE_HEADER": Operator(fields.response_header, "required", length=True),
-    "RESP": Operator(fields.response_header, "required", length=True),
-    "TRAILER": Operator(fields.headers_of("response_trailers"), "required", length=True),
-    "GRPC_STATUS": Operator(fields.grpc_status_as, "optional"),
-    "GRPC_STATUS_NUMBER": Operator(lambda _argument, absent: fields.grpc_status_as("NUMBER", absent)),
+    "REQ": Operator(header_fields.request_header, "required", length=True),
+    "REQ_WITHOUT_QUERY": Operator(header_fields.request_header_without_query, "required", length=True),
+    "REQUEST_HEADER": Operator(header_fields.request_header, "required", length=True),
+    "RESPONSE_HEADER": Operator(header_fields.response_header, "required", length=True),
+    "RESP": Operator(header_fields.response_header, "required", length=True),
+    "TRAILER": Operator(header_fields.headers_of("response_trailers"), "required", length=True),
+    "GRPC_STATUS": Operator(header_fields.grpc_status_as, "optional"),
+    "GRPC_STATUS_NUMBER": Operator(lambda _argument, absent: header_fields.grpc_status_as("NUMBER", absent)),
     "PATH": Operator(fields.path, "optional", length=True),
     "QUERY_PARAM": Operator(fields.query_parameter, "required", length=True),
     "QUERY_PARAMS": Operator(fields.query, "optional", length=True),
@@ -62,9 +62,9 @@ OPERATORS: dict[str, Operator] = {
     "RESPONSE_FLAGS_LONG": Operator(fields.flags(long=True)),
     "BYTES_RECEIVED": Operator(fields.count("bytes_received")),
     "BYTES_SENT": Operator(fields.count("bytes_sent")),
-    "REQUEST_HEADERS_BYTES": Operator(fields.request_headers_bytes),
-    "RESPONSE_HEADERS_BYTES": Operator(fields.response_headers_bytes),
-    "RESPONSE_TRAILERS_BYTES": Operator(fields.response_trailers_bytes),
+    "REQUEST_HEADERS_BYTES": Operator(header_fields.request_headers_bytes),
+    "RESPONSE_HEADERS_BYTES": Operator(header_fields.response_headers_bytes),
+    "RESPONSE_TRAILERS_BYTES": Operator(header_fields.response_trailers_bytes),
     "DURATION": Operator(between("started_at", "finished_at")),
     "REQUEST_DURATION": Operator(between("started_at", "request_done_at")),
     "REQUEST_TX_DURATION": Operator(between("started_at", "upstream_sent_last_at")),
@@ -141,7 +141,7 @@ OPERATORS: dict[str, Operator] = {
         )
         for name, owner, attribute in (
             ("REMOTE", "request", "remote"),
-            ("DIRECT_REMOTE", "connection", "remote"),
+            ("DIRECT_REMOTE", "connection", "peer_address"),
             ("LOCAL", "connection", "local"),
             ("DIRECT_LOCAL", "connection", "local"),
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agent.table.cluster import SubsetSelector, Subsets
+from agent.table.cluster import Subsets, SubsetSelector
 from agent.upstream.host import Host
 
 

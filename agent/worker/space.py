@@ -21,13 +21,14 @@ from agent.http.outgoing import compile_outgoing
 from agent.routing.compile import Router, compile_routes
 from agent.routing.normalise import compile_normaliser
 from agent.table.cluster import Cluster, Endpoint
-from agent.table.listener import FilterChain, HttpManager, Listener
+from agent.table.listener import FilterChain, FixedAnswer, HttpManager, Listener
 from agent.table.route import RouteConfiguration
 from agent.table.snapshot import Table
 from agent.table.tls import UpstreamTls
 from agent.upstream.cluster import ClusterRuntime
 from agent.upstream.pool import Pool
 from agent.worker.accept import Acceptor, ListenerRuntime
+from agent.worker.answers import AnswerStation
 from agent.worker.chain_match import ChainIndex, owner
 from agent.worker.connect import Dialer
 from agent.worker.listen import bind, host_address
@@ -39,7 +40,7 @@ from agent.worker.upstream import H1Upstream
 
 DRAIN_SECONDS = 60.0
 """How long connections of a filter chain that left the table may go on."""
-AnyStation = HttpStation | TcpStation
+AnyStation = HttpStation | TcpStation | AnswerStation
 
 
 class Space:
@@ -151,6 +152,8 @@ class Space:
         is_http = isinstance(terminal, HttpManager)
         tls = ServerTls(chain.tls, table.secrets, http=is_http) if chain.tls is not None else None
         gate = compile_network(chain.network_filters, self._filter_state)
+        if isinstance(terminal, FixedAnswer):
+            return AnswerStation(chain, terminal, tls, gate)
         logs = services.sinks.compile((*terminal.access_logs, *listener.access_logs))
         if not isinstance(terminal, HttpManager):
             return TcpStation(

@@ -57,7 +57,7 @@ class TcpStation:
 
     def open(self, transport: PlainTransport, connection: ConnectionInfo) -> None:
         """A connection has arrived."""
-        if self.gate is not None and self.gate.enter(connection) is not None:
+        if self.gate is not None and self.gate.enter(connection, transport.reactor.now) is not None:
             Refusal(transport)
             return
         tcp = TcpConnection(self, transport, connection)

@@ -38,6 +38,7 @@ HOT = (
     "agent/telemetry/fields.py",
     "agent/telemetry/flags.py",
     "agent/telemetry/format.py",
+    "agent/telemetry/header_fields.py",
     "agent/telemetry/labels.py",
     "agent/telemetry/log_filter.py",
     "agent/telemetry/operators.py",

@@ -99,6 +99,10 @@ def _listener_filters(r: Reader) -> dict[str, Any]:
                     t.only("max_client_hello_size", 16384)
                     t.only("close_connection_on_client_hello_parsing_errors", False)
                 found["tls_inspector"] = True
+            elif typed.type == f"{_FILTERS}proxy_protocol.v3.ProxyProtocol":
+                with typed as t:
+                    optional = t.boolean("allow_requests_without_proxy_protocol")
+                found["proxy_protocol"] = "optional" if optional else "required"
             elif typed.type == f"{_FILTERS}http_inspector.v3.HttpInspector":
                 with typed:
                     found["http_inspector"] = True

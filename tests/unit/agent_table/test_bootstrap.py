@@ -18,7 +18,7 @@ from agent.table.listener import HttpManager, TcpProxy
 _TYPE = "type.googleapis.com/envoy."
 _HCM = "static_resources.listeners[0].filter_chains[0].filters[0].typed_config"
 _ROUTE = f"{_HCM}.route_config.virtual_hosts[0].routes[0]"
-_PROXY_PROTOCOL = f"{_TYPE}extensions.filters.listener.proxy_protocol.v3.ProxyProtocol"
+_ORIGINAL_SRC = f"{_TYPE}extensions.filters.listener.original_src.v3.OriginalSrc"
 _CLUSTER = "static_resources.clusters[0]"
 
 PLAIN: dict[str, Any] = yaml.safe_load("""
@@ -156,7 +156,7 @@ def test_json_and_camel_case_names_are_read_too() -> None:
         (f"{_CLUSTER}.lb_policy", "CLUSTER_PROVIDED", f"{_CLUSTER}.lb_policy", "ORIGINAL_DST"),
         (
             "static_resources.listeners[0].listener_filters",
-            [{"name": "p", "typed_config": {"@type": _PROXY_PROTOCOL}}],
+            [{"name": "p", "typed_config": {"@type": _ORIGINAL_SRC}}],
             "static_resources.listeners[0].listener_filters[0].typed_config",
             "unsupported listener filter",
         ),
