@@ -27,7 +27,7 @@ class ClusterRuntime:
 
     __slots__ = (
         "_connect", "_overprovisioning", "_seed", "_subsets", "_tls_of", "breakers", "by_endpoint", "config",
-        "detector", "hosts", "name", "rotation", "slots", "stats", "warm",
+        "detector", "hosts", "name", "rotation", "slots", "stats", "warm", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +47,8 @@ class ClusterRuntime:
         self.rotation = NOBODY
         self.stats = stats
         self.slots = slots
+        self.watch: Callable[[], None] | None = None
+        """Told of new members and configurations: active health checks."""
         self.warm = False
         """Endpoints (even none) have been received or resolved."""
 
@@ -71,6 +73,8 @@ class ClusterRuntime:
                 host.pool.retire()
         if changed:
             self.rebuild()
+            if self.watch is not None:
+                self.watch()
 
     def update_hosts(self, endpoints: Iterable[Endpoint], overprovisioning: int = 140) -> bool:
         """Take the members as they are now. True if anything changed."""
@@ -101,6 +105,8 @@ class ClusterRuntime:
         self.hosts = tuple(hosts)
         self.slots[self.stats.membership_change] += 1
         self.rebuild()
+        if self.watch is not None:
+            self.watch()
         return True
 
     def make_host(self, endpoint: Endpoint) -> Host:

@@ -31,6 +31,7 @@ from agent.worker.accept import Acceptor, ListenerRuntime
 from agent.worker.answers import AnswerStation
 from agent.worker.chain_match import ChainIndex, owner
 from agent.worker.connect import Dialer
+from agent.worker.health import ClusterChecks
 from agent.worker.listen import bind, host_address
 from agent.worker.services import Services
 from agent.worker.stations import HttpStation
@@ -218,6 +219,8 @@ class Space:
             config = table.clusters[name]
             runtime.reconfigure(config, self._tls_of(config))
             self._set_hosts(runtime, config, table)
+            if config.health_checks and runtime.watch is None:
+                ClusterChecks(runtime, self.dialer, self.services.random)
         for runtime in gone:
             runtime.update_hosts(())
         for station, router, routes in routers:

@@ -7,7 +7,7 @@ from typing import Any
 
 from agent.table.cluster import Assignment, Cluster, Subsets, SubsetSelector, TransportMatch
 from agent.table.decode.endpoints import assignment
-from agent.table.decode.health import circuit_breakers, outlier_detection
+from agent.table.decode.health import circuit_breakers, health_check, outlier_detection
 from agent.table.decode.matchers import metadata, percent, socket_address
 from agent.table.decode.message import Reader
 from agent.table.decode.protocols import http2_options, upstream_http1_options
@@ -54,12 +54,8 @@ def cluster(reader: Reader) -> Cluster:
             "wait_for_warm_on_init", "cleanup_interval", "track_cluster_stats", "track_timeout_budgets"
         )
         values: dict[str, Any] = {}
-        # There are no active health checks here whose failures could close or keep connections.
-        r.without_effect("ignore_health_on_host_removal")
+        r.without_effect("ignore_health_on_host_removal")  # hosts that have gone from the table are gone
         r.only("close_connections_on_host_health_failure", False)
-        for name in ("health_checks", "preconnect_policy"):
-            if r.has(name):
-                r.fail(name, "unsupported field")
         values.update(_balancing(r, discovery))
         values.update(_subsets(r))
         values.update(_protocol(r))
@@ -75,6 +71,7 @@ def cluster(reader: Reader) -> Cluster:
             connect_timeout=r.seconds("connect_timeout", 5.0),
             default_thresholds=breakers[0],
             high_thresholds=breakers[1],
+            health_checks=tuple(health_check(item) for item in r.children("health_checks")),
             outlier=None if outlier is None else outlier_detection(outlier),
             tls=upstream_tls(r.child("transport_socket")),
             transport_matches=tuple(
