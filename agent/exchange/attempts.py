@@ -54,9 +54,12 @@ class Attempts(ExchangeState):
         if not self.priority_breaker.may_request():
             self._overflowed()
             return
-        connection = host.pool.request(self)
+        pool = host.pool
+        if plan is not None and plan.connect_ends_here and self.ctx.upgrade == b"connect":
+            pool = self.setting.raw_pool(host)
+        connection = pool.request(self)
         if connection is True:
-            self.waiting_in = host.pool
+            self.waiting_in = pool
         elif connection is False:
             self._overflowed()
         else:
@@ -195,7 +198,7 @@ class Attempts(ExchangeState):
         assert cluster is not None
         stats = cluster.stats
         slot = (
-            stats.counter("upstream_rq_per_try_idle_timeout") if idle else stats.upstream_rq_per_try_timeout
+            stats.upstream_rq_per_try_idle_timeout if idle else stats.upstream_rq_per_try_timeout
         )
         cluster.slots[slot] += 1
         self.blame_host()

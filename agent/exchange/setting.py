@@ -19,6 +19,8 @@ from agent.table.listener import HttpManager, Listener
 from agent.telemetry.outcome import Outcome
 from agent.telemetry.scopes import HttpStats
 from agent.upstream.cluster import ClusterRuntime
+from agent.upstream.host import Host
+from agent.upstream.pool import Pool
 
 
 class Clock(Protocol):
@@ -52,8 +54,23 @@ class Setting:
 
     __slots__ = (
         "_silent",
-        "clock", "clusters", "intake", "listener", "logs", "manager", "normalise", "outgoing", "random",
-        "record", "rewrite", "router", "slots", "stats", "strip_envoy_headers", "upgrades",
+        "clock",
+        "clusters",
+        "intake",
+        "listener",
+        "logs",
+        "manager",
+        "normalise",
+        "outgoing",
+        "random",
+        "raw_pool",
+        "record",
+        "rewrite",
+        "router",
+        "slots",
+        "stats",
+        "strip_envoy_headers",
+        "upgrades",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +90,7 @@ class Setting:
         slots: memoryview,
         clock: Clock,
         random: Callable[[], int],
+        raw_pool: Callable[[Host], Pool],
     ) -> None:
         self.manager = manager
         self.listener = listener
@@ -87,6 +105,8 @@ class Setting:
         self.stats = stats
         self.slots = slots
         self.clock = clock
+        self.raw_pool = raw_pool
+        """A pool of one TCP connection, for a CONNECT that ends here."""
         self.random = random
         """64 random bits."""
         self.strip_envoy_headers = manager.router is not None and manager.router.suppress_envoy_headers
@@ -111,6 +131,7 @@ class Setting:
                 slots=memoryview(bytearray(len(self.slots) * 8)).cast("q"),
                 clock=self.clock,
                 random=self.random,
+                raw_pool=self.raw_pool,
             )
         return self._silent
 

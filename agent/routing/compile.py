@@ -189,6 +189,7 @@ class _Builder:
             priority=action.priority,
             metadata_match={**action.metadata_match, **(weight.metadata_match if weight is not None else {})},
             mirrors=tuple(_mirror(policy) for policy in mirrors),
+            connect_ends_here=action.connect_ends_here,
             upgrades={name.lower().encode(): enabled for name, enabled in action.upgrades.items()},
         )
 

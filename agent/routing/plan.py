@@ -49,6 +49,8 @@ class RoutePlan:
     mirrors: tuple[Mirror, ...] = ()
     upgrades: Mapping[bytes, bool] = field(default_factory=dict)
     """Per-route switches over the connection manager's upgrade list."""
+    connect_ends_here: bool = False
+    """A CONNECT goes on as plain TCP."""
     attempt_count_in_request: bool = False
     attempt_count_in_response: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)

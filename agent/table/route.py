@@ -185,6 +185,8 @@ class Forward:
     cors: Any = None
     """filter_config.CorsPolicy, the deprecated place for it."""
     upgrades: Mapping[str, bool] = field(default_factory=dict)
+    connect_ends_here: bool = False
+    """CONNECT is answered, and what follows goes to the cluster over TCP."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from agent.table.route import RouteConfiguration
 from agent.table.snapshot import Table
 from agent.table.tls import UpstreamTls
 from agent.upstream.cluster import ClusterRuntime
+from agent.upstream.host import Host
 from agent.upstream.pool import Pool
 from agent.worker.accept import Acceptor, ListenerRuntime
 from agent.worker.answers import AnswerStation
@@ -33,6 +34,7 @@ from agent.worker.chain_match import ChainIndex, owner
 from agent.worker.connect import Dialer
 from agent.worker.health import ClusterChecks
 from agent.worker.listen import bind, host_address
+from agent.worker.raw import RawUpstream
 from agent.worker.services import Services
 from agent.worker.stations import HttpStation
 from agent.worker.tcp import TcpStation
@@ -104,6 +106,14 @@ class Space:
     def _connect(self, pool: Pool) -> None:
         self.dialer.dial(pool.host, pool.cluster.config, H1Upstream(pool))
 
+    def _raw_pool(self, host: Host) -> Pool:
+        """For one TCP connection."""
+        return Pool(
+            host,
+            host.pool.cluster,
+            lambda pool: self.dialer.dial(pool.host, pool.cluster.config, RawUpstream(pool)),
+        )
+
     def _listener(
         self,
         name: str,
@@ -168,7 +178,7 @@ class Space:
             outgoing=compile_outgoing(terminal),
             rewrite=compile_rewrite(terminal.local_reply), logs=logs, record=services.recorder.record,
             stats=services.recorder.http(terminal.stat_prefix), slots=services.recorder.slots, clock=services.reactor,
-            random=services.random,
+            random=services.random, raw_pool=self._raw_pool,
         )  # fmt: skip
         return HttpStation(chain, setting, routes, tls, gate)
 

@@ -49,6 +49,7 @@ def forward(reader: Reader) -> Forward:
         if (policy := r.child("path_rewrite_policy")) is not None:
             template = _template(policy)
         _one_rewrite(r)
+        upgrades, ends_here = _upgrades(r)
         return Forward(
             cluster=r.text("cluster"),
             cluster_header=r.text("cluster_header").lower().encode(),
@@ -78,7 +79,8 @@ def forward(reader: Reader) -> Forward:
             include_vhost_rate_limits=r.boolean("include_vh_rate_limits"),
             hash_policies=tuple(hash_policy(item) for item in r.children("hash_policy")),
             cors=None if cors is None else cors_policy(cors),
-            upgrades=_upgrades(r),
+            upgrades=upgrades,
+            connect_ends_here=ends_here,
         )
 
 
@@ -204,21 +206,23 @@ def mirrors(reader: Reader) -> tuple[MirrorPolicy, ...]:
     return tuple(found)
 
 
-def _upgrades(reader: Reader) -> dict[str, bool]:
+def _upgrades(reader: Reader) -> tuple[dict[str, bool], bool]:
+    """Upgrades by type, and whether CONNECT ends here, in a TCP connection."""
     found: dict[str, bool] = {}
+    ends_here = False
     for item in reader.children("upgrade_configs"):
         with item as r:
             kind = r.text("upgrade_type").lower()
             if kind in found:
                 r.fail("upgrade_type", f"duplicate upgrade {kind}")
             if (connect := r.child("connect_config")) is not None:
-                with connect:
-                    pass
+                with connect as c:
+                    c.only("allow_post", False)
                 if kind != "connect":
                     r.fail("connect_config", "only for the upgrade type CONNECT")
-                r.fail("connect_config", "unsupported field")
+                ends_here = True
             found[kind] = r.boolean("enabled", True)
-    return found
+    return found, ends_here
 
 
 def hash_policy(reader: Reader) -> HashPolicy:
