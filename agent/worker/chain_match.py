@@ -25,6 +25,8 @@ class Seen:
 
     local: tuple[str, int]
     remote: tuple[str, int]
+    direct: tuple[str, int] | None = None
+    """The peer itself, where `remote` was told by the PROXY protocol."""
     server_name: str = ""
     transport: str = "raw_buffer"
     """`tls` or `raw_buffer`."""
@@ -56,7 +58,8 @@ class ChainIndex(Generic[T]):
             (seen.transport,),
         )
         left = _one_of(left, lambda match: match.application_protocols, seen.protocols)
-        left = _prefix(left, lambda match: match.direct_source_ranges, remote)
+        direct = remote if seen.direct is None else parse(seen.direct[0])
+        left = _prefix(left, lambda match: match.direct_source_ranges, direct)
         left = _source_type(left, seen, remote)
         left = _prefix(left, lambda match: match.source_ranges, remote)
         left = _one_of(left, lambda match: match.source_ports, (seen.remote[1],))
