@@ -178,6 +178,7 @@ class ClusterRuntime:
             left = self._without(
                 frozenset(host.endpoint.priority for host in seen if host is not None), match
             )
+        drawn = random
         for attempt in range(plan.host_selection_attempts + 1):
             if left is None or not left.shares:
                 host = self.pick(random, key, match)
@@ -189,7 +190,7 @@ class ClusterRuntime:
                 or (plan.avoid is not None and plan.avoid(host.endpoint.metadata))
             ):
                 break
-            random, key = (random * 0x9E3779B97F4A7C15 + attempt) & 0xFFFFFFFFFFFFFFFF, None
+            random, key = (drawn * 0x9E3779B97F4A7C15 + attempt) & 0xFFFFFFFFFFFFFFFF, None
         return host
 
     def _without(self, priorities: frozenset[int], match: Mapping[str, Any]) -> Rotation | None:

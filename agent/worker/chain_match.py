@@ -25,13 +25,13 @@ class Seen:
 
     local: tuple[str, int]
     remote: tuple[str, int]
-    direct: tuple[str, int] | None = None
-    """The peer itself, where `remote` was told by the PROXY protocol."""
     server_name: str = ""
     transport: str = "raw_buffer"
     """`tls` or `raw_buffer`."""
     protocols: tuple[str, ...] = ()
     """Offered by ALPN, or found by the HTTP inspector."""
+    direct: tuple[str, int] | None = None
+    """The peer itself, where `remote` was told by the PROXY protocol."""
 
 
 class ChainIndex(Generic[T]):
