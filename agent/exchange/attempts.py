@@ -39,6 +39,7 @@ class Attempts(ExchangeState):
         outcome.upstream_picked_at = self.setting.clock.now
         endpoint = host.endpoint
         outcome.upstream_address = host.name
+        outcome.upstream_failure = ""
         outcome.upstream_host = endpoint.hostname
         outcome.upstream_metadata = endpoint.metadata
         self.host = host
@@ -53,9 +54,12 @@ class Attempts(ExchangeState):
         if not self.priority_breaker.may_request():
             self._overflowed()
             return
-        connection = host.pool.request(self)
+        pool = host.pool
+        if plan is not None and plan.connect_ends_here and self.ctx.upgrade == b"connect":
+            pool = self.setting.raw_pool(host)
+        connection = pool.request(self)
         if connection is True:
-            self.waiting_in = host.pool
+            self.waiting_in = pool
         elif connection is False:
             self._overflowed()
         else:
@@ -90,6 +94,10 @@ class Attempts(ExchangeState):
         if self.try_timeout and self.request_ended:
             self.try_at = now + self.try_timeout
             self.arm()
+        if self.retry is not None and self.retry.plan.per_try_idle_timeout:
+            self.try_idle = self.retry.plan.per_try_idle_timeout
+            self.heard_of_try(now)
+            self.arm()
         body = self.body
         ended = self.request_ended and not body and self.trailers is None
         connection.begin(self, ctx.method, ctx.path, ctx.authority, ctx.headers, ended, ctx.upgrade)
@@ -121,8 +129,11 @@ class Attempts(ExchangeState):
             if state.attempts:
                 cluster.slots[cluster.stats.upstream_rq_retry_success] += 1
             return False
+        if state.plan.reset_headers:
+            state.read_reset(head.headers, self.setting.clock.wall())
         if not self.try_again():
             return False
+        state.told_delay = 0.0
         cluster.count_retried(head.status)
         return True
 
@@ -142,13 +153,21 @@ class Attempts(ExchangeState):
             return False
         state.left -= 1
         slots[stats.upstream_rq_retry] += 1
-        slots[stats.upstream_rq_retry_backoff_exponential] += 1
+        if state.told_delay:
+            slots[stats.counter("upstream_rq_retry_backoff_ratelimited")] += 1
+        else:
+            slots[stats.upstream_rq_retry_backoff_exponential] += 1
         delay = state.delay(self.ctx.random)
         state.attempts += 1
         if not self.tried:
             self.priority_breaker.retries += 1
         self.drop_upstream()
         self.tried.append(self.host)
+        self.try_idle_at = inf
+        outcome = self.outcome
+        if outcome.upstream_local:
+            earlier = outcome.attempted = outcome.attempted or []
+            earlier.append((outcome.upstream_address, outcome.upstream_host or outcome.upstream_address))
         self.try_at = inf
         self.resume_at = self.setting.clock.now + delay
         self.arm()
@@ -173,17 +192,19 @@ class Attempts(ExchangeState):
             tell_timeout(self.ctx.headers, left, min(self.try_timeout, left))
         self.attempt(host)
 
-    def attempt_timed_out(self) -> None:
+    def attempt_timed_out(self, *, idle: bool = False) -> None:
         """See ExchangeState."""
-        self.try_at = inf
+        self.try_at = self.try_idle_at = inf
         cluster = self.cluster
         assert cluster is not None
-        cluster.slots[cluster.stats.upstream_rq_per_try_timeout] += 1
+        stats = cluster.stats
+        slot = stats.upstream_rq_per_try_idle_timeout if idle else stats.upstream_rq_per_try_timeout
+        cluster.slots[slot] += 1
         self.blame_host()
         state = self.retry
         if state is not None and state.of_reset(reset.LOCAL_RESET, True) and self.try_again():
             return
-        self.time_out(replies.PER_TRY_TIMEOUT)
+        self.time_out(replies.PER_TRY_IDLE if idle else replies.PER_TRY_TIMEOUT)
 
     # Health of the host
 

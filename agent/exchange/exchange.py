@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 from agent.exchange import local_reply as replies
 from agent.exchange.attempts import Attempts
 from agent.exchange.mirror import send_mirrors
+from agent.exchange.redirects import follow
 from agent.exchange.target import host_for, tell_timeout, timeouts
 from agent.http.h1_message import H1Violation, InboundResponse, RequestHead
 from agent.http.headers import Headers
-from agent.http.request import Delay, LocalReply, RequestContext, ResponseHead
+from agent.http.request import Delay, LocalReply, RequestContext, ResponseHead, WholeBody
 from agent.upstream import reset, retry
 
 if TYPE_CHECKING:
@@ -85,11 +86,12 @@ class Exchange(Attempts):
             self.answer(refused)
             return
         plan = self.plan = ctx.route = setting.router.route(ctx)
-        if head.upgrade and not self._upgrade_allowed(head.upgrade, plan):
+        if head.upgrade and not self.upgrade_allowed(head.upgrade, plan):
             return
         if plan is not None and plan.idle_timeout is not None:
             self.idle_timeout = plan.idle_timeout
             self.idle_at = now + plan.idle_timeout if plan.idle_timeout else inf
+            self.arm()
         self.decide()
 
     def resume(self) -> None:
@@ -120,6 +122,10 @@ class Exchange(Attempts):
                 self.resume_at = self.setting.clock.now + verdict.seconds
                 self.arm()
                 return
+            elif isinstance(verdict, WholeBody):
+                if not self.request_ended and not ctx.upgrade:
+                    self.whole_body = verdict.limit
+                    return
             else:
                 self.answer(verdict)
                 return
@@ -134,19 +140,6 @@ class Exchange(Attempts):
             self.answer(plan.respond(ctx), from_route=True)
         else:
             self.forward(plan)
-
-    def _upgrade_allowed(self, token: bytes, plan: RoutePlan | None) -> bool:
-        allowed = self.setting.upgrades.get(token)
-        if plan is not None and token in plan.upgrades:
-            allowed = plan.upgrades[token]
-        if allowed or (token == b"connect" and plan is None):
-            return True
-        self.client.closing = True
-        if token == b"connect":
-            self.answer(replies.NO_ROUTE)
-        else:
-            self.answer(replies.UPGRADE_FAILED)
-        return False
 
     # To the upstream
 
@@ -185,7 +178,7 @@ class Exchange(Attempts):
         if plan.max_stream_duration:
             self.max_at = min(self.max_at, setting.clock.now + plan.max_stream_duration)
             self.arm()
-        self.keep_body = self.retry is not None and not ctx.upgrade
+        self.keep_body = (self.retry is not None or plan.internal_redirect is not None) and not ctx.upgrade
         if self.request_ended:
             self.start_total_timeout()
         if plan.mirrors and not ctx.upgrade:
@@ -211,6 +204,11 @@ class Exchange(Attempts):
                 return
         self.body.append(data)
         self.buffered += len(data)
+        if self.whole_body >= 0:
+            if self.buffered > self.whole_body:
+                self.whole_body = -1
+                self.answer(replies.TOO_LARGE)
+            return
         if self.buffered > self.setting.listener.buffer_limit:
             if upstream is None or self.ctx.upgrade:
                 self.client.pause()
@@ -232,6 +230,10 @@ class Exchange(Attempts):
         if self.tunnel:
             if self.upstream is not None:
                 self.upstream.send_end(None)
+            return
+        if self.whole_body >= 0:
+            self.complete_body()
+            self.decide()
             return
         if self.total_timeout:
             self.start_total_timeout()
@@ -261,15 +263,6 @@ class Exchange(Attempts):
         self.drop_upstream()
         self.finish()
 
-    def client_drained(self) -> None:
-        """Output to the client has room again."""
-        if self.upstream is not None:
-            self.upstream.resume()
-
-    def upstream_drained(self) -> None:
-        """Output to the upstream has room again."""
-        self.client.resume()
-
     # The response
 
     def upstream_informational(self, status: int, headers: Headers) -> None:
@@ -286,6 +279,7 @@ class Exchange(Attempts):
         outcome = self.outcome
         outcome.upstream_first_at = now
         self.try_at = inf
+        self.heard_of_try(now)
         if self.idle_timeout:
             self.idle_at = now + self.idle_timeout
         status, headers = inbound.status, inbound.headers
@@ -298,7 +292,12 @@ class Exchange(Attempts):
             return
         if ctx.upgrade and ctx.upgrade != b"connect" and 200 <= status < 300:
             self.client.closing = True
-            self.answer(LocalReply(status, details="websocket_handshake_unsuccessful"))
+            headers.pop(b"content-length", None)
+            kept = tuple(headers.every())
+            self.answer(LocalReply(status, headers=kept, details="websocket_handshake_unsuccessful"))
+            return
+        redirect = plan.internal_redirect
+        if redirect is not None and status in redirect.statuses and follow(self, redirect, head):
             return
         self.keep_body = False
         self.retry = None
@@ -328,6 +327,8 @@ class Exchange(Attempts):
     def upstream_data(self, data: bytes) -> None:
         """A piece of the response's body."""
         self.outcome.bytes_sent += len(data)
+        if self.try_idle:
+            self.heard_of_try(self.setting.clock.now)
         if self.idle_timeout:
             self.idle_at = self.setting.clock.now + self.idle_timeout
         client = self.client
@@ -395,7 +396,8 @@ class Exchange(Attempts):
         self.tunnel = True
         self.keep_body = False
         self.retry = None
-        self.total_at = self.try_at = inf
+        self.total_at = self.try_at = self.try_idle_at = inf
+        self.try_idle = 0.0
         early, self.body = self.body, []
         if self.upstream is not None:
             for data in early:
@@ -490,6 +492,7 @@ class Exchange(Attempts):
             outcome.route_name = plan.name
             outcome.virtual_host = plan.virtual_host
             outcome.route_metadata = plan.metadata
+            outcome.virtual_host_metadata = plan.virtual_host_metadata
         setting.slots[setting.rq_active] -= 1
         outcome.plain = self.is_plain()
         setting.record(outcome)

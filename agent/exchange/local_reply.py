@@ -7,8 +7,8 @@ Not for: deciding that there is an answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
 from agent.http.headers import Headers
 from agent.http.mutation import compile_response_changes
@@ -33,6 +33,10 @@ RESPONSE_TIMEOUT: Final = LocalReply(
 PER_TRY_TIMEOUT: Final = LocalReply(
     504, b"upstream request timeout", flags=("UT",), details="upstream_per_try_timeout"
 )
+PER_TRY_IDLE: Final = LocalReply(
+    504, b"upstream request timeout", flags=("UT",), details="upstream_per_try_idle_timeout"
+)
+TOO_LARGE: Final = LocalReply(413, b"Payload Too Large", details="request_payload_too_large")
 REQUEST_IDLE: Final = LocalReply(408, b"stream timeout", flags=("SI",), details="stream_idle_timeout")
 RESPONSE_IDLE: Final = LocalReply(504, b"stream timeout", flags=("SI",), details="stream_idle_timeout")
 REQUEST_TIMEOUT: Final = LocalReply(408, b"request timeout", details="request_overall_timeout")
@@ -49,7 +53,6 @@ UPSTREAM_MAX_DURATION: Final = LocalReply(
 _PROTOCOL_BODIES: Final = {
     400: b"Bad Request", 426: b"Upgrade Required", 431: b"Request Header Fields Too Large", 501: b"Not Implemented",
 }  # fmt: skip
-_BODY_HERE: Final = b"{hostmesh:local-reply-body}"
 _GRPC_OF_STATUS: Final = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
 
 
@@ -77,8 +80,11 @@ def build(
     head = ResponseHead(reply.status, headers, True, outcome)
     if ctx is not None and _is_grpc(ctx):
         status = next((value for name, value in reply.headers if name == b"grpc-status"), None)
+        if rewrite is not None:
+            outcome.response_code = reply.status
+            body = rewrite(ctx, head, body, outcome)
         headers[b"content-type"] = b"application/grpc"
-        headers[b"grpc-status"] = status or b"%d" % _GRPC_OF_STATUS.get(reply.status, 2)
+        headers[b"grpc-status"] = status or b"%d" % _GRPC_OF_STATUS.get(head.status, 2)
         if body:
             headers[b"grpc-message"] = body
         for name, value in reply.headers:
@@ -139,7 +145,10 @@ def compile_rewrite(config: LocalReplyConfig | None) -> Rewrite | None:
             return body
         make, content_type = render
         head.headers[b"content-type"] = content_type
-        return make(outcome).encode("utf-8", "surrogateescape").replace(_BODY_HERE, body)
+        outcome.local_body = body
+        made = make(outcome).encode("utf-8", "surrogateescape")
+        outcome.local_body = b""
+        return made
 
     return rewrite
 
@@ -148,20 +157,9 @@ def _compile_body(form: BodyFormat | None) -> tuple[Callable[[Outcome], str], by
     if form is None:
         return None
     if form.json is not None:
-        tree = _place_body(form.json)
-        render = compile_json(tree, omit_empty=form.omit_empty)
+        render = compile_json(form.json, omit_empty=form.omit_empty)
         return render, (form.content_type or "application/json").encode()
-    text = _place_body(form.text)
-    return compile_format(text, omit_empty=form.omit_empty), (form.content_type or "text/plain").encode()
-
-
-def _place_body(node: Any) -> Any:
-    """Put a mark where the original body goes: the formatter does not know that operator, which exists only here."""
-    if isinstance(node, str):
-        return node.replace("%LOCAL_REPLY_BODY%", _BODY_HERE.decode())
-    if isinstance(node, Mapping):
-        return {key: _place_body(value) for key, value in node.items()}
-    return [_place_body(value) for value in node] if isinstance(node, list | tuple) else node
+    return compile_format(form.text, omit_empty=form.omit_empty), (form.content_type or "text/plain").encode()
 
 
 def _is_grpc(ctx: RequestContext) -> bool:

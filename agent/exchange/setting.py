@@ -21,6 +21,8 @@ from agent.table.listener import HttpManager, Listener
 from agent.telemetry.outcome import Outcome
 from agent.telemetry.scopes import HttpStats
 from agent.upstream.cluster import ClusterRuntime
+from agent.upstream.host import Host
+from agent.upstream.pool import Pool
 
 
 @trait
@@ -61,7 +63,7 @@ class Setting:
 
     __slots__ = (
         "_silent",
-        "clock", "clusters", "intake", "listener", "logs", "manager", "normalise", "outgoing", "random",
+        "clock", "clusters", "intake", "listener", "logs", "manager", "normalise", "outgoing", "random", "raw_pool",
         "record", "rewrite", "router", "rq_active", "rq_http1", "rq_routed", "rq_total", "slots", "stats", "strip_envoy_headers",
         "upgrades",
     )  # fmt: skip
@@ -83,6 +85,7 @@ class Setting:
         slots: list[int],
         clock: Clock,
         random: Callable[[], int],
+        raw_pool: Callable[[Host], Pool],
     ) -> None:
         self.manager = manager
         self.listener = listener
@@ -102,6 +105,8 @@ class Setting:
         """Slots that every request counts in, as compiled integers."""
         self.slots = slots
         self.clock = clock
+        self.raw_pool = raw_pool
+        """A pool of one TCP connection, for a CONNECT that ends here."""
         self.random = random
         """RANDOM_BITS random bits."""
         self.strip_envoy_headers = manager.router is not None and manager.router.suppress_envoy_headers
@@ -126,6 +131,7 @@ class Setting:
                 slots=[0] * len(self.slots),
                 clock=self.clock,
                 random=self.random,
+                raw_pool=self.raw_pool,
             )
         return self._silent
 

@@ -33,7 +33,8 @@ class ExchangeState(Waiter):
     __slots__ = (
         "body", "buffered", "client", "cluster", "ctx", "head_sent", "host", "idle_at", "idle_timeout", "keep_body",
         "max_at", "outcome", "over", "plan", "priority_breaker", "request_ended", "resume_at", "retry", "setting",
-        "step", "total_at", "total_timeout", "trailers", "tried", "try_at", "try_timeout", "tunnel", "upstream", "waiting_in",
+        "step", "total_at", "total_timeout", "trailers", "tried", "try_at", "try_idle", "try_idle_at", "try_timeout",
+        "tunnel", "upstream", "waiting_in", "whole_body",
     )  # fmt: skip
 
     def __init__(self, setting: Setting, client: ClientStream) -> None:
@@ -58,13 +59,34 @@ class ExchangeState(Waiter):
         self.keep_body = False
         self.trailers: Headers | None = None
         self.request_ended = False
+        self.whole_body = -1
+        """The most bytes of body that a filter waits for to be complete; -1: none waits."""
         self.head_sent = False
         self.tunnel = False
         self.over = False
         self.idle_timeout = setting.manager.stream_idle_timeout
         self.total_timeout = 0.0
         self.try_timeout = 0.0
-        self.idle_at = self.total_at = self.try_at = self.max_at = self.resume_at = inf
+        self.try_idle = 0.0
+        """The route's per_try_idle_timeout."""
+        self.idle_at = self.total_at = self.try_at = self.try_idle_at = self.max_at = self.resume_at = inf
+
+    def complete_body(self) -> None:
+        """The body that a filter waited for is here: its length is known."""
+        self.whole_body = -1
+        self.ctx.headers.set(b"content-length", b"%d" % self.buffered)
+        self.ctx.headers.remove(b"transfer-encoding")
+
+    # Output has room again
+
+    def client_drained(self) -> None:
+        """Towards the client."""
+        if self.upstream is not None:
+            self.upstream.resume()
+
+    def upstream_drained(self) -> None:
+        """Towards the upstream."""
+        self.client.resume()
 
     # What the rest of the exchange does when time is up
 
@@ -77,8 +99,8 @@ class ExchangeState(Waiter):
         """End with a response of our own."""
 
     @abstractmethod
-    def attempt_timed_out(self) -> None:
-        """The per-try timeout."""
+    def attempt_timed_out(self, *, idle: bool = False) -> None:
+        """The per-try timeout, or the one for an attempt of which nothing is heard."""
 
     @abstractmethod
     def cut_off(self, reply: LocalReply) -> None:
@@ -88,14 +110,23 @@ class ExchangeState(Waiter):
     def blame_host(self) -> None:
         """The host did not answer in time."""
 
+    def upgrade_allowed(self, token: bytes, plan: RoutePlan | None) -> bool:
+        """May this connection become a tunnel? Answers where it may not."""
+        allowed = self.setting.upgrades.get(token)
+        if plan is not None and token in plan.upgrades:
+            allowed = plan.upgrades[token]
+        if allowed or (token == b"connect" and plan is None):
+            return True
+        self.client.closing = True
+        self.answer(replies.UPGRADE_FAILED)
+        return False
+
     # Time
 
     def start_total_timeout(self) -> None:
         """The whole request's timeout runs from the end of the request, as in Envoy."""
-        self.total_at = inf
-        if self.total_timeout:
-            self.total_at = self.setting.clock.now + self.total_timeout
-            self.arm()
+        self.total_at = self.setting.clock.now + self.total_timeout if self.total_timeout else inf
+        self.arm()
 
     def arm(self) -> None:
         """One timer for all deadlines; it may fire early and is armed again."""
@@ -104,7 +135,14 @@ class ExchangeState(Waiter):
         first = min(first, self.try_at)
         first = min(first, self.max_at)
         first = min(first, self.resume_at)
+        if self.try_idle:
+            first = min(first, self.try_idle_at)
         self.client.timer.set(first)
+
+    def heard_of_try(self, now: float) -> None:
+        """Something came of this attempt, or went out to it."""
+        if self.try_idle:
+            self.try_idle_at = now + self.try_idle
 
     def timer_fired(self) -> None:
         """Some deadline may have passed."""
@@ -126,6 +164,8 @@ class ExchangeState(Waiter):
                 self.time_out(replies.RESPONSE_TIMEOUT)
         elif self.try_at <= now:
             self.attempt_timed_out()
+        elif self.try_idle_at <= now:
+            self.attempt_timed_out(idle=True)
         elif self.idle_at <= now:
             self.time_out(replies.RESPONSE_IDLE if self.request_ended else replies.REQUEST_IDLE)
         if not self.over:

@@ -33,9 +33,8 @@ def host_for(
     key = plan.hash_key(ctx) if plan.hash_key is not None else None
     if tried:
         random = (ctx.random * (2 * len(tried) + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        if state is not None and state.plan.previous_hosts:
-            attempts = state.plan.host_selection_attempts
-            return cluster.pick_other(random, key, plan.metadata_match, tried, attempts)
+        if state is not None:
+            return cluster.pick_again(random, key, plan.metadata_match, tried, state.plan)
         return cluster.pick(random, key, plan.metadata_match)
     return cluster.pick(ctx.random, key, plan.metadata_match)
 

@@ -81,7 +81,7 @@ def bare(path: bytes) -> bytes:
 _ADDRESSES: Final[dict[str, Callable[[RequestContext], str]]] = {
     "destination_ip": lambda ctx: ctx.connection.local[0],
     "source_ip": lambda ctx: ctx.connection.remote[0],
-    "direct_remote_ip": lambda ctx: ctx.connection.remote[0],
+    "direct_remote_ip": lambda ctx: ctx.connection.peer_address[0],
     "remote_ip": lambda ctx: ctx.client[0],
 }
 

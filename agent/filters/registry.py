@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from agent.filters import (
+    buffer,
     cors,
     csrf,
     fault,
@@ -18,6 +19,7 @@ from agent.filters import (
 from agent.filters.chain import Registry
 
 HTTP_FILTERS: Final[Registry] = {
+    "buffer": buffer.compile,
     "cors": cors.compile,
     "csrf": csrf.compile,
     "fault": fault.compile,

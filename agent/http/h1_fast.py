@@ -154,8 +154,7 @@ class FastServerCodec(ServerCodec):
         if error.suggested_status_code == 431:
             return too_many("headers_too_large")
         if self._between:
-            line = self._first.lstrip(b"\r\n").split(b"\n", 1)[0].rstrip(b"\r")
-            other = classify_request_error(line)
+            other = classify_request_error(self._first.lstrip(b"\r\n"))
             if other is not None:
                 return other
         text = str(error)
@@ -165,6 +164,7 @@ class FastServerCodec(ServerCodec):
             error.suggested_status_code == 501
             or "transfer coding" in text
             or "Transfer-Encoding field" in text
+            or "HTTP/1.0 framing" in text
         ):
             return H1Violation(501, "http1.invalid_transfer_encoding", text)
         return classify_refused(self._first or data, text)

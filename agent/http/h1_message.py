@@ -35,7 +35,8 @@ METHODS: Final = frozenset(
 
 _AUTHORITY: Final = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:@\[\]]*\Z")
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_VERSION_AT_END: Final = re.compile(rb"([^ ]+) +[^ ]+(?: +HTTP/(\d)\.(\d))?\Z")
+_VERSION_AT_END: Final = re.compile(rb"([^ ]+) +([^ ]+)(?: +HTTP/(\d)\.(\d))?\Z")
+_FIELD: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\x00-\x08\x0a-\x1f\x7f]*)\Z")
 
 
 class H1Violation(Exception):
@@ -211,7 +212,9 @@ def judge_authority(authority: bytes) -> None:
 
 _good_authorities: Final[set[bytes]] = set()
 _REMEMBERED: Final = 4096
-_FRAMING: Final = frozenset((b"content-length", b"transfer-encoding", b"connection", b"expect"))
+_FRAMING: Final = frozenset(
+    (b"content-length", b"transfer-encoding", b"connection", b"expect", b"proxy-connection")
+)
 
 
 def _judge_framing(head: RequestHead, headers: Headers, old: bool) -> None:
@@ -241,6 +244,8 @@ def _judge_framing(head: RequestHead, headers: Headers, old: bool) -> None:
         head.keep_alive = b"close" not in tokens
         if b"upgrade" in tokens and b"upgrade" in headers:
             _note_upgrade(head, headers)
+    if b"proxy-connection" in headers and b"close" in _tokens(headers, b"proxy-connection"):
+        head.keep_alive = False
     if b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and not old:
         head.expects_continue = True
         headers.remove(b"expect")
@@ -278,20 +283,41 @@ def judge_response(status: int, headers: Headers, old: bool, method: bytes) -> I
         head.keep_alive = b"connection" in headers and b"keep-alive" in _tokens(headers)
     elif b"connection" in headers and (headers[b"connection"] != b"keep-alive" or repeated is not None):
         head.keep_alive = b"close" not in _tokens(headers)
+    if b"proxy-connection" in headers and b"close" in _tokens(headers, b"proxy-connection"):
+        head.keep_alive = False
     if head.length == UNTIL_CLOSE:
         head.keep_alive = False
     return head
 
 
-def classify_request_error(first_line: bytes) -> H1Violation | None:
-    """Envoy answers a request line with another HTTP version (or none) by 426, whatever else is wrong with it."""
-    match = _VERSION_AT_END.match(first_line)
+def classify_request_error(head: bytes) -> H1Violation | None:
+    """Envoy answers a head with another HTTP version (or none) by 426 if nothing else is wrong with it."""
+    first_line, _, fields = head.partition(b"\n")
+    match = _VERSION_AT_END.match(first_line.rstrip(b"\r"))
     if match is None or match[1] not in METHODS:
         return None
-    _, major, minor = match.groups()
-    if major == b"1" and minor == b"1":
+    _, target, major, minor = match.groups()
+    if (major == b"1" and minor == b"1") or not _sound(fields):
+        return None
+    if major is None and (target[:1] not in b"/*" or b"HTTP/" in target):
         return None
     return H1Violation(426, "low_version", "unsupported HTTP version")
+
+
+def _sound(fields: bytes) -> bool:
+    """Are these the lines of a header section that Envoy's parser takes?"""
+    values: dict[bytes, bytes] = {}
+    for line in fields.partition(b"\r\n\r\n")[0].split(b"\n"):
+        if not (line := line.rstrip(b"\r")):
+            break
+        match = _FIELD.match(line)
+        if match is None:
+            return False
+        values[match[1].lower()] = match[2].strip()
+    length, coding = values.get(b"content-length"), values.get(b"transfer-encoding")
+    if length is not None and (coding is not None or not length.isdigit()):
+        return False
+    return coding is None or coding.lower() == b"chunked"
 
 
 def classify_refused(data: bytes, text: str) -> H1Violation:
@@ -312,8 +338,8 @@ def connection_tokens(headers: Headers) -> set[bytes]:
     return _tokens(headers)
 
 
-def _tokens(headers: Headers) -> set[bytes]:
-    return {token.strip().lower() for token in (headers.joined(b"connection") or b"").split(b",")}
+def _tokens(headers: Headers, name: bytes = b"connection") -> set[bytes]:
+    return {token.strip().lower() for token in (headers.joined(name) or b"").split(b",")}
 
 
 def _refuse_ambiguous(repeated: list[tuple[bytes, bytes]]) -> None:

@@ -89,7 +89,7 @@ class ReferenceServerCodec(ServerCodec):
         head = data[: end.start() + 1] if end is not None else data
         line, complete, _ = head.partition(b"\n")
         line = line.rstrip(b"\r")
-        other = classify_request_error(line) if complete else None
+        other = classify_request_error(head) if complete else None
         if other is not None and not line.endswith(b"HTTP/1.0"):
             raise other
         if len(head) > self._limits.max_head_bytes:
@@ -156,7 +156,7 @@ class ReferenceServerCodec(ServerCodec):
         if error.error_status_hint == 431:
             return too_many("headers_too_large")
         if self._between:
-            other = classify_request_error(self._first.partition(b"\n")[0].rstrip(b"\r"))
+            other = classify_request_error(self._first)
             if other is not None:
                 return other
             if "ransfer" in text and _LENGTH.search(self._first):

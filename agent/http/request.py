@@ -58,7 +58,16 @@ class ConnectionInfo:
     tls_version: str = ""
     cipher: str = ""
     listener: str = ""
+    direct: tuple[str, int] | None = None
+    """The peer's own address where `remote` was told by the PROXY protocol."""
     filter_chain: str = ""
+    chain_metadata: Any = None
+    """The filter chain's metadata, a mapping or None."""
+
+    @property
+    def peer_address(self) -> tuple[str, int]:
+        """Whose packets these are."""
+        return self.direct or self.remote
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,13 @@ class Delay:
 
     seconds: float
     flag: str = "DI"
+
+
+@dataclass(frozen=True, slots=True)
+class WholeBody:
+    """A filter wants the whole body before the next step; more than this many bytes is too much."""
+
+    limit: int
 
 
 class RequestContext:

@@ -5,8 +5,9 @@ Here because neither of those two may know the other. Not for: deciding (agent/u
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from agent.http.request import RequestContext, ResponseHead
 
@@ -27,4 +28,10 @@ class RetryPlan:
     max_interval: float = 0.25
     previous_hosts: bool = False
     """Avoid endpoints that were tried (envoy.retry_host_predicates.previous_hosts)."""
+    avoid: Callable[[Mapping[str, Any]], bool] | None = None
+    """Endpoints with such metadata are avoided, too."""
+    previous_priorities: int = 0
+    reset_headers: tuple[tuple[bytes, bool], ...] = ()
+    max_reset: float = 300.0
     host_selection_attempts: int = 1
+    per_try_idle_timeout: float = 0.0

@@ -2,8 +2,8 @@
 
 Here and not in agent/filters, because routing carries steps without knowing filters. A filter module offers
 `compile(config) -> Steps | None`. The request function looks at the context and either returns None (go on),
-a `LocalReply` (answer now) or a `Delay` (wait, then go on). The response function changes the response head
-in place. Neither waits, reads a clock or throws dice: time is
+a `LocalReply` (answer now), a `Delay` (wait, then go on) or a `WholeBody` (go on when the body is complete). The response
+function changes the response head in place. Neither waits, reads a clock or throws dice: time is
 `context.started_at` (or the argument), chance is `context.random`.
 """
 
@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple, TypeAlias
 
-from agent.http.request import Delay, LocalReply, RequestContext, ResponseHead
+from agent.http.request import Delay, LocalReply, RequestContext, ResponseHead, WholeBody
 
-RequestStep: TypeAlias = Callable[[RequestContext], LocalReply | Delay | None]
+RequestStep: TypeAlias = Callable[[RequestContext], LocalReply | Delay | WholeBody | None]
 ResponseStep: TypeAlias = Callable[[RequestContext, ResponseHead], None]
 
 

@@ -17,8 +17,11 @@ from agent.telemetry.outcome import Outcome
 ValueMaker: TypeAlias = Callable[[RequestContext, ResponseHead | None], bytes]
 
 
-def compile_value(text: str, *, omit_empty: bool = False) -> bytes | ValueMaker:
-    """Bytes where the text is constant, else a function of request and response. Raises ValueError."""
+def compile_value(text: str, *, omit_empty: bool = False, body: bytes = b"") -> bytes | ValueMaker:
+    """Bytes where the text is constant, else a function of request and response. Raises ValueError.
+
+    `body` is what %LOCAL_REPLY_BODY% stands for.
+    """
     if "%" not in text:
         return text.encode()
     if "%" not in text.replace("%%", ""):
@@ -26,22 +29,22 @@ def compile_value(text: str, *, omit_empty: bool = False) -> bytes | ValueMaker:
     render = compile_format(text, omit_empty=omit_empty)
 
     def make(ctx: RequestContext, head: ResponseHead | None) -> bytes:
-        return render(known_so_far(ctx, head)).encode("utf-8", "surrogateescape")
+        return render(known_so_far(ctx, head, body)).encode("utf-8", "surrogateescape")
 
     return make
 
 
-def compile_json_value(tree: Mapping[str, Any], *, omit_empty: bool = False) -> ValueMaker:
+def compile_json_value(tree: Mapping[str, Any], *, omit_empty: bool = False, body: bytes = b"") -> ValueMaker:
     """As compile_value for a JSON body: one object and a line feed."""
     render = compile_json(tree, omit_empty=omit_empty)
 
     def make(ctx: RequestContext, head: ResponseHead | None) -> bytes:
-        return render(known_so_far(ctx, head)).encode("utf-8", "surrogateescape")
+        return render(known_so_far(ctx, head, body)).encode("utf-8", "surrogateescape")
 
     return make
 
 
-def known_so_far(ctx: RequestContext, head: ResponseHead | None) -> Outcome:
+def known_so_far(ctx: RequestContext, head: ResponseHead | None, body: bytes = b"") -> Outcome:
     """The outcome as far as it is known: the exchange's own, if it left one in the head."""
     if head is not None:
         begun = head.outcome
@@ -50,6 +53,7 @@ def known_so_far(ctx: RequestContext, head: ResponseHead | None) -> Outcome:
             begun.response_headers = head.headers
             return begun
     outcome = Outcome()
+    outcome.local_body = body
     outcome.request = ctx
     outcome.connection = ctx.connection
     outcome.protocol = "HTTP/" + ctx.http_version.decode("ascii", "replace")
@@ -62,6 +66,7 @@ def known_so_far(ctx: RequestContext, head: ResponseHead | None) -> Outcome:
         outcome.route_name = plan.name
         outcome.virtual_host = plan.virtual_host
         outcome.route_metadata = plan.metadata
+        outcome.virtual_host_metadata = plan.virtual_host_metadata
         if plan.cluster:
             outcome.cluster = _named(plan.cluster)
     if head is not None:

@@ -7,15 +7,21 @@ Not for: acting on the decision, which the exchange does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from agent.http.mutation import RequestChange, compile_request_changes, compile_response_changes
-from agent.http.request import LocalReply, RequestContext
+from agent.http.matching import compile_request_headers
+from agent.http.mutation import (
+    RequestChange,
+    ResponseChange,
+    compile_request_changes,
+    compile_response_changes,
+)
+from agent.http.request import LocalReply, RequestContext, ResponseHead
 from agent.http.step import Steps
 from agent.routing.conditions import compile_conditions
-from agent.routing.hashing import compile_hash
+from agent.routing.hashing import compile_cookies, compile_hash
 from agent.routing.hosts import HostIndex
 from agent.routing.order import Choice, RouteOrder
 from agent.routing.paths import compile_path
@@ -38,6 +44,7 @@ from agent.table.route import (
     Route,
     RouteConfiguration,
     RouteScope,
+    VirtualCluster,
     VirtualHost,
 )
 
@@ -163,8 +170,10 @@ class _Builder:
         self, vhost: VirtualHost, route: Route, action: Forward, weight: ClusterWeight | None
     ) -> RoutePlan:
         mirrors = action.mirrors or vhost.mirrors or self._config.mirrors
+        plan = self._plan(vhost, route, weight)
         return replace(
-            self._plan(vhost, route, weight),
+            plan,
+            finish_response=_both(compile_cookies(action.hash_policies), plan.finish_response),
             cluster=weight.cluster if weight is not None else action.cluster,
             cluster_header=(weight.cluster_header if weight is not None else action.cluster_header).lower(),
             cluster_not_found_status=action.cluster_not_found_status,
@@ -175,10 +184,12 @@ class _Builder:
             idle_timeout=action.idle_timeout,
             max_stream_duration=action.max_stream_duration,
             retry=compile_retry(action.retry or vhost.retry),
+            internal_redirect=action.internal_redirect,
             hash_key=compile_hash(action.hash_policies),
             priority=action.priority,
             metadata_match={**action.metadata_match, **(weight.metadata_match if weight is not None else {})},
             mirrors=tuple(_mirror(policy) for policy in mirrors),
+            connect_ends_here=action.connect_ends_here,
             upgrades={name.lower().encode(): enabled for name, enabled in action.upgrades.items()},
         )
 
@@ -223,6 +234,8 @@ class _Builder:
             attempt_count_in_response=vhost.attempt_count_in_response,
             metadata=route.metadata,
             decorator=route.decorator,
+            virtual_host_metadata=vhost.metadata,
+            virtual_cluster=_virtual_cluster(vhost.virtual_clusters),
         )
 
     def _levels(
@@ -265,6 +278,32 @@ class _Builder:
         if known is None:
             known = self._known[key] = (scope, self._steps_for(scope))
         return known[1]
+
+
+def _both(first: ResponseChange | None, then: ResponseChange | None) -> ResponseChange | None:
+    if first is None or then is None:
+        return then if first is None else first
+    one, other = first, then
+
+    def change(ctx: RequestContext, head: ResponseHead) -> None:
+        one(ctx, head)
+        other(ctx, head)
+
+    return change
+
+
+def _virtual_cluster(clusters: Sequence[VirtualCluster]) -> Callable[[RequestContext], str] | None:
+    if not clusters:
+        return None
+    tests = tuple((cluster.name, compile_request_headers(cluster.headers)) for cluster in clusters)
+
+    def find(ctx: RequestContext) -> str:
+        for name, test in tests:
+            if test is None or test(ctx):
+                return name
+        return ""
+
+    return find
 
 
 def _mirror(policy: MirrorPolicy) -> Mirror:

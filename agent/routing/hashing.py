@@ -10,55 +10,12 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from agent.http.matching import query_parameters
-from agent.http.request import RequestContext
+from agent.http.request import RequestContext, ResponseHead
+from agent.http.xxhash import rotate, xxhash64
 from agent.routing.substitution import compile_substitution
 from agent.table.route import HashPolicy
 
 HashKey: TypeAlias = Callable[[RequestContext], int | None]
-
-_MASK: Final = (1 << 64) - 1
-_P1, _P2, _P3 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
-_P4, _P5 = 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5
-
-
-def xxhash64(data: bytes, seed: int = 0) -> int:
-    """xxHash64 (Collet), the hash that Envoy's ring and maglev use."""
-    length, position = len(data), 0
-    if length >= 32:
-        lanes = [(seed + _P1 + _P2) & _MASK, (seed + _P2) & _MASK, seed, (seed - _P1) & _MASK]
-        while position + 32 <= length:
-            for lane in range(4):
-                word = int.from_bytes(data[position : position + 8], "little")
-                lanes[lane] = _round(lanes[lane], word)
-                position += 8
-        rotated = zip(lanes, (1, 7, 12, 18), strict=True)
-        digest = sum(_rotate(value, by) for value, by in rotated) & _MASK
-        for value in lanes:
-            digest = ((digest ^ _round(0, value)) * _P1 + _P4) & _MASK
-    else:
-        digest = (seed + _P5) & _MASK
-    digest = (digest + length) & _MASK
-    while position + 8 <= length:
-        word = int.from_bytes(data[position : position + 8], "little")
-        digest = (_rotate(digest ^ _round(0, word), 27) * _P1 + _P4) & _MASK
-        position += 8
-    if position + 4 <= length:
-        word = int.from_bytes(data[position : position + 4], "little")
-        digest = (_rotate(digest ^ (word * _P1 & _MASK), 23) * _P2 + _P3) & _MASK
-        position += 4
-    for byte in data[position:]:
-        digest = _rotate(digest ^ (byte * _P5 & _MASK), 11) * _P1 & _MASK
-    digest = (digest ^ (digest >> 33)) * _P2 & _MASK
-    digest = (digest ^ (digest >> 29)) * _P3 & _MASK
-    return digest ^ (digest >> 32)
-
-
-def _round(lane: int, word: int) -> int:
-    return _rotate((lane + word * _P2) & _MASK, 31) * _P1 & _MASK
-
-
-def _rotate(value: int, by: int) -> int:
-    return ((value << by) | (value >> (64 - by))) & _MASK
 
 
 def compile_hash(policies: tuple[HashPolicy, ...]) -> HashKey | None:
@@ -70,10 +27,9 @@ def compile_hash(policies: tuple[HashPolicy, ...]) -> HashKey | None:
     def key(ctx: RequestContext) -> int | None:
         combined: int | None = None
         for source, terminal in sources:
-            value = source(ctx)
-            if value is not None:
-                found = xxhash64(value)
-                combined = found if combined is None else _rotate(combined, 1) ^ found
+            found = source(ctx)
+            if found is not None:
+                combined = found if combined is None else rotate(combined, 1) ^ found
                 if terminal:
                     break
         return combined
@@ -81,28 +37,49 @@ def compile_hash(policies: tuple[HashPolicy, ...]) -> HashKey | None:
     return key
 
 
-def _source(policy: HashPolicy) -> Callable[[RequestContext], bytes | None]:
-    name = policy.name.encode()
+def _source(policy: HashPolicy) -> Callable[[RequestContext], int | None]:
+    if policy.kind == "header":
+        return _header(policy)
     if policy.kind == "source_ip":
-        return lambda ctx: ctx.connection.remote[0].encode()
-    if policy.kind == "query":
-        return lambda ctx: query_parameters(ctx.path).get(name)
-    if policy.kind == "cookie":
-        return lambda ctx: _cookie(ctx, name)
-    lowered = name.lower()
+        return lambda ctx: xxhash64(ctx.connection.remote[0].encode())
+    name = policy.name.encode()
+    if policy.kind == "cookie" and policy.cookie is not None:
+        return lambda ctx: xxhash64(_cookie(ctx, name) or _made(ctx, name))
+    read = _cookie if policy.kind == "cookie" else _query
+
+    def value(ctx: RequestContext) -> int | None:
+        found = read(ctx, name)
+        return None if found is None else xxhash64(found)
+
+    return value
+
+
+def _header(policy: HashPolicy) -> Callable[[RequestContext], int | None]:
+    """Several values are hashed in turn, in sorted order, each with the hash before it as its seed."""
+    lowered = policy.name.lower().encode()
     substitute = compile_substitution(policy.substitution) if policy.substitution is not None else None
 
-    def header(ctx: RequestContext) -> bytes | None:
+    def header(ctx: RequestContext) -> int | None:
         if lowered in {b":authority", b"host"}:
-            value: bytes | None = ctx.authority
+            values = [ctx.authority]
         elif lowered == b":path":
-            value = ctx.path
+            values = [ctx.path]
         else:
-            values = sorted(ctx.headers.get_all(lowered))
-            value = b"".join(values) if values else None
-        return substitute(value) if substitute is not None and value is not None else value
+            values = ctx.headers.get_all(lowered)
+            if not values:
+                return None
+        if substitute is not None:
+            values = [substitute(value) for value in values]
+        digest = 0
+        for value in sorted(values):
+            digest = xxhash64(value, digest)
+        return digest
 
     return header
+
+
+def _query(ctx: RequestContext, name: bytes) -> bytes | None:
+    return query_parameters(ctx.path).get(name)
 
 
 def _cookie(ctx: RequestContext, name: bytes) -> bytes | None:
@@ -110,5 +87,42 @@ def _cookie(ctx: RequestContext, name: bytes) -> bytes | None:
         for item in field.split(b";"):
             key, _, value = item.strip().partition(b"=")
             if key == name:
-                return value.strip(b'"')
+                return value.strip(b'"') or None
     return None
+
+
+_NOTE: Final = "hash cookies"
+
+
+def _made(ctx: RequestContext, name: bytes) -> bytes:
+    """The value of a cookie that the client is to get: one for all requests of its connection."""
+    connection = ctx.connection
+    value = b"%016x" % xxhash64(f"{_text(connection.remote)}{_text(connection.local)}".encode())
+    if ctx.filter_notes is None:
+        ctx.filter_notes = {}
+    ctx.filter_notes.setdefault(_NOTE, {})[name] = value
+    return value
+
+
+def _text(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def compile_cookies(
+    policies: tuple[HashPolicy, ...],
+) -> Callable[[RequestContext, ResponseHead], None] | None:
+    """What adds the cookies that a request was hashed by and did not have; None where none are made."""
+    suffixes = {
+        policy.name.encode(): policy.cookie.encode() for policy in policies if policy.cookie is not None
+    }
+    if not suffixes:
+        return None
+
+    def add(ctx: RequestContext, head: ResponseHead) -> None:
+        notes = ctx.filter_notes
+        if notes is not None and _NOTE in notes:
+            for name, value in notes[_NOTE].items():
+                head.headers.add(b"set-cookie", b'%s="%s"%s' % (name, value, suffixes.get(name, b"")))
+
+    return add

@@ -75,8 +75,10 @@ def unescape_slashes(path: bytes) -> bytes:
 
 
 def merge_slashes(path: bytes) -> bytes:
-    """Runs of slashes in the path, not in the query, become one."""
+    """Runs of slashes in the path, not in the query, become one; of nothing but slashes two are left, as in Envoy."""
     bare, mark, query = path.partition(b"?")
+    if not bare.strip(b"/") and len(bare) > 1:
+        return b"//" + mark + query
     while b"//" in bare:
         bare = bare.replace(b"//", b"/")
     return bare + mark + query
@@ -86,8 +88,16 @@ def remove_dot_segments(path: bytes) -> bytes | None:
     """RFC 3986 section 6.2.2 as Envoy does it (Chromium's URL canonicaliser); None where it refuses the path.
 
     Backslashes count as slashes, %-escapes of unreserved characters are decoded, `%2e` counts as a dot, %00 is refused.
+    A dot segment that was written plainly loses its parameters (`/..;x`).
     """
     bare, mark, query = path.partition(b"?")
+    if bare.find(b".;") >= 0:
+        bare = b"/".join(
+            [
+                part.partition(b";")[0] if part.startswith((b".;", b"..;")) else part
+                for part in bare.split(b"/")
+            ]
+        )
     if bare.find(b"/.") < 0 and not bare.translate(None, _PLAIN):
         return path
     canonical = _decode_unreserved(bare.replace(b"\\", b"/"))

@@ -118,7 +118,7 @@ def compile_rewrite(
         return _template_rewrite(match, template)
     if prefix:
         replacement = prefix.encode()
-        if match.kind in {"prefix", "separated_prefix"}:
+        if match.kind in {"prefix", "path", "separated_prefix"}:
             matched = len(match.value.encode())
             return lambda path: replacement + path[matched:]
         return lambda path: replacement + path[len(bare_path(path)) :]

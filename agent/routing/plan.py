@@ -12,6 +12,7 @@ from typing import Any
 
 from agent.http.request import LocalReply, RequestContext, ResponseHead
 from agent.http.retry_plan import RetryPlan
+from agent.table.route import InternalRedirect
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +42,22 @@ class RoutePlan:
     """None: the connection manager's stream idle timeout."""
     max_stream_duration: float | None = None
     retry: RetryPlan | None = None
+    internal_redirect: InternalRedirect | None = None
     hash_key: Callable[[RequestContext], int | None] | None = None
     priority: str = "default"
     metadata_match: Mapping[str, Any] = field(default_factory=dict)
     mirrors: tuple[Mirror, ...] = ()
     upgrades: Mapping[bytes, bool] = field(default_factory=dict)
     """Per-route switches over the connection manager's upgrade list."""
+    connect_ends_here: bool = False
+    """A CONNECT goes on as plain TCP."""
     attempt_count_in_request: bool = False
     attempt_count_in_response: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
     decorator: str = ""
+    virtual_host_metadata: Mapping[str, Any] = field(default_factory=dict)
+    virtual_cluster: Callable[[RequestContext], str] | None = None
+    """The name of the virtual cluster that a request belongs to, empty for none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,5 +108,5 @@ def _body_maker(direct: Direct) -> bytes | ValueMaker:
     if body_format is None:
         return direct.body
     if body_format.json is not None:
-        return compile_json_value(body_format.json, omit_empty=body_format.omit_empty)
-    return compile_value(body_format.text, omit_empty=body_format.omit_empty)
+        return compile_json_value(body_format.json, omit_empty=body_format.omit_empty, body=direct.body)
+    return compile_value(body_format.text, omit_empty=body_format.omit_empty, body=direct.body)

@@ -33,6 +33,11 @@ class Endpoint:
     locality_weight: int = 0
     priority: int = 0
     metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    check_address: Address | None = None
+    """Where health checks ask; None: at the address."""
+    check_hostname: str = ""
+    checked: bool = True
+    """Not excluded from active health checks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,66 @@ class OutlierDetection:
     enforcing_failure_percentage: int = 0
     failure_percentage_minimum_hosts: int = 5
     failure_percentage_request_volume: int = 50
+    unejected_by_checks: bool = True
+    """A host that passes its active checks again comes back (successful_active_health_check_uneject_host)."""
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """Envoy HealthCheck, HTTP/1.1 or TCP. Times in seconds; 0 where an interval is as the usual one."""
+
+    kind: str
+    """`http` or `tcp`."""
+    timeout: float
+    interval: float
+    unhealthy_threshold: int
+    healthy_threshold: int
+    initial_jitter: float = 0.0
+    interval_jitter: float = 0.0
+    interval_jitter_percent: int = 0
+    no_traffic_interval: float = 60.0
+    no_traffic_healthy_interval: float = 0.0
+    unhealthy_interval: float = 0.0
+    unhealthy_edge_interval: float = 0.0
+    healthy_edge_interval: float = 0.0
+    reuse: bool = True
+    host: str = ""
+    method: bytes = b"GET"
+    path: bytes = b"/"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    removed: frozenset[bytes] = frozenset()
+    expected: tuple[tuple[int, int], ...] = ((200, 201),)
+    retriable: tuple[tuple[int, int], ...] = ()
+    send: bytes = b""
+    receive: tuple[bytes, ...] = ()
+
+    def request(self, host: str) -> bytes:
+        """The bytes of the HTTP request that asks."""
+        fields = {b"host": host.encode(), b"user-agent": b"Envoy/HC"}
+        lines = [b"%s: %s" % field for field in fields.items() if field[0] not in self.removed]
+        lines += [b"%s: %s" % field for field in self.headers]
+        return b"%s %s HTTP/1.1\r\n%s\r\n\r\n" % (self.method, self.path, b"\r\n".join(lines))
+
+
+@dataclass(frozen=True, slots=True)
+class SubsetSelector:
+    """One subset_selectors entry: its sorted keys, and its own fallback (as in Subsets, or `keys`), empty for none."""
+
+    keys: tuple[str, ...]
+    fallback: str = ""
+    fallback_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Subsets:
+    """Envoy LbSubsetConfig."""
+
+    selectors: tuple[SubsetSelector, ...] = ()
+    fallback: str = "none"
+    """`none`, `any` or `default`."""
+    default: Mapping[str, Any] = field(default_factory=dict)
+    list_as_any: bool = False
+    panic_any: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +176,7 @@ class Cluster:
     default_thresholds: Thresholds = Thresholds()
     high_thresholds: Thresholds = Thresholds()
     outlier: OutlierDetection | None = None
+    health_checks: tuple[HealthCheck, ...] = ()
     tls: UpstreamTls | None = None
     transport_matches: tuple[TransportMatch, ...] = ()
     protocol: str = "http1"
@@ -132,7 +198,7 @@ class Cluster:
     """original_dst: take the address from x-envoy-original-dst-host."""
     upstream_port: int = 0
     """original_dst: upstream_port_override."""
-    subset_selectors: tuple[tuple[str, ...], ...] = ()
+    subsets: Subsets | None = None
     tcp_keepalive: tuple[int, int, int] | None = None
     """Probes, idle seconds, seconds between probes; 0: the kernel's own."""
     filters: tuple[FilterConfig, ...] = ()

@@ -193,6 +193,21 @@ class Csrf:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkRateLimit:
+    """Envoy network LocalRateLimit: new connections take tokens."""
+
+    stat_prefix: str
+    bucket: TokenBucket
+
+
+@dataclass(frozen=True, slots=True)
+class BufferFilter:
+    """Envoy Buffer and BufferPerRoute; None: off."""
+
+    max_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class HealthCheckFilter:
     """envoy.filters.http.health_check, answering here (pass_through_mode false)."""
 

@@ -84,6 +84,14 @@ class TcpProxy:
 
 
 @dataclass(frozen=True, slots=True)
+class FixedAnswer:
+    """The terminal filter of a chain without an upstream: these bytes and an end, or (None) the client's own."""
+
+    data: bytes | None
+    access_logs: tuple[AccessLog, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Upgrade:
     """One entry of upgrade_configs; `type` is lower case (`websocket`, `connect`)."""
 
@@ -165,11 +173,12 @@ class FilterChain:
 
     name: str
     match: ChainMatch
-    terminal: HttpManager | TcpProxy
+    terminal: HttpManager | TcpProxy | FixedAnswer
     network_filters: tuple[FilterConfig, ...] = ()
     """For example network RBAC, connection limit."""
     tls: DownstreamTls | None = None
     handshake_timeout: float = 15.0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +195,8 @@ class Listener:
     """The original_dst listener filter: `local` becomes the address before redirection."""
     tls_inspector: bool = False
     http_inspector: bool = False
-    proxy_protocol: bool = False
+    proxy_protocol: str = ""
+    """The proxy_protocol listener filter: empty (none), `required` or `optional`."""
     inspector_exceptions: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = ()
     """Listener filters that are off on some destination ports: (`TlsInspector` or `HttpInspector`, [start, end))."""
     inspection_timeout: float = 15.0

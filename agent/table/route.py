@@ -83,7 +83,32 @@ class RetryPolicy:
     base_interval: float = 0.025
     max_interval: float = 0.25
     previous_hosts: bool = False
+    omit_canaries: bool = False
+    omit_metadata: tuple[Mapping[str, Any], ...] = ()
+    """Hosts whose metadata (namespace `envoy.lb`) holds all of one of these are passed over."""
+    previous_priorities: int = 0
+    """Leave out the priorities that were tried, reckoned anew after so many attempts; 0: never."""
+    reset_headers: tuple[tuple[bytes, bool], ...] = ()
+    """Response headers that tell when to come back: in so many seconds, or (true) at a Unix time."""
+    max_reset: float = 300.0
     host_selection_attempts: int = 1
+    per_try_idle_timeout: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class InternalRedirect:
+    """Which redirects of the upstream are followed (Envoy InternalRedirectPolicy)."""
+
+    statuses: frozenset[int] = frozenset((302,))
+    most: int = 1
+    cross_scheme: bool = False
+    headers_to_copy: tuple[bytes, ...] = ()
+    previous_routes: bool = False
+    """No route twice."""
+    allowed_routes: frozenset[str] | None = None
+    """None: any."""
+    safe_cross_scheme: bool = False
+    """Not from plain text to TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +119,8 @@ class HashPolicy:
     name: str = ""
     terminal: bool = False
     substitution: Substitution | None = None
+    cookie: str | None = None
+    """What follows name and value in the Set-Cookie of a cookie that is made where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +175,7 @@ class Forward:
     idle_timeout: float | None = None
     max_stream_duration: float | None = None
     retry: RetryPolicy | None = None
+    internal_redirect: InternalRedirect | None = None
     mirrors: tuple[MirrorPolicy, ...] = ()
     priority: str = "default"
     rate_limits: tuple[Any, ...] = ()
@@ -157,6 +185,8 @@ class Forward:
     cors: Any = None
     """filter_config.CorsPolicy, the deprecated place for it."""
     upgrades: Mapping[str, bool] = field(default_factory=dict)
+    connect_ends_here: bool = False
+    """CONNECT is answered, and what follows goes to the cluster over TCP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +234,14 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class VirtualCluster:
+    """Envoy VirtualCluster: a name for requests whose headers match all of these."""
+
+    name: str
+    headers: tuple[HeaderMatch, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class VirtualHost:
     """Envoy VirtualHost."""
 
@@ -222,6 +260,7 @@ class VirtualHost:
     rate_limits: tuple[Any, ...] = ()
     mirrors: tuple[MirrorPolicy, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=lambda: _NONE)
+    virtual_clusters: tuple[VirtualCluster, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,154 +10,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from ipaddress import ip_network
 from operator import attrgetter
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
+from uuid import uuid4
 
 from agent.telemetry.flags import LONG_NAMES
 from agent.telemetry.outcome import Outcome
-from agent.telemetry.times import Getter
-
-Factory: TypeAlias = Callable[[str, Any], Getter]
+from agent.telemetry.times import Factory, Getter
 
 
 def text(value: bytes) -> str:
     """Wire bytes as text; bytes that are not UTF-8 survive as surrogates."""
     return value.decode("utf-8", "surrogateescape")
-
-
-# Headers
-
-
-_PSEUDO: Final = {
-    ":method": "method",
-    ":path": "path",
-    ":authority": "authority",
-    ":scheme": "scheme",
-    "host": "authority",
-}
-
-
-def request_field(name: str) -> Callable[[Any], bytes | None]:
-    """Reader of one request header (lower case), pseudo-headers included."""
-    if name in _PSEUDO:
-        read = attrgetter(_PSEUDO[name])
-        return lambda request: read(request) or None
-    wanted = name.encode()
-    return lambda request: request.headers.get(wanted)
-
-
-def _names(argument: str) -> tuple[str, str]:
-    main, _, alternative = argument.lower().partition("?")
-    if "?" in alternative:
-        raise ValueError(f"more than one alternative header in {argument!r}")
-    for name in (main, alternative):
-        if not all(character.isalnum() or character in "!#$%&'*+-.^_`|~:" for character in name):
-            raise ValueError(f"invalid header name {name!r}")
-    return main, alternative
-
-
-def request_header(argument: str, absent: Any) -> Getter:
-    main, alternative = _names(argument)
-    if not alternative and main not in _PSEUDO:
-        return _plain_request_header(main.encode(), absent)
-    first = request_field(main)
-    second = request_field(alternative) if alternative else None
-
-    def get(outcome: Outcome) -> Any:
-        request = outcome.request
-        if request is None:
-            return absent
-        value = first(request)
-        if value is None and second is not None:
-            value = second(request)
-        return absent if value is None else value.decode("utf-8", "surrogateescape")
-
-    return get
-
-
-def _plain_request_header(name: bytes, absent: Any) -> Getter:
-    """The common case in one frame: every access-log line has several of these."""
-
-    def get(outcome: Outcome) -> Any:
-        request = outcome.request
-        if request is None:
-            return absent
-        value = request.headers.get(name)
-        return absent if value is None else value.decode("utf-8", "surrogateescape")
-
-    return get
-
-
-def headers_of(attribute: str) -> Factory:
-    read = attrgetter(attribute)
-
-    def make(argument: str, absent: Any) -> Getter:
-        main, alternative = (name.encode() for name in _names(argument))
-
-        def get(outcome: Outcome) -> Any:
-            headers = read(outcome)
-            if headers is None:
-                return absent
-            value = headers.get(main)
-            if value is None and alternative:
-                value = headers.get(alternative)
-            return absent if value is None else value.decode("utf-8", "surrogateescape")
-
-        return get
-
-    return make
-
-
-_resp_header = headers_of("response_headers")
-
-
-def response_header(argument: str, absent: Any) -> Getter:
-    if argument.lower() == ":status":
-        return lambda outcome: str(outcome.response_code) if outcome.response_code else absent
-    return _resp_header(argument, absent)
-
-
-def grpc_status_as(argument: str, absent: Any) -> Getter:
-    if argument not in ("", "CAMEL_STRING", "SNAKE_STRING", "NUMBER"):
-        raise ValueError("GRPC_STATUS takes CAMEL_STRING, SNAKE_STRING or NUMBER")
-
-    def get(outcome: Outcome) -> Any:
-        number = grpc_status(outcome)
-        if number is None:
-            return absent
-        if argument == "NUMBER":
-            return number
-        if not 0 <= number < len(GRPC_STATUSES):
-            return str(number)
-        name = GRPC_STATUSES[number]
-        if argument == "SNAKE_STRING":
-            return name
-        return "OK" if number == 0 else name.title().replace("_", "").replace("Cancelled", "Canceled")
-
-    return get
-
-
-GRPC_STATUSES: Final = (
-    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
-    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE",
-    "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
-)  # fmt: skip
-"""By number (gRPC status codes)."""
-
-
-def grpc_status(outcome: Outcome) -> int | None:
-    """The gRPC status of a gRPC call, from trailers or a trailers-only answer; None for other requests."""
-    request = outcome.request
-    if request is None:
-        return None
-    kind = request.headers.get(b"content-type")
-    if kind is None or not kind.startswith(b"application/grpc"):
-        return None
-    for headers in (outcome.response_trailers, outcome.response_headers):
-        value = headers.get(b"grpc-status") if headers is not None else None
-        if value is not None:
-            return int(value) if value.isdigit() and len(value) < 10 else None
-    return None
 
 
 # Path and query
@@ -199,8 +64,8 @@ def query_parameter(argument: str, absent: Any) -> Getter:
 
 
 def query(argument: str, absent: Any) -> Getter:
-    if argument:
-        raise ValueError("decoded query parameters are not supported")
+    if argument not in ("", "ORIG", "DECODED"):
+        raise ValueError(f"QUERY_PARAMS takes ORIG or DECODED, got {argument!r}")
 
     def get(outcome: Outcome) -> Any:
         query = outcome.request.path.partition(b"?")[2] if outcome.request is not None else b""
@@ -300,6 +165,11 @@ def connection_id(_argument: str, _absent: Any) -> Getter:
     return lambda outcome: 0 if outcome.connection is None else outcome.connection.id
 
 
+def unique_id(_argument: str, _absent: Any) -> Getter:
+    """A new identifier for every line."""
+    return lambda _outcome: str(uuid4())
+
+
 def stream_id(_argument: str, absent: Any) -> Getter:
     """The request id."""
 
@@ -312,6 +182,72 @@ def stream_id(_argument: str, absent: Any) -> Getter:
 
 def nothing(_argument: str, absent: Any) -> Getter:
     return lambda _outcome: absent
+
+
+def always(value: Any) -> Factory:
+    """The same for every outcome."""
+    return lambda _argument, _absent: lambda _outcome: value
+
+
+def while_upstream(value: Any) -> Factory:
+    """A value that goes with a connection to an upstream."""
+    return lambda _argument, absent: lambda outcome: value if outcome.upstream_local else absent
+
+
+def virtual_cluster(_argument: str, absent: Any) -> Getter:
+    """The first virtual cluster of the virtual host that the request matches."""
+
+    def get(outcome: Outcome) -> Any:
+        request = outcome.request
+        find = request.route.virtual_cluster if request is not None and request.route is not None else None
+        return absent if find is None else find(request) or absent
+
+    return get
+
+
+def log_type(_argument: str, _absent: Any) -> Getter:
+    """Lines are written when a request or an opaque connection is over."""
+    return lambda outcome: "DownstreamEnd" if outcome.protocol else "TcpConnectionEnd"
+
+
+def local_body(_argument: str, _absent: Any) -> Getter:
+    return lambda outcome: text(outcome.local_body)
+
+
+def server_name(argument: str, absent: Any) -> Getter:
+    """REQUESTED_SERVER_NAME: the SNI, or the request's host where there is none (SNI_FIRST), or before it (HOST_FIRST)."""
+    if argument not in ("", "SNI_ONLY", "SNI_FIRST", "HOST_FIRST"):
+        raise ValueError(f"takes SNI_ONLY, SNI_FIRST or HOST_FIRST, got {argument!r}")
+
+    def get(outcome: Outcome) -> Any:
+        sni = outcome.connection.sni if outcome.connection is not None else ""
+        if argument in ("", "SNI_ONLY"):
+            return sni or absent
+        host = text(outcome.request.authority) if outcome.request is not None else ""
+        return (sni or host if argument == "SNI_FIRST" else host or sni) or absent
+
+    return get
+
+
+def attempted(which: int, without_port: bool) -> Factory:
+    """UPSTREAM_HOSTS_ATTEMPTED and its kin: every host that took the request, by address (0) or by name (1)."""
+
+    def make(_argument: str, absent: Any) -> Getter:
+        def get(outcome: Outcome) -> Any:
+            hosts = list(outcome.attempted or ())
+            if outcome.upstream_local:
+                hosts.append((outcome.upstream_address, outcome.upstream_host or outcome.upstream_address))
+            found = dict.fromkeys([host[which] for host in hosts])
+            return ",".join([_bare(host) if without_port else host for host in found]) or absent
+
+        return get
+
+    return make
+
+
+def _bare(name: str) -> str:
+    host, colon, port = name.rpartition(":")
+    return host.strip("[]") if colon and port.isdigit() else name
 
 
 # Addresses
@@ -337,9 +273,23 @@ def address_of(owner: str, attribute: str, part: str) -> Factory:
                 return absent
             return joined(address) if part == "both" else address[0] if part == "host" else address[1]
 
-        return get
+        return _masked(get, _argument, absent) if _argument else get
 
     return make
+
+
+def _masked(get: Getter, argument: str, absent: Any) -> Getter:
+    """`127.0.0.0/8`: the network of this prefix length that an address is in."""
+    if not argument.isdigit() or int(argument) > 128:
+        raise ValueError(f"takes a prefix length, got {argument!r}")
+
+    def mask(outcome: Outcome) -> Any:
+        try:
+            return str(ip_network(f"{get(outcome)}/{argument}", strict=False))
+        except ValueError:
+            return absent
+
+    return mask
 
 
 def upstream_remote(_argument: str, absent: Any) -> Getter:
@@ -410,6 +360,10 @@ METADATA: Final[dict[str, Callable[[Outcome], Any]]] = {
     "CLUSTER": lambda outcome: outcome.cluster.metadata if outcome.cluster is not None else None,
     "UPSTREAM_HOST": lambda outcome: outcome.upstream_metadata,
     "LISTENER": lambda outcome: outcome.listener.metadata if outcome.listener is not None else None,
+    "LISTENER_FILTER_CHAIN": lambda outcome: (
+        outcome.connection.chain_metadata if outcome.connection is not None else None
+    ),
+    "VIRTUAL_HOST": lambda outcome: outcome.virtual_host_metadata,
 }
 
 

@@ -177,7 +177,7 @@ def _compile_node(node: Any, omit_empty: bool) -> Callable[[Outcome], Any]:
             return [value for value in values if value is not None] if omit_empty else values
 
         return build_list
-    if isinstance(node, bool | int | float):
+    if node is None or isinstance(node, bool | int | float):
         return lambda _outcome: node
     raise FormatError(
         "", 0, f"a JSON format holds texts, numbers, objects and lists, not {type(node).__name__}"

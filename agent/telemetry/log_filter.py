@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 from agent.table import access_log_filter as values
 from agent.table.matchers import compile_header, compile_metadata
-from agent.telemetry.fields import GRPC_STATUSES, grpc_status, request_field
+from agent.telemetry.header_fields import GRPC_STATUSES, grpc_status, request_field
 from agent.telemetry.outcome import NOTHING, Outcome
 
 Predicate: TypeAlias = Callable[[Outcome], bool]

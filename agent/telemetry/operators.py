@@ -1,7 +1,7 @@
 """Which %OPERATORS% the substitution formatter knows (Envoy 1.40, HTTP/1.1 and TCP), and how each is written.
 
-Rule: operators that no part of this data plane could fill in (QUIC, filter state, tracing, wire bytes) are
-missing on purpose: a format that names one of them is refused.
+Rule: what can never be known here (QUIC's round trips, filter state, traces) is absent, as in an Envoy without them;
+operators that count bytes of the wire are missing on purpose: a format that names one of them is refused.
 Not for: reading values (fields.py, times.py), parsing formats (format.py).
 """
 
@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
-from agent.telemetry import fields
-from agent.telemetry.fields import Factory
-from agent.telemetry.times import Getter, between, common_duration, emit_time, start_time
+from agent.telemetry import fields, header_fields
+from agent.telemetry.times import Factory, Getter, between, common_duration, emit_time, start_time
 
 
 class Operator(NamedTuple):
@@ -44,11 +43,14 @@ OPERATORS: Final[dict[str, Operator]] = {
     "START_TIME_LOCAL": _timed(start_time, True),
     "EMIT_TIME": _timed(emit_time, False),
     "EMIT_TIME_LOCAL": _timed(emit_time, True),
-    "REQ": Operator(fields.request_header, "required", length=True),
-    "RESP": Operator(fields.response_header, "required", length=True),
-    "TRAILER": Operator(fields.headers_of("response_trailers"), "required", length=True),
-    "GRPC_STATUS": Operator(fields.grpc_status_as, "optional"),
-    "GRPC_STATUS_NUMBER": Operator(lambda _argument, absent: fields.grpc_status_as("NUMBER", absent)),
+    "REQ": Operator(header_fields.request_header, "required", length=True),
+    "REQ_WITHOUT_QUERY": Operator(header_fields.request_header_without_query, "required", length=True),
+    "REQUEST_HEADER": Operator(header_fields.request_header, "required", length=True),
+    "RESPONSE_HEADER": Operator(header_fields.response_header, "required", length=True),
+    "RESP": Operator(header_fields.response_header, "required", length=True),
+    "TRAILER": Operator(header_fields.headers_of("response_trailers"), "required", length=True),
+    "GRPC_STATUS": Operator(header_fields.grpc_status_as, "optional"),
+    "GRPC_STATUS_NUMBER": Operator(lambda _argument, absent: header_fields.grpc_status_as("NUMBER", absent)),
     "PATH": Operator(fields.path, "optional", length=True),
     "QUERY_PARAM": Operator(fields.query_parameter, "required", length=True),
     "QUERY_PARAMS": Operator(fields.query, "optional", length=True),
@@ -60,8 +62,9 @@ OPERATORS: Final[dict[str, Operator]] = {
     "RESPONSE_FLAGS_LONG": Operator(fields.flags(long=True)),
     "BYTES_RECEIVED": Operator(fields.count("bytes_received")),
     "BYTES_SENT": Operator(fields.count("bytes_sent")),
-    "REQUEST_HEADERS_BYTES": Operator(fields.count("request_headers_bytes")),
-    "RESPONSE_HEADERS_BYTES": Operator(fields.count("response_headers_bytes")),
+    "REQUEST_HEADERS_BYTES": Operator(header_fields.request_headers_bytes),
+    "RESPONSE_HEADERS_BYTES": Operator(header_fields.response_headers_bytes),
+    "RESPONSE_TRAILERS_BYTES": Operator(header_fields.response_trailers_bytes),
     "DURATION": Operator(between("started_at", "finished_at")),
     "REQUEST_DURATION": Operator(between("started_at", "request_done_at")),
     "REQUEST_TX_DURATION": Operator(between("started_at", "upstream_sent_last_at")),
@@ -99,9 +102,30 @@ OPERATORS: Final[dict[str, Operator]] = {
     "DOWNSTREAM_LOCAL_URI_SAN": Operator(fields.local_uri_sans),
     "DOWNSTREAM_TLS_VERSION": Operator(fields.through("connection", "tls_version")),
     "DOWNSTREAM_TLS_CIPHER": Operator(fields.through("connection", "cipher")),
-    "REQUESTED_SERVER_NAME": Operator(fields.through("connection", "sni"), "optional"),
+    "REQUESTED_SERVER_NAME": Operator(fields.server_name, "optional"),
     "ROUTE_NAME": Operator(fields.field("route_name")),
-    "VIRTUAL_CLUSTER_NAME": Operator(fields.nothing),
+    "VIRTUAL_CLUSTER_NAME": Operator(fields.virtual_cluster),
+    "ACCESS_LOG_TYPE": Operator(fields.log_type),
+    "LOCAL_REPLY_BODY": Operator(fields.local_body),
+    "UPSTREAM_PROTOCOL": Operator(fields.while_upstream("HTTP/1.1")),
+    "UPSTREAM_HOSTS_ATTEMPTED": Operator(fields.attempted(0, False)),
+    "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT": Operator(fields.attempted(0, True)),
+    "UPSTREAM_HOST_NAMES_ATTEMPTED": Operator(fields.attempted(1, False)),
+    "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT": Operator(fields.attempted(1, True)),
+    "CUSTOM_FLAGS": Operator(fields.always("")),
+    "BYTES_RETRANSMITTED": Operator(fields.always(0)),
+    "PACKETS_RETRANSMITTED": Operator(fields.always(0)),
+    "ROUNDTRIP_DURATION": Operator(fields.nothing),
+    "TRACE_ID": Operator(fields.nothing),
+    "SPAN_ID": Operator(fields.nothing),
+    "FILTER_STATE": Operator(fields.nothing, "required", length=True),
+    "UPSTREAM_FILTER_STATE": Operator(fields.nothing, "required", length=True),
+    "TLS_JA3_FINGERPRINT": Operator(fields.nothing),
+    "TLS_JA4_FINGERPRINT": Operator(fields.nothing),
+    "UNIQUE_ID": Operator(fields.unique_id),
+    "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID": Operator(fields.always("")),
+    "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID": Operator(fields.always("")),
+    "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID": Operator(fields.while_upstream("")),
     "FILTER_CHAIN_NAME": Operator(fields.through("connection", "filter_chain")),
     "METADATA": _tree(fields.metadata),
     "DYNAMIC_METADATA": _tree(fields.metadata_of("DYNAMIC")),
@@ -112,10 +136,12 @@ OPERATORS: Final[dict[str, Operator]] = {
     "CONNECTION_ID": Operator(fields.connection_id),
     "STREAM_ID": Operator(fields.stream_id),
     **{
-        f"DOWNSTREAM_{name}{suffix}": Operator(fields.address_of(owner, attribute, part))
+        f"DOWNSTREAM_{name}{suffix}": Operator(
+            fields.address_of(owner, attribute, part), "optional" if part == "host" else "none"
+        )
         for name, owner, attribute in (
             ("REMOTE", "request", "remote"),
-            ("DIRECT_REMOTE", "connection", "remote"),
+            ("DIRECT_REMOTE", "connection", "peer_address"),
             ("LOCAL", "connection", "local"),
             ("DIRECT_LOCAL", "connection", "local"),
         )

@@ -20,6 +20,7 @@ class Outcome:
     """Filled during the exchange, read once at its end."""
 
     __slots__ = (
+        "attempted",
         "attempts",
         "bytes_received",
         "bytes_sent",
@@ -32,6 +33,7 @@ class Outcome:
         "finished_at",
         "flags",
         "listener",
+        "local_body",
         "peer_uris",
         "plain",
         "protocol",
@@ -62,6 +64,7 @@ class Outcome:
         "upstream_sent_last_at",
         "upstream_uris",
         "virtual_host",
+        "virtual_host_metadata",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -83,6 +86,7 @@ class Outcome:
         self.route_name = ""
         self.route_metadata: Mapping[str, Any] = NOTHING
         self.virtual_host = ""
+        self.virtual_host_metadata: Mapping[str, Any] = NOTHING
         self.stat_prefix = ""
         """The connection manager's or TCP proxy's stat_prefix."""
         self.cluster: Any = None
@@ -105,6 +109,10 @@ class Outcome:
         """No flags, not gRPC and not internal: counted with all others of its cluster, status and peers."""
         self.upstream_failure = ""
         """UPSTREAM_TRANSPORT_FAILURE_REASON."""
+        self.local_body = b""
+        """Of the proxy's own answer, while its format is filled in."""
+        self.attempted: list[tuple[str, str]] | None = None
+        """Address and name of the hosts of earlier attempts, None for none."""
         self.attempts = 0
         self.bytes_received = 0
         """Body bytes from the client."""

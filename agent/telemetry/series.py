@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from agent.telemetry.fields import grpc_status
+from agent.telemetry.header_fields import grpc_status
 from agent.telemetry.labels import UNKNOWN, Side, connection_labels
 from agent.telemetry.outcome import Outcome
 from agent.telemetry.scopes import ClusterStats, HttpStats, ListenerStats, ServerStats, TcpStats, definitions

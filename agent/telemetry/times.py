@@ -16,6 +16,8 @@ from typing import Any, Final, TypeAlias
 from agent.telemetry.outcome import Outcome
 
 Getter: TypeAlias = Callable[[Outcome], Any]
+Factory: TypeAlias = Callable[[str, Any], Getter]
+"""From an operator's argument and what stands for an absent value."""
 
 _MILLISECONDS: Final = tuple(f"{number:03d}Z" for number in range(1000))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from agent.http.retry_plan import RetryPlan
 from agent.table.cluster import Cluster, Endpoint
 from agent.telemetry.scopes import ClusterStats
 from agent.upstream.balancer import Picker, make_picker
@@ -18,6 +19,7 @@ from agent.upstream.host import Host
 from agent.upstream.outlier import OutlierDetector
 from agent.upstream.pool import Connect, Pool
 from agent.upstream.priorities import NOBODY, Rotation, rotation
+from agent.upstream.subsets import members
 
 
 class ClusterRuntime:
@@ -25,7 +27,7 @@ class ClusterRuntime:
 
     __slots__ = (
         "_connect", "_overprovisioning", "_seed", "_subsets", "_tls_of", "breakers", "by_endpoint", "config",
-        "detector", "hosts", "name", "rotation", "rq_active", "rq_total", "slots", "stats", "warm",
+        "detector", "hosts", "name", "rotation", "rq_active", "rq_total", "slots", "stats", "warm", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +50,8 @@ class ClusterRuntime:
         self.rq_active: int = stats.upstream_rq_active
         """Slots that every request counts in, as compiled integers."""
         self.slots = slots
+        self.watch: Callable[[], None] | None = None
+        """Told of new members and configurations: active health checks."""
         self.warm = False
         """Endpoints (even none) have been received or resolved."""
 
@@ -72,6 +76,8 @@ class ClusterRuntime:
                 host.pool.retire()
         if changed:
             self.rebuild()
+            if self.watch is not None:
+                self.watch()
 
     def update_hosts(self, endpoints: Iterable[Endpoint], overprovisioning: int = 140) -> bool:
         """Take the members as they are now. True if anything changed."""
@@ -102,6 +108,8 @@ class ClusterRuntime:
         self.hosts = tuple(hosts)
         self.slots[self.stats.membership_change] += 1
         self.rebuild()
+        if self.watch is not None:
+            self.watch()
         return True
 
     def make_host(self, endpoint: Endpoint) -> Host:
@@ -148,7 +156,7 @@ class ClusterRuntime:
     def pick(self, random: int, key: int | None, match: Mapping[str, Any]) -> Host | None:
         """A host for a request; None when there is nobody. `match` is metadata that a subset must have."""
         rotation = self.rotation
-        if match and self.config.subset_selectors:
+        if self.config.subsets is not None:
             rotation = self._subset(match)
         picker = rotation.only
         if picker is None:
@@ -160,16 +168,45 @@ class ClusterRuntime:
             self.slots[self.stats.lb_healthy_panic] += 1
         return picker.pick(random, key)
 
-    def pick_other(
-        self, random: int, key: int | None, match: Mapping[str, Any], avoid: Sequence[Host | None], tries: int
-    ) -> Host | None:
-        """A host that was not tried before, if one comes up within the number of tries (previous_hosts)."""
-        host = self.pick(random, key, match)
-        for attempt in range(tries):
-            if host is None or host not in avoid:
+    def pick_again(
+        self, random: int, key: int | None, match: Mapping[str, Any], tried: Sequence[Host | None], plan: RetryPlan
+    ) -> Host | None:  # fmt: skip
+        """A host for a retry: one that the plan does not avoid, if one comes up within its number of tries."""
+        left: Rotation | None = None
+        if plan.previous_priorities and len(tried) >= plan.previous_priorities:
+            seen = tried[: len(tried) - len(tried) % plan.previous_priorities]
+            left = self._without(
+                frozenset(host.endpoint.priority for host in seen if host is not None), match
+            )
+        drawn = random
+        for attempt in range(plan.host_selection_attempts + 1):
+            if left is None or not left.shares:
+                host = self.pick(random, key, match)
+            else:
+                picker = left.picker(random)
+                host = None if picker is None else picker.pick(random, key)
+            if host is None or not (
+                (plan.previous_hosts and host in tried)
+                or (plan.avoid is not None and plan.avoid(host.endpoint.metadata))
+            ):
                 break
-            host = self.pick((random * 0x9E3779B97F4A7C15 + attempt) & 0xFFFFFFFFFFFFFFFF, None, match)
+            random, key = (drawn * 0x9E3779B97F4A7C15 + attempt) & 0xFFFFFFFFFFFFFFFF, None
         return host
+
+    def _without(self, priorities: frozenset[int], match: Mapping[str, Any]) -> Rotation | None:
+        """The rotation of the priorities that were not tried; None where none of them has a healthy host."""
+        if match:
+            return None
+        name = (("", repr(sorted(priorities))),)
+        found = self._subsets.get(name)
+        if found is None:
+            others = [host for host in self.hosts if host.endpoint.priority not in priorities]
+            if not any(host.healthy for host in others):
+                others = []
+            found = self._subsets[name] = rotation(
+                self.config, others, self._overprovisioning, self._make_picker
+            )
+        return found
 
     def count_retried(self, status: int) -> None:
         """A response that was not passed on, because another attempt followed."""
@@ -184,15 +221,9 @@ class ClusterRuntime:
         key = tuple(sorted((name, repr(value)) for name, value in wanted.items()))
         found = self._subsets.get(key)
         if found is None:
-            members = [
-                host
-                for host in self.hosts
-                if all(
-                    host.endpoint.metadata.get("envoy.lb", {}).get(name) == value
-                    for name, value in wanted.items()
-                )
-            ]
+            assert self.config.subsets is not None
+            chosen = members(self.config.subsets, self.hosts, wanted)
             found = self._subsets[key] = rotation(
-                self.config, members, self._overprovisioning, self._make_picker
+                self.config, chosen, self._overprovisioning, self._make_picker
             )
         return found

@@ -31,7 +31,7 @@ _HEADERS: Final = (
 class RetryState:
     """The retries of one request. Invariant: `left` never grows; `None` in its place means that nothing is retried."""
 
-    __slots__ = ("_extra_headers", "_plain", "attempts", "left", "on", "plan", "statuses")
+    __slots__ = ("_extra_headers", "_plain", "attempts", "left", "on", "plan", "statuses", "told_delay")
 
     def __init__(self, plan: RetryPlan, on: frozenset[str], left: int) -> None:
         self.plan = plan
@@ -39,6 +39,8 @@ class RetryState:
         self.left = left
         self.attempts = 0
         """Retries made."""
+        self.told_delay = 0.0
+        """Seconds that the last response asked us to wait, 0 if it did not."""
         self.statuses = plan.statuses
         self._extra_headers: frozenset[bytes] = frozenset()
         self._plain = "retriable-headers" not in on and "envoy-ratelimited" not in on
@@ -82,8 +84,23 @@ class RetryState:
         grpc = headers.get(b"grpc-status")
         return grpc is not None and _GRPC.get(grpc, "-") in on
 
+    def read_reset(self, headers: Headers, wall: float) -> None:
+        """Note how long a response says that we should stay away (rate_limited_retry_back_off)."""
+        self.told_delay = 0.0
+        for name, is_time in self.plan.reset_headers:
+            value = headers.get(name)
+            if value is None or not value.isdigit() or len(value) > 15:
+                continue
+            seconds = int(value) - int(wall) if is_time else int(value)
+            if 0 < seconds <= self.plan.max_reset:
+                self.told_delay = float(seconds)
+                return
+
     def delay(self, random: int) -> float:
-        """Seconds to wait before the next attempt: full jitter under an exponential bound."""
+        """Seconds to wait before the next attempt: full jitter under an exponential bound, or what was told and up to
+        half of it more."""
+        if self.told_delay:
+            return self.told_delay * (1.0 + (random & 0xFFFF) / 0x20000)
         bound = min(self.plan.base_interval * (1 << min(self.attempts, 20)), self.plan.max_interval)
         fraction = ((random >> (self.attempts * 7 % 32)) & 0xFFFFFF) / 0x1000000
         return bound * fraction

@@ -21,6 +21,7 @@ from agent.http.request import ConnectionInfo, PeerIdentity
 from agent.table.listener import FilterChain, Listener
 from agent.telemetry.scopes import ListenerStats
 from agent.worker.chain_match import ChainIndex, Seen, inspected
+from agent.worker.proxy_header import BadHeader, read_header
 from agent.worker.reactor import ERR, ET, HUP, IN, RDHUP, Handler, Reactor
 from agent.worker.sniff import MAX_HELLO, NOT_TLS, client_hello, http_version
 from agent.worker.tls_contexts import ServerTls
@@ -106,7 +107,8 @@ class Arrival(Handler, TlsOwner):
     """A connection on its way to its station."""
 
     __slots__ = (
-        "_http", "_socket", "_station", "_timer", "_tls", "_transport", "local", "reactor", "remote", "runtime", "seen",
+        "_http", "_proxied", "_socket", "_station", "_timer", "_tls", "_transport", "direct", "local",
+        "reactor", "remote", "runtime", "seen",
     )  # fmt: skip
 
     def __init__(
@@ -116,6 +118,8 @@ class Arrival(Handler, TlsOwner):
         self.reactor = reactor
         self.runtime = runtime
         self.remote = _address(remote)
+        self.direct: tuple[str, int] | None = None
+        """The peer itself, where somebody else's address was told."""
         self._station: Station
         self._transport: TlsTransport | BulkTlsTransport | None = None
         self._timer = reactor.timer(self._timed_out)
@@ -136,9 +140,10 @@ class Arrival(Handler, TlsOwner):
                     if owner is not None and owner is not runtime:
                         self.runtime = owner
                         listener = owner.listener
+        self._proxied = listener.proxy_protocol
         self.seen = Seen(self.local, self.remote)
         self._tls, self._http = inspected(listener, self.local[1])
-        if self._tls or self._http:
+        if self._tls or self._http or self._proxied:
             self.reactor.register(sock.fileno(), IN | RDHUP | ET, self)
             if listener.inspection_timeout:
                 self._timer.set(self.reactor.now + listener.inspection_timeout)
@@ -158,7 +163,13 @@ class Arrival(Handler, TlsOwner):
         if not data or mask & (HUP | ERR):
             self._give_up()
             return
-        if self._inspect(data):
+        if self._proxied:
+            try:
+                data = self._unwrapped(data)
+            except BadHeader:
+                self._give_up()
+                return
+        if not self._proxied and self._inspect(data):
             self._timer.cancel()
             self.reactor.unregister(self._socket.fileno())
             self._choose()
@@ -169,7 +180,23 @@ class Arrival(Handler, TlsOwner):
         """See reactor.Handler."""
         self._give_up()
 
+    def _unwrapped(self, data: bytes) -> bytes:
+        """Take the PROXY protocol's header off and believe it; returns the bytes after it."""
+        header = read_header(data, optional=self._proxied == "optional")
+        if header is None:
+            return data
+        if header.size:
+            self._socket.recv(header.size)
+        self._proxied = ""
+        if header.remote is not None and header.local is not None:
+            self.direct = self.remote
+            self.remote, self.local = header.remote, header.local
+            self.seen = Seen(self.local, self.remote, direct=self.direct)
+        return data[header.size :]
+
     def _inspect(self, data: bytes) -> bool:
+        if not data and (self._tls or self._http):
+            return False
         seen = self.seen
         hello = NOT_TLS
         if self._tls:
@@ -273,6 +300,7 @@ class Arrival(Handler, TlsOwner):
             id=next(_connection_ids), remote=self.remote, local=self.local, tls=bool(version), peer=peer, local_uri_sans=own,
             sni=sni, alpn=alpn, tls_version=version, cipher=cipher, listener=self.runtime.listener.name,
             filter_chain=self._station.chain.name,
+            chain_metadata=self._station.chain.metadata, direct=self.direct,
         )  # fmt: skip
 
     def received(self, data: bytes) -> None:

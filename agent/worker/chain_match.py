@@ -30,6 +30,8 @@ class Seen:
     """`tls` or `raw_buffer`."""
     protocols: tuple[str, ...] = ()
     """Offered by ALPN, or found by the HTTP inspector."""
+    direct: tuple[str, int] | None = None
+    """The peer itself, where `remote` was told by the PROXY protocol."""
 
 
 class ChainIndex(Generic[T]):
@@ -56,7 +58,8 @@ class ChainIndex(Generic[T]):
             (seen.transport,),
         )
         left = _one_of(left, lambda match: match.application_protocols, seen.protocols)
-        left = _prefix(left, lambda match: match.direct_source_ranges, remote)
+        direct = remote if seen.direct is None else parse(seen.direct[0])
+        left = _prefix(left, lambda match: match.direct_source_ranges, direct)
         left = _source_type(left, seen, remote)
         left = _prefix(left, lambda match: match.source_ranges, remote)
         left = _one_of(left, lambda match: match.source_ports, (seen.remote[1],))

@@ -21,16 +21,20 @@ from agent.http.outgoing import compile_outgoing
 from agent.routing.compile import Router, compile_routes
 from agent.routing.normalise import compile_normaliser
 from agent.table.cluster import Cluster, Endpoint
-from agent.table.listener import FilterChain, HttpManager, Listener
+from agent.table.listener import FilterChain, FixedAnswer, HttpManager, Listener
 from agent.table.route import RouteConfiguration
 from agent.table.snapshot import Table
 from agent.table.tls import UpstreamTls
 from agent.upstream.cluster import ClusterRuntime
+from agent.upstream.host import Host
 from agent.upstream.pool import Pool
 from agent.worker.accept import Acceptor, ListenerRuntime
+from agent.worker.answers import AnswerStation
 from agent.worker.chain_match import ChainIndex, owner
 from agent.worker.connect import Dialer
+from agent.worker.health import ClusterChecks
 from agent.worker.listen import bind, host_address
+from agent.worker.raw import RawUpstream
 from agent.worker.services import Services
 from agent.worker.stations import HttpStation
 from agent.worker.tcp import TcpStation
@@ -39,7 +43,7 @@ from agent.worker.upstream import H1Upstream
 
 DRAIN_SECONDS = 60.0
 """How long connections of a filter chain that left the table may go on."""
-AnyStation = HttpStation | TcpStation
+AnyStation = HttpStation | TcpStation | AnswerStation
 
 
 class Space:
@@ -102,6 +106,14 @@ class Space:
     def _connect(self, pool: Pool) -> None:
         self.dialer.dial(pool.host, pool.cluster.config, H1Upstream(pool))
 
+    def _raw_pool(self, host: Host) -> Pool:
+        """For one TCP connection."""
+        return Pool(
+            host,
+            host.pool.cluster,
+            lambda pool: self.dialer.dial(pool.host, pool.cluster.config, RawUpstream(pool)),
+        )
+
     def _listener(
         self,
         name: str,
@@ -151,6 +163,8 @@ class Space:
         is_http = isinstance(terminal, HttpManager)
         tls = ServerTls(chain.tls, table.secrets, http=is_http) if chain.tls is not None else None
         gate = compile_network(chain.network_filters, self._filter_state)
+        if isinstance(terminal, FixedAnswer):
+            return AnswerStation(chain, terminal, tls, gate)
         logs = services.sinks.compile((*terminal.access_logs, *listener.access_logs))
         if not isinstance(terminal, HttpManager):
             return TcpStation(
@@ -164,7 +178,7 @@ class Space:
             outgoing=compile_outgoing(terminal),
             rewrite=compile_rewrite(terminal.local_reply), logs=logs, record=services.recorder.record,
             stats=services.recorder.http(terminal.stat_prefix), slots=services.recorder.slots, clock=services.reactor,
-            random=services.random,
+            random=services.random, raw_pool=self._raw_pool,
         )  # fmt: skip
         return HttpStation(chain, setting, routes, tls, gate)
 
@@ -215,6 +229,8 @@ class Space:
             config = table.clusters[name]
             runtime.reconfigure(config, self._tls_of(config))
             self._set_hosts(runtime, config, table)
+            if config.health_checks and runtime.watch is None:
+                ClusterChecks(runtime, self.dialer, self.services.random)
         for runtime in gone:
             runtime.update_hosts(())
         for station, router, routes in routers:

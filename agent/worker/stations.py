@@ -55,7 +55,7 @@ class HttpStation(Station, H1Station):
 
     def open(self, transport: PlainTransport, connection: ConnectionInfo) -> None:
         """A connection has arrived, with TLS behind it if there is any."""
-        if self.gate is not None and self.gate.enter(connection) is not None:
+        if self.gate is not None and self.gate.enter(connection, transport.reactor.now) is not None:
             Refusal(transport)
             return
         element = client_certificate_element(self.setting.manager, connection)

@@ -12,6 +12,7 @@ from typing import Final
 
 from agent.filters.network import NetworkGate
 from agent.http.request import ConnectionInfo, PeerIdentity
+from agent.http.xxhash import xxhash64
 from agent.table.cluster import Endpoint
 from agent.table.listener import Address, FilterChain, Listener, TcpProxy
 from agent.tcp.relay import Relay
@@ -58,7 +59,7 @@ class TcpStation(Station):
 
     def open(self, transport: PlainTransport, connection: ConnectionInfo) -> None:
         """A connection has arrived."""
-        if self.gate is not None and self.gate.enter(connection) is not None:
+        if self.gate is not None and self.gate.enter(connection, transport.reactor.now) is not None:
             Refusal(transport)
             return
         tcp = TcpConnection(self, transport, connection)
@@ -202,7 +203,7 @@ class TcpConnection(TransportOwner):
             return cluster.original_destination(
                 Endpoint(Address(address, cluster.config.upstream_port or port))
             )
-        key = hash(connection.remote[0]) & 0xFFFFFFFFFFFFFFFF if self.station.proxy.hash_source_ip else None
+        key = xxhash64(connection.remote[0].encode()) if self.station.proxy.hash_source_ip else None
         return cluster.pick(
             (self._random + self._attempts * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF, key, {}
         )

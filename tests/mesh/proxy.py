@@ -262,7 +262,7 @@ class Proxy:
             intake=compile_intake(manager), normalise=compile_normaliser(manager), outgoing=compile_outgoing(manager),
             rewrite=local_reply.compile_rewrite(manager.local_reply), logs=(), record=_nothing,
             stats=HttpStats(region, manager.stat_prefix), slots=region.counts, clock=self._loop,
-            random=lambda: self._random,
+            random=lambda: self._random, raw_pool=lambda host: host.pool,
         )  # fmt: skip
         self._settings[id(manager)] = (setting, manager)
         return setting

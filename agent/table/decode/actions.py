@@ -1,8 +1,7 @@
-"""Route actions: forward, redirect, direct response, with their retries, mirrors and hashes."""
+"""Route actions: forward, redirect, direct response, with their mirrors and hashes."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from agent.table.decode.cors import cors_policy
@@ -10,7 +9,6 @@ from agent.table.decode.formats import body_format
 from agent.table.decode.matchers import (
     data,
     header_changes,
-    header_matches,
     metadata,
     runtime_fraction,
     substitution,
@@ -18,36 +16,16 @@ from agent.table.decode.matchers import (
 from agent.table.decode.message import Reader
 from agent.table.decode.overrides import overrides
 from agent.table.decode.rate_limits import rate_limits
+from agent.table.decode.retries import retry_policy
 from agent.table.matchers import EVERYTHING
 from agent.table.route import (
     ClusterWeight,
     Direct,
     Forward,
     HashPolicy,
+    InternalRedirect,
     MirrorPolicy,
     Redirect,
-    RetryPolicy,
-)
-
-RETRY_ON = frozenset(
-    [
-        "5xx",
-        "gateway-error",
-        "reset",
-        "reset-before-request",
-        "connect-failure",
-        "envoy-ratelimited",
-        "retriable-4xx",
-        "refused-stream",
-        "retriable-status-codes",
-        "retriable-headers",
-        "http3-post-connect-failure",
-        "cancelled",
-        "deadline-exceeded",
-        "internal",
-        "resource-exhausted",
-        "unavailable",
-    ]
 )
 
 _NOT_FOUND = {"SERVICE_UNAVAILABLE": "503", "NOT_FOUND": "404", "INTERNAL_SERVER_ERROR": "500"}
@@ -57,7 +35,6 @@ _PRIORITY = {"DEFAULT": "default", "HIGH": "high"}
 def forward(reader: Reader) -> Forward:
     """RouteAction."""
     with reader as r:
-        r.only("internal_redirect_action", "PASS_THROUGH_INTERNAL_REDIRECT")
         where = r.which("cluster_specifier")
         if where not in {"cluster", "cluster_header", "weighted_clusters"}:
             r.fail(where, "unsupported field" if where else "a route must name its cluster")
@@ -72,6 +49,7 @@ def forward(reader: Reader) -> Forward:
         if (policy := r.child("path_rewrite_policy")) is not None:
             template = _template(policy)
         _one_rewrite(r)
+        upgrades, ends_here = _upgrades(r)
         return Forward(
             cluster=r.text("cluster"),
             cluster_header=r.text("cluster_header").lower().encode(),
@@ -94,13 +72,15 @@ def forward(reader: Reader) -> Forward:
             idle_timeout=r.optional_seconds("idle_timeout"),
             max_stream_duration=_max_stream_duration(r),
             retry=retry_policy(r.child("retry_policy")),
+            internal_redirect=_internal_redirect(r),
             mirrors=mirrors(r),
             priority=r.choice("priority", _PRIORITY),
             rate_limits=rate_limits(r, "rate_limits"),
             include_vhost_rate_limits=r.boolean("include_vh_rate_limits"),
             hash_policies=tuple(hash_policy(item) for item in r.children("hash_policy")),
             cors=None if cors is None else cors_policy(cors),
-            upgrades=_upgrades(r),
+            upgrades=upgrades,
+            connect_ends_here=ends_here,
         )
 
 
@@ -167,6 +147,47 @@ def _weight(reader: Reader) -> ClusterWeight:
         )
 
 
+_REDIRECTED = "envoy.extensions.internal_redirect."
+
+
+def _internal_redirect(r: Reader) -> InternalRedirect | None:
+    """internal_redirect_policy, and the two deprecated fields before it."""
+    action = r.enum_name("internal_redirect_action", r.take("internal_redirect_action") or 0)
+    most = r.optional_integer("max_internal_redirects")
+    policy = r.child("internal_redirect_policy")
+    if policy is None:
+        handled = action == "HANDLE_INTERNAL_REDIRECT"
+        return InternalRedirect(most=1 if most is None else most) if handled else None
+    with policy as p:
+        previous = safe = False
+        allowed: frozenset[str] | None = None
+        for item in p.children("predicates"):
+            with item as predicate:
+                predicate.without_effect("name")  # the type decides
+                typed: Any = predicate.typed("typed_config") or predicate.fail("typed_config", "required")
+                with typed as t:
+                    kind = t.type.removeprefix(_REDIRECTED).partition(".")[0]
+                    if kind == "previous_routes":
+                        previous = True
+                    elif kind == "safe_cross_scheme":
+                        safe = True
+                    elif kind == "allow_listed_routes":
+                        names = frozenset(t.texts("allowed_route_names"))
+                        allowed = names if allowed is None else allowed & names
+                    else:
+                        t.fail("", f"unsupported type {t.type}")
+        statuses = frozenset(p.take("redirect_response_codes") or (302,)) & {301, 302, 303, 307, 308}
+        return InternalRedirect(
+            statuses=statuses,
+            most=p.integer("max_internal_redirects", 1),
+            cross_scheme=p.boolean("allow_cross_scheme_redirect"),
+            headers_to_copy=tuple(name.lower().encode() for name in p.texts("response_headers_to_copy")),
+            previous_routes=previous,
+            allowed_routes=allowed,
+            safe_cross_scheme=safe,
+        )
+
+
 def mirrors(reader: Reader) -> tuple[MirrorPolicy, ...]:
     """request_mirror_policies."""
     found: list[MirrorPolicy] = []
@@ -185,21 +206,23 @@ def mirrors(reader: Reader) -> tuple[MirrorPolicy, ...]:
     return tuple(found)
 
 
-def _upgrades(reader: Reader) -> dict[str, bool]:
+def _upgrades(reader: Reader) -> tuple[dict[str, bool], bool]:
+    """Upgrades by type, and whether CONNECT ends here, in a TCP connection."""
     found: dict[str, bool] = {}
+    ends_here = False
     for item in reader.children("upgrade_configs"):
         with item as r:
             kind = r.text("upgrade_type").lower()
             if kind in found:
                 r.fail("upgrade_type", f"duplicate upgrade {kind}")
             if (connect := r.child("connect_config")) is not None:
-                with connect:
-                    pass
+                with connect as c:
+                    c.only("allow_post", False)
                 if kind != "connect":
                     r.fail("connect_config", "only for the upgrade type CONNECT")
-                r.fail("connect_config", "unsupported field")
+                ends_here = True
             found[kind] = r.boolean("enabled", True)
-    return found
+    return found, ends_here
 
 
 def hash_policy(reader: Reader) -> HashPolicy:
@@ -216,10 +239,7 @@ def hash_policy(reader: Reader) -> HashPolicy:
                 )
         if kind == "cookie":
             with r.must(kind) as cookie:
-                if cookie.has("ttl"):
-                    cookie.fail("ttl", "unsupported field: cookies are read, not made")
-                cookie.without_effect("path", "attributes")  # of a cookie that would be made
-                return HashPolicy("cookie", cookie.text("name"), terminal)
+                return HashPolicy("cookie", cookie.text("name"), terminal, cookie=_made_cookie(cookie))
         if kind == "connection_properties":
             with r.must(kind) as connection:
                 if not connection.boolean("source_ip"):
@@ -231,41 +251,16 @@ def hash_policy(reader: Reader) -> HashPolicy:
         return r.fail(kind, "unsupported field")
 
 
-def retry_policy(reader: Reader | None) -> RetryPolicy | None:
-    """RetryPolicy; retry_on names that Envoy does not know are passed over, as Envoy does."""
-    if reader is None:
-        return None
-    with reader as r:
-        names = {name.strip() for name in r.text("retry_on").split(",")}
-        previous_hosts = False
-        for item in r.children("retry_host_predicate"):
-            with item as predicate:
-                predicate.without_effect("name")  # the type decides
-                typed: Any = predicate.typed("typed_config") or predicate.fail("typed_config", "required")
-                with typed:
-                    if not typed.type.endswith(".previous_hosts.v3.PreviousHostsPredicate"):
-                        typed.fail("", f"unsupported type {typed.type}")
-                    previous_hosts = True
-        base, maximum = 0.025, None
-        if (back_off := r.child("retry_back_off")) is not None:
-            with back_off as b:
-                base, maximum = b.seconds("base_interval", 0.025), b.optional_seconds("max_interval")
-                if maximum is not None and maximum < base:
-                    b.fail("max_interval", "must not be shorter than base_interval")
-                base = max(base, 0.001)
-        statuses = frozenset(r.take("retriable_status_codes") or ())
-        return RetryPolicy(
-            on=frozenset(names & RETRY_ON),
-            attempts=r.integer("num_retries", 1),
-            per_try_timeout=r.seconds("per_try_timeout"),
-            statuses=statuses,
-            retriable_headers=header_matches(r, "retriable_headers"),
-            retriable_request_headers=header_matches(r, "retriable_request_headers"),
-            base_interval=base,
-            max_interval=math.ceil(base * 10 * 1e9) / 1e9 if maximum is None else maximum,
-            previous_hosts=previous_hosts,
-            host_selection_attempts=max(1, r.integer("host_selection_retry_max_attempts", 1)),
-        )
+def _made_cookie(cookie: Reader) -> str | None:
+    """None without a ttl: the cookie is only read (Envoy Utility::makeSetCookieValue)."""
+    ttl, path = cookie.optional_seconds("ttl"), cookie.text("path")
+    text = f"; Max-Age={int(ttl)}" if ttl else ""
+    text += f"; Path={path}" if path else ""
+    for item in cookie.children("attributes"):
+        with item as attribute:
+            name, value = attribute.text("name"), attribute.text("value")
+            text += f"; {name}={value}" if value else f"; {name}"
+    return None if ttl is None else f"{text}; HttpOnly"
 
 
 _STATUS = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agent.table.cluster import Assignment, Cluster, TransportMatch
+from agent.table.cluster import Assignment, Cluster, Subsets, SubsetSelector, TransportMatch
 from agent.table.decode.endpoints import assignment
-from agent.table.decode.health import circuit_breakers, outlier_detection
+from agent.table.decode.health import circuit_breakers, health_check, outlier_detection
 from agent.table.decode.matchers import metadata, percent, socket_address
 from agent.table.decode.message import Reader
 from agent.table.decode.protocols import http2_options, upstream_http1_options
@@ -54,12 +54,8 @@ def cluster(reader: Reader) -> Cluster:
             "wait_for_warm_on_init", "cleanup_interval", "track_cluster_stats", "track_timeout_budgets"
         )
         values: dict[str, Any] = {}
-        # There are no active health checks here whose failures could close or keep connections.
-        r.without_effect("ignore_health_on_host_removal")
+        r.without_effect("ignore_health_on_host_removal")  # hosts that have gone from the table are gone
         r.only("close_connections_on_host_health_failure", False)
-        for name in ("health_checks", "preconnect_policy"):
-            if r.has(name):
-                r.fail(name, "unsupported field")
         values.update(_balancing(r, discovery))
         values.update(_subsets(r))
         values.update(_protocol(r))
@@ -75,6 +71,7 @@ def cluster(reader: Reader) -> Cluster:
             connect_timeout=r.seconds("connect_timeout", 5.0),
             default_thresholds=breakers[0],
             high_thresholds=breakers[1],
+            health_checks=tuple(health_check(item) for item in r.children("health_checks")),
             outlier=None if outlier is None else outlier_detection(outlier),
             tls=upstream_tls(r.child("transport_socket")),
             transport_matches=tuple(
@@ -172,7 +169,8 @@ def _common_balancing(r: Reader, values: dict[str, Any]) -> dict[str, Any]:
         c.only("close_connections_on_host_set_change", False)
         if (hashing := c.child("consistent_hashing_lb_config")) is not None:
             with hashing as h:
-                h.only("use_hostname_for_hashing", False)
+                if h.boolean("use_hostname_for_hashing"):
+                    lb_config["by_name"] = True
                 h.only("hash_balance_factor", 0)
         return lb_config
 
@@ -217,6 +215,8 @@ def _policy(typed: Reader, lb_config: dict[str, Any]) -> dict[str, Any]:
             t.choice("selection_method", {"N_CHOICES": ""})
             t.only("enable_full_scan", False)
             _no_bias(t)
+        if kind in {"ring_hash", "maglev"}:
+            _typed_hashing(t, lb_config)
         if kind == "ring_hash":
             t.choice("hash_function", {"DEFAULT_HASH": "", "XX_HASH": ""})
             lb_config.update(_ring_sizes(t))
@@ -225,19 +225,44 @@ def _policy(typed: Reader, lb_config: dict[str, Any]) -> dict[str, Any]:
         return values
 
 
+def _typed_hashing(t: Reader, lb_config: dict[str, Any]) -> None:
+    if t.type.endswith(".RingHash") and t.boolean("use_hostname_for_hashing"):
+        lb_config["by_name"] = True
+    if (hashing := t.child("consistent_hashing_lb_config")) is not None:
+        with hashing as h:
+            h.only("hash_balance_factor", 0)
+            if h.boolean("use_hostname_for_hashing"):
+                lb_config["by_name"] = True
+    if (weighted := t.child("locality_weighted_lb_config")) is not None:
+        with weighted:
+            lb_config["locality_weighted"] = True
+
+
+_FALLBACKS = {"NO_FALLBACK": "none", "ANY_ENDPOINT": "any", "DEFAULT_SUBSET": "default"}
+
+
 def _subsets(r: Reader) -> dict[str, Any]:
     config = r.child("lb_subset_config")
     if config is None:
         return {}
     with config as c:
-        selectors: list[tuple[str, ...]] = []
-        for item in c.children("subset_selectors"):
-            with item as selector:
-                selector.only("fallback_policy", "NOT_DEFINED")
-                selectors.append(tuple(sorted(selector.texts("keys"))))
-        c.choice("fallback_policy", {"NO_FALLBACK": ""})
-        c.without_effect("default_subset")  # only for the fallback to it
-        return {"subset_selectors": tuple(selectors)}
+        found = Subsets(
+            selectors=tuple(_selector(item) for item in c.children("subset_selectors")),
+            fallback=c.choice("fallback_policy", _FALLBACKS),
+            default=c.tree("default_subset"),
+            list_as_any=c.boolean("list_as_any"),
+            panic_any=c.boolean("panic_mode_any"),
+        )
+    return {"subsets": found if found.selectors else None}
+
+
+def _selector(reader: Reader) -> SubsetSelector:
+    with reader as r:
+        fallback = r.choice("fallback_policy", {"NOT_DEFINED": "", **_FALLBACKS, "KEYS_SUBSET": "keys"})
+        keys, fallback_keys = tuple(sorted(r.texts("keys"))), tuple(sorted(r.texts("fallback_keys_subset")))
+        if fallback == "keys" and not (fallback_keys and set(fallback_keys) < set(keys)):
+            r.fail("fallback_keys_subset", "must be a proper subset of the keys")
+        return SubsetSelector(keys, fallback, fallback_keys)
 
 
 def _protocol(r: Reader) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 from agent.table.cluster import Assignment, Endpoint, Locality
 from agent.table.decode.matchers import address, metadata
 from agent.table.decode.message import Reader
+from agent.table.listener import Address
 
 _HEALTH = {
     "UNKNOWN": "healthy",
@@ -67,7 +70,7 @@ def _endpoint(
                     ip_address(where.host)
                 except ValueError:
                     e.fail("address.socket_address.address", f"malformed IP address: {where.host}")
-            e.without_effect("health_check_config")  # there are no active health checks
+            checks = _check_config(e, where)
             return Endpoint(
                 address=where,
                 hostname=e.text("hostname"),
@@ -79,4 +82,22 @@ def _endpoint(
                 locality_weight=locality_weight,
                 priority=priority,
                 metadata=data,
+                **checks,
             )
+
+
+def _check_config(endpoint: Reader, where: Address) -> dict[str, Any]:
+    config = endpoint.child("health_check_config")
+    if config is None:
+        return {}
+    with config as c:
+        own = c.child("address")
+        place = where if own is None else address(own)
+        port = c.integer("port_value")
+        if port and not place.path:
+            place = replace(place, port=port)
+        return {
+            "check_address": None if place == where else place,
+            "check_hostname": c.text("hostname"),
+            "checked": not c.boolean("disable_active_health_check"),
+        }

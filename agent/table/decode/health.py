@@ -1,9 +1,11 @@
-"""Limits and passive health of clusters: circuit breakers and outlier detection."""
+"""Limits and health of clusters: circuit breakers, outlier detection, active checks."""
 
 from __future__ import annotations
 
-from agent.table.cluster import OutlierDetection, Thresholds
-from agent.table.decode.matchers import percent
+from typing import Any
+
+from agent.table.cluster import HealthCheck, OutlierDetection, Thresholds
+from agent.table.decode.matchers import header_options, int_range, modifiable, percent
 from agent.table.decode.message import Reader
 
 
@@ -53,8 +55,9 @@ def _thresholds(t: Reader) -> Thresholds:
 def outlier_detection(reader: Reader) -> OutlierDetection:
     """OutlierDetection."""
     with reader as r:
-        # There are no active health checks; local failures count as consecutive ones only.
-        r.without_effect("successful_active_health_check_uneject_host", "enforcing_local_origin_success_rate")
+        r.without_effect(
+            "enforcing_local_origin_success_rate"
+        )  # local failures count as consecutive ones only
         r.only("enforcing_failure_percentage_local_origin", 0)
         r.only("always_eject_one_host", False)
         if r.seconds("max_ejection_time_jitter"):
@@ -62,6 +65,7 @@ def outlier_detection(reader: Reader) -> OutlierDetection:
         base = r.seconds("base_ejection_time", 30.0)
         longest = r.seconds("max_ejection_time", 300.0)
         return OutlierDetection(
+            unejected_by_checks=r.boolean("successful_active_health_check_uneject_host", True),
             consecutive_5xx=r.integer("consecutive_5xx", 5),
             enforcing_consecutive_5xx=r.integer("enforcing_consecutive_5xx", 100),
             consecutive_gateway_failure=r.integer("consecutive_gateway_failure", 5),
@@ -84,3 +88,81 @@ def outlier_detection(reader: Reader) -> OutlierDetection:
             failure_percentage_minimum_hosts=r.integer("failure_percentage_minimum_hosts", 5),
             failure_percentage_request_volume=r.integer("failure_percentage_request_volume", 50),
         )
+
+
+def health_check(reader: Reader) -> HealthCheck:
+    """HealthCheck."""
+    with reader as r:
+        kind = r.which("health_checker")
+        if kind == "http_health_check":
+            values = _http_check(r.must(kind))
+        elif kind == "tcp_health_check":
+            values = _tcp_check(r.must(kind))
+        else:
+            r.fail(kind, "unsupported field")
+        r.without_effect(
+            "always_log_health_check_failures", "always_log_health_check_success"
+        )  # there is no event log
+        return HealthCheck(
+            timeout=r.seconds("timeout"),
+            interval=r.seconds("interval"),
+            unhealthy_threshold=r.integer("unhealthy_threshold"),
+            healthy_threshold=r.integer("healthy_threshold"),
+            initial_jitter=r.seconds("initial_jitter"),
+            interval_jitter=r.seconds("interval_jitter"),
+            interval_jitter_percent=r.integer("interval_jitter_percent"),
+            no_traffic_interval=r.seconds("no_traffic_interval", 60.0),
+            no_traffic_healthy_interval=r.seconds("no_traffic_healthy_interval"),
+            unhealthy_interval=r.seconds("unhealthy_interval"),
+            unhealthy_edge_interval=r.seconds("unhealthy_edge_interval"),
+            healthy_edge_interval=r.seconds("healthy_edge_interval"),
+            reuse=r.boolean("reuse_connection", True),
+            **values,
+        )
+
+
+def _http_check(reader: Reader) -> dict[str, Any]:
+    with reader as r:
+        r.choice("codec_client_type", {"HTTP1": ""})
+        method = r.enum_name("method", r.take("method") or 0)
+        if method in {"CONNECT"}:
+            r.fail("method", "not a method for health checks")
+        headers: list[tuple[bytes, bytes]] = []
+        for option in header_options(r, "request_headers_to_add"):
+            if "%" in option.value:
+                r.fail("request_headers_to_add", "only constant values are supported")
+            headers.append((option.name, option.value.encode()))
+        removed = r.texts("request_headers_to_remove")
+        for name in removed:
+            if not modifiable(name):
+                r.fail("request_headers_to_remove", ":-prefixed or host headers may not be removed")
+        return {
+            "kind": "http",
+            "host": r.text("host"),
+            "path": r.text("path").encode(),
+            "method": (method if method != "METHOD_UNSPECIFIED" else "GET").encode(),
+            "headers": tuple(headers),
+            "removed": frozenset(name.lower().encode() for name in removed),
+            "expected": tuple(int_range(item) for item in r.children("expected_statuses")) or ((200, 201),),
+            "retriable": tuple(int_range(item) for item in r.children("retriable_statuses")),
+        }
+
+
+def _tcp_check(reader: Reader) -> dict[str, Any]:
+    with reader as r:
+        send = r.child("send")
+        return {
+            "kind": "tcp",
+            "send": b"" if send is None else _payload(send),
+            "receive": tuple(_payload(item) for item in r.children("receive")),
+        }
+
+
+def _payload(reader: Reader) -> bytes:
+    with reader as r:
+        if r.which("payload") == "text":
+            try:
+                return bytes.fromhex(r.text("text"))
+            except ValueError:
+                r.fail("text", "must be hexadecimal")
+        return bytes(r.take("binary") or b"")

@@ -21,6 +21,7 @@ from agent.table.decode.message import Reader, seconds, tree
 from agent.table.decode.rate_limits import rate_limits
 from agent.table.decode.rbac import http_rbac, rbac_per_route
 from agent.table.filter_config import (
+    BufferFilter,
     Cors,
     Csrf,
     Descriptor,
@@ -254,6 +255,18 @@ def _health_check(reader: Reader) -> HealthCheckFilter:
         return HealthCheckFilter(header_matches(r, "headers"), r.context.node_cluster)
 
 
+def _buffer(reader: Reader) -> BufferFilter:
+    with reader as r:
+        return BufferFilter(r.integer("max_request_bytes"))
+
+
+def _buffer_per_route(reader: Reader) -> BufferFilter:
+    with reader as r:
+        if r.which("override") == "disabled":
+            return BufferFilter(None if r.boolean("disabled") else 0)
+        return _buffer(r.must("buffer"))
+
+
 def _set_metadata(reader: Reader) -> SetMetadata:
     with reader as r:
         entries: list[tuple[str, Mapping[str, Any], bool]] = []
@@ -268,6 +281,7 @@ def _set_metadata(reader: Reader) -> SetMetadata:
 _HTTP = "envoy.extensions.filters.http."
 
 HTTP_FILTERS: Mapping[str, tuple[str, Decode]] = {
+    f"{_HTTP}buffer.v3.Buffer": ("buffer", _buffer),
     f"{_HTTP}rbac.v3.RBAC": ("rbac", http_rbac),
     f"{_HTTP}fault.v3.HTTPFault": ("fault", _fault),
     f"{_HTTP}cors.v3.Cors": ("cors", _nothing(Cors)),
@@ -280,6 +294,7 @@ HTTP_FILTERS: Mapping[str, tuple[str, Decode]] = {
 
 
 PER_ROUTE: Mapping[str, Decode] = {
+    f"{_HTTP}buffer.v3.BufferPerRoute": _buffer_per_route,
     f"{_HTTP}rbac.v3.RBACPerRoute": rbac_per_route,
     f"{_HTTP}fault.v3.HTTPFault": _fault,
     f"{_HTTP}cors.v3.CorsPolicy": cors_policy,

@@ -34,7 +34,7 @@ def listener(reader: Reader) -> Listener:
         address = r.child("address")
         if address is None:
             r.fail("address", "required")
-        chains = tuple(_named(position, item) for position, item in enumerate(r.children("filter_chains")))
+        chains = tuple(filter_chain(item) for item in r.children("filter_chains"))
         default = r.child("default_filter_chain")
         found = Listener(
             name=r.text("name"),
@@ -46,7 +46,7 @@ def listener(reader: Reader) -> Listener:
             continue_on_inspection_timeout=r.boolean("continue_on_listener_filters_timeout"),
             direction=Direction(r.choice("traffic_direction", _DIRECTIONS)),
             chains=chains,
-            default_chain=None if default is None else filter_chain(default, "default"),
+            default_chain=None if default is None else filter_chain(default),
             access_logs=access_logs(r, "access_log"),
             buffer_limit=r.integer("per_connection_buffer_limit_bytes", 1 << 20),
             transparent=r.boolean("transparent"),
@@ -99,6 +99,10 @@ def _listener_filters(r: Reader) -> dict[str, Any]:
                     t.only("max_client_hello_size", 16384)
                     t.only("close_connection_on_client_hello_parsing_errors", False)
                 found["tls_inspector"] = True
+            elif typed.type == f"{_FILTERS}proxy_protocol.v3.ProxyProtocol":
+                with typed as t:
+                    optional = t.boolean("allow_requests_without_proxy_protocol")
+                found["proxy_protocol"] = "optional" if optional else "required"
             elif typed.type == f"{_FILTERS}http_inspector.v3.HttpInspector":
                 with typed:
                     found["http_inspector"] = True
@@ -126,24 +130,20 @@ def _ports(reader: Reader) -> tuple[tuple[int, int], ...]:
         return r.fail(kind, "unsupported field")
 
 
-def _named(position: int, reader: Reader) -> FilterChain:
-    return filter_chain(reader, f"#{position}")
-
-
-def filter_chain(reader: Reader, fallback_name: str) -> FilterChain:
+def filter_chain(reader: Reader) -> FilterChain:
     """FilterChain."""
     with reader as r:
         r.only("use_proxy_proto", False)
         match = r.child("filter_chain_match")
         filters, terminal = network_filters(r, "filters")
-        r.without_effect("metadata")  # only access-log operators could read it
         return FilterChain(
-            name=r.text("name") or fallback_name,
+            name=r.text("name"),
             match=ChainMatch() if match is None else _chain_match(match),
             terminal=terminal,
             network_filters=filters,
             tls=downstream_tls(r.child("transport_socket")),
             handshake_timeout=r.seconds("transport_socket_connect_timeout", 15.0),
+            metadata=metadata(r.child("metadata")),
         )
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from agent.table.decode.access_logs import access_logs
+from agent.table.decode.http_filters import token_bucket
 from agent.table.decode.http_manager import http_manager
-from agent.table.decode.matchers import metadata
+from agent.table.decode.matchers import data, metadata
 from agent.table.decode.message import Reader
 from agent.table.decode.rbac import network_rbac
-from agent.table.filter_config import ConnectionLimit
-from agent.table.listener import FilterConfig, HttpManager, TcpProxy, WeightedTcp
+from agent.table.filter_config import ConnectionLimit, NetworkRateLimit
+from agent.table.listener import FilterConfig, FixedAnswer, HttpManager, TcpProxy, WeightedTcp
+
+Terminal: TypeAlias = HttpManager | TcpProxy | FixedAnswer
 
 _NETWORK = "envoy.extensions.filters.network."
 
 
-def network_filters(reader: Reader, name: str) -> tuple[tuple[FilterConfig, ...], HttpManager | TcpProxy]:
+def network_filters(reader: Reader, name: str) -> tuple[tuple[FilterConfig, ...], Terminal]:
     """The filters in front and the terminal filter, which must be last."""
     found: list[FilterConfig] = []
-    terminal: HttpManager | TcpProxy | None = None
+    terminal: Terminal | None = None
     for item in reader.children(name):
         with item as r:
             filter_name = r.text("name")
@@ -29,6 +32,16 @@ def network_filters(reader: Reader, name: str) -> tuple[tuple[FilterConfig, ...]
                 terminal = http_manager(typed)
             elif typed.type == f"{_NETWORK}tcp_proxy.v3.TcpProxy":
                 terminal = tcp_proxy(typed)
+            elif typed.type == f"{_NETWORK}direct_response.v3.Config":
+                with typed as t:
+                    response = t.child("response")
+                    terminal = FixedAnswer(b"" if response is None else data(response))
+            elif typed.type == f"{_NETWORK}echo.v3.Echo":
+                with typed:
+                    terminal = FixedAnswer(None)
+            elif typed.type == f"{_NETWORK}local_ratelimit.v3.LocalRateLimit":
+                if (limit := _rate_limit(typed)) is not None:
+                    found.append(FilterConfig(filter_name, "network_rate_limit", limit))
             elif typed.type == f"{_NETWORK}rbac.v3.RBAC":
                 found.append(FilterConfig(filter_name, "network_rbac", network_rbac(typed)))
             elif typed.type == f"{_NETWORK}connection_limit.v3.ConnectionLimit":
@@ -38,6 +51,17 @@ def network_filters(reader: Reader, name: str) -> tuple[tuple[FilterConfig, ...]
     if terminal is None:
         reader.fail(name, "the last filter must be a connection manager or a TCP proxy")
     return tuple(found), terminal
+
+
+def _rate_limit(reader: Reader) -> NetworkRateLimit | None:
+    with reader as r:
+        enabled = True
+        if (switch := r.child("runtime_enabled")) is not None:
+            with switch as s:
+                s.without_effect("runtime_key")  # layers with keys nobody knows are refused
+                enabled = s.boolean("default_value")
+        limit = NetworkRateLimit(r.text("stat_prefix"), token_bucket(r.must("token_bucket")))
+        return limit if enabled else None
 
 
 def _connection_limit(reader: Reader) -> ConnectionLimit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent.table.decode.actions import direct, forward, mirrors, redirect, retry_policy
+from agent.table.decode.actions import direct, forward, mirrors, redirect
 from agent.table.decode.cors import cors_policy
 from agent.table.decode.matchers import (
     header_changes,
@@ -18,6 +18,7 @@ from agent.table.decode.matchers import (
 from agent.table.decode.message import Reader
 from agent.table.decode.overrides import overrides
 from agent.table.decode.rate_limits import rate_limits
+from agent.table.decode.retries import retry_policy
 from agent.table.matchers import Fraction
 from agent.table.route import (
     Direct,
@@ -27,6 +28,7 @@ from agent.table.route import (
     Route,
     RouteConfiguration,
     RouteMatch,
+    VirtualCluster,
     VirtualHost,
 )
 
@@ -84,8 +86,6 @@ def virtual_host(reader: Reader) -> VirtualHost:
     """VirtualHost."""
     with reader as r:
         cors = r.child("cors")
-        # virtual_clusters and metadata only make statistics and log fields.
-        r.without_effect("virtual_clusters")
         r.only("include_is_timeout_retry_header", False)
         return VirtualHost(
             name=r.text("name"),
@@ -102,7 +102,13 @@ def virtual_host(reader: Reader) -> VirtualHost:
             rate_limits=rate_limits(r, "rate_limits"),
             mirrors=mirrors(r),
             metadata=metadata(r.child("metadata")),
+            virtual_clusters=tuple(_virtual_cluster(item) for item in r.children("virtual_clusters")),
         )
+
+
+def _virtual_cluster(reader: Reader) -> VirtualCluster:
+    with reader as r:
+        return VirtualCluster(r.text("name"), header_matches(r, "headers"))
 
 
 def route(reader: Reader) -> Route:

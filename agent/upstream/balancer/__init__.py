@@ -22,7 +22,9 @@ def make_picker(cluster: Cluster, hosts: list[Host], start: int) -> Picker:
         return RandomChoice(hosts)
     if policy == "ring_hash":
         minimum = int(cluster.lb_config.get("minimum_ring_size", 1024))
-        return RingHash(hosts, minimum, int(cluster.lb_config.get("maximum_ring_size", 8 << 20)))
+        maximum = int(cluster.lb_config.get("maximum_ring_size", 8 << 20))
+        return RingHash(hosts, minimum, maximum, by_name=bool(cluster.lb_config.get("by_name")))
     if policy == "maglev":
-        return Maglev(hosts, int(cluster.lb_config.get("table_size", 65537)))
+        size = int(cluster.lb_config.get("table_size", 65537))
+        return Maglev(hosts, size, by_name=bool(cluster.lb_config.get("by_name")))
     return RoundRobin(hosts, start)

@@ -1,22 +1,27 @@
 """Consistent hashing: ring (Ketama-like) and Maglev (Envoy RING_HASH, MAGLEV).
 
 Rule: a request's key always finds the same host while the set of hosts is the same, and most keys keep theirs when it
-changes. A request without a key is spread at random. The hash is BLAKE2b where Envoy has xxHash: the same key may go to
-another host than with Envoy, which no configuration can see.
+changes, and it is the host that Envoy finds: the same hash of the same names in the same order. A request without a
+key is spread at random.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from hashlib import blake2b
+from math import ceil
 
 from agent.http.request import RANDOM_BITS
+from agent.http.xxhash import xxhash64
 from agent.upstream.balancer.picker import Picker
 from agent.upstream.host import Host
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+def key_of(host: Host, by_name: bool) -> bytes:
+    """What stands for a host: its metadata's `hash_key`, its hostname if that is wanted, its address."""
+    told = host.endpoint.metadata.get("envoy.lb", {}).get("hash_key")
+    if isinstance(told, str) and told:
+        return told.encode()
+    return (host.endpoint.hostname if by_name else host.name).encode()
 
 
 class RingHash(Picker):
@@ -24,15 +29,19 @@ class RingHash(Picker):
 
     __slots__ = ("_hosts", "_points")
 
-    def __init__(self, hosts: list[Host], minimum: int, maximum: int) -> None:
+    def __init__(self, hosts: list[Host], minimum: int, maximum: int, *, by_name: bool = False) -> None:
         total = sum(host.weight for host in hosts)
         lightest = min(host.weight for host in hosts) / total
-        scale = min(-(-lightest * minimum // 1) / lightest, float(maximum))
-        points: list[tuple[int, Host]] = [
-            (_hash(f"{host.name}_{number}"), host)
-            for host in hosts
-            for number in range(max(1, round(scale * host.weight / total)))
-        ]
+        scale = min(ceil(lightest * minimum) / lightest, float(maximum))
+        points: list[tuple[int, Host]] = []
+        target = 0.0
+        for host in hosts:
+            key = key_of(host, by_name)
+            target += scale * host.weight / total
+            number = 0
+            while len(points) < target:
+                points.append((xxhash64(b"%s_%d" % (key, number)), host))
+                number += 1
         points.sort(key=lambda point: point[0])
         self._points = [point for point, _ in points]
         self._hosts = [host for _, host in points]
@@ -48,11 +57,12 @@ class Maglev(Picker):
 
     __slots__ = ("_size", "_table")
 
-    def __init__(self, hosts: list[Host], size: int) -> None:
+    def __init__(self, hosts: list[Host], size: int, *, by_name: bool = False) -> None:
         self._size = size
-        entries = sorted(hosts, key=lambda host: host.name)
-        offsets = [_hash(f"{host.name}#offset") % size for host in entries]
-        skips = [_hash(f"{host.name}#skip") % (size - 1) + 1 for host in entries]
+        entries = sorted(hosts, key=lambda host: key_of(host, by_name))
+        keys = [key_of(host, by_name) for host in entries]
+        offsets = [xxhash64(key) % size for key in keys]
+        skips = [xxhash64(key, 1) % (size - 1) + 1 for key in keys]
         heaviest = max(host.weight for host in entries)
         table: list[Host | None] = [None] * size
         nexts = [0] * len(entries)

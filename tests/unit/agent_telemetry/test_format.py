@@ -120,7 +120,7 @@ def test_bytes_that_are_not_text_reach_a_file_unchanged() -> None:
     ("source", "operator", "offset"),
     [
         ("a %NO_SUCH_THING% b", "NO_SUCH_THING", 2),
-        ("%FILTER_STATE(x)%", "FILTER_STATE", 0),
+        ("%UPSTREAM_WIRE_BYTES_SENT%", "UPSTREAM_WIRE_BYTES_SENT", 0),
         ("%REQ%", "REQ", 0),
         ("%PROTOCOL(x)%", "PROTOCOL", 0),
         ("%DURATION:3%", "DURATION", 0),
