@@ -16,7 +16,7 @@ import ssl
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from http.client import HTTPException, HTTPResponse, HTTPSConnection, RemoteDisconnected
+from http.client import HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -99,8 +99,10 @@ class AdminClient:
                 f"the server at {self._address} is not the istiod of this context: {text}",
                 "was istiod reinstalled, or is the address another host's? Copy its admin-context.yaml again",
             )
-        # TLS 1.3: the client learns with its first read that its certificate was refused, often by a bare close.
-        refused = isinstance(error, RemoteDisconnected | ConnectionResetError)
+        # TLS 1.3: the client learns only after its handshake that its certificate was refused, often by a bare close.
+        refused = isinstance(
+            error, ConnectionResetError | BrokenPipeError
+        )  # RemoteDisconnected is the former
         if refused or "ALERT" in text.upper() or "EOF" in text.upper():
             return CommandError(
                 f"istiod at {self._address} refused this context's certificate: {text}",
