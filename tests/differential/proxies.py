@@ -13,21 +13,10 @@ import sys
 import time
 from pathlib import Path
 
+from tests.ports import free_port
+
 BIN = Path(sys.executable).parent
 _base_ids = itertools.count(os.getpid() % 20000 * 10)
-
-
-_given: set[int] = set()
-
-
-def free_port() -> int:
-    """A TCP port that was free a moment ago and that this process has not been given before."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port: int = server.getsockname()[1]
-        if port not in _given:
-            _given.add(port)
-            return port
 
 
 class Proxy:

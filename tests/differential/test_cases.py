@@ -18,7 +18,8 @@ import yaml
 from tests.differential.backend import Backend, Received
 from tests.differential.bootstrap import template
 from tests.differential.client import Answer, Conversation, build, converse
-from tests.differential.proxies import Proxy, free_port
+from tests.differential.proxies import Proxy
+from tests.ports import free_port
 
 HERE = Path(__file__).parent
 KINDS = ("envoy", "ours")

@@ -18,7 +18,8 @@ import pytest
 
 from bench import certificates
 from bench.bootstraps import NO_RBAC, Hop
-from bench.processes import free_port, proxy
+from bench.processes import proxy
+from tests.ports import free_port
 
 PAIRS = (("ours", "ours"), ("ours", "envoy"), ("envoy", "ours"))
 PIECES = [

@@ -19,6 +19,7 @@ from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 
 from tests.istiod.conftest import BIN, CASES, Istiod, poll
 from tests.istiod.proxies import Identity, connected, enrol, node
+from tests.ports import free_port
 from wire.grpc import ServerCall, listen, serve
 from wire.spiffe import SpiffeId
 from wire.xds import CLUSTER, LISTENER, SECRET, DeltaSession, SotwSession, encode
@@ -170,15 +171,6 @@ async def secrets_served(identity: Identity) -> AsyncIterator[tuple[str, int]]:
         )
         yield listeners[0].socket.getsockname()  # type: ignore[attr-defined]
         nursery.cancel_scope.cancel()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @pytest.mark.envoy

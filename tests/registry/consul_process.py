@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 
 class ConsulProcess:
@@ -24,7 +25,7 @@ class ConsulProcess:
             raise AssertionError("no `consul` on PATH: run .ci/install-consul (as root or with sudo)")
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
-        self._ports = free_ports(3)
+        self._ports = [free_port() for _ in range(3)]
         self._settings: dict[str, Any] = {}
         self.token = ""
         self.address = f"http://127.0.0.1:{self._ports[0]}"
@@ -79,15 +80,3 @@ class ConsulProcess:
             return bool(self.ask("/v1/status/leader")) and bool(self.ask("/v1/catalog/nodes"))
         except OSError:
             return False
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, for programs that cannot bind port 0."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -26,6 +25,7 @@ from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from google.protobuf import json_format
 
+from tests.ports import free_port
 from wire import tls, x509
 from wire.grpc import ADS_DELTA, ADS_SOTW, ServerCall, listen, port_of, serve
 from wire.spiffe import SpiffeId
@@ -146,11 +146,6 @@ def route(name: str, status: int, body: str) -> EncodedResource:
 
 def named(*resources: EncodedResource) -> dict[str, EncodedResource]:
     return {resource.name: resource for resource in resources}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def fetch(url: str) -> tuple[int, str]:
