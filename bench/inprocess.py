@@ -28,6 +28,7 @@ import trio
 from agent import compiled
 from agent.http.request import ConnectionInfo, PeerIdentity
 from agent.table.bootstrap import load
+from agent.worker.accept import Nobody
 from agent.worker.stations import HttpStation
 from agent.worker.transport import PlainTransport
 from agent.worker.worker import Worker
@@ -64,7 +65,7 @@ class _Proxy:
         station = stations[0]
         assert isinstance(station, HttpStation)
         self._client, ours = _pair()
-        self._downstream = PlainTransport(ours, self.reactor, _Nobody())
+        self._downstream = PlainTransport(ours, self.reactor, Nobody())
         peer = PeerIdentity(uri_sans=(CLIENT,))
         station.open(
             self._downstream,
@@ -100,18 +101,6 @@ class _Proxy:
             while reactor._soon:
                 reactor._soon.popleft()()
             reactor.flush_dirty()
-
-
-class _Nobody:
-    """Owns a transport until its station takes it."""
-
-    def received(self, data: bytes) -> None: ...
-
-    def ended(self) -> None: ...
-
-    def lost(self, reason: str) -> None: ...
-
-    def drained(self) -> None: ...
 
 
 def _floor() -> Callable[[], None]:

@@ -129,13 +129,14 @@ class Exchange(Attempts):
             else:
                 self.answer(verdict)
                 return
-        slots, stats = self.setting.slots, self.setting.stats
-        slots[stats.rq_total] += 1
+        setting = self.setting
+        slots = setting.slots
+        slots[setting.rq_routed] += 1
         if plan is None:
-            slots[stats.no_route] += 1
+            slots[setting.stats.no_route] += 1
             self.answer(replies.NO_ROUTE)
         elif plan.respond is not None:
-            slots[stats.rq_direct_response] += 1
+            slots[setting.stats.rq_direct_response] += 1
             self.answer(plan.respond(ctx), from_route=True)
         else:
             self.forward(plan)
@@ -232,7 +233,6 @@ class Exchange(Attempts):
             return
         if self.whole_body >= 0:
             self.complete_body()
-            self.decide()
             return
         if self.total_timeout:
             self.start_total_timeout()
@@ -492,7 +492,8 @@ class Exchange(Attempts):
             outcome.virtual_host = plan.virtual_host
             outcome.route_metadata = plan.metadata
             outcome.virtual_host_metadata = plan.virtual_host_metadata
-        setting.slots[setting.stats.downstream_rq_active] -= 1
+        setting.slots[setting.rq_active] -= 1
+        outcome.plain = self.is_plain()
         setting.record(outcome)
         for log in setting.logs:
             log(outcome)

@@ -8,7 +8,7 @@ Not for: deciding that there is an answer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from agent.http.headers import Headers
 from agent.http.mutation import compile_response_changes
@@ -22,36 +22,38 @@ from agent.telemetry.outcome import Outcome
 Rewrite: TypeAlias = Callable[[RequestContext | None, ResponseHead, bytes, Outcome], bytes]
 """Changes a local answer's head in place and returns its body."""
 
-NO_ROUTE = LocalReply(404, flags=("NR",), details="route_not_found")
-MISSING_HOST = LocalReply(400, details="missing_host_header")
-UPGRADE_FAILED = LocalReply(403, details="upgrade_failed")
-ABSOLUTE_PATH = LocalReply(404, details="absolute_path_rejected")
-NO_UPSTREAM = LocalReply(503, b"no healthy upstream", flags=("UH",), details="no_healthy_upstream")
-RESPONSE_TIMEOUT = LocalReply(504, b"upstream request timeout", flags=("UT",), details="response_timeout")
-PER_TRY_TIMEOUT = LocalReply(
+NO_ROUTE: Final = LocalReply(404, flags=("NR",), details="route_not_found")
+MISSING_HOST: Final = LocalReply(400, details="missing_host_header")
+UPGRADE_FAILED: Final = LocalReply(403, details="upgrade_failed")
+ABSOLUTE_PATH: Final = LocalReply(404, details="absolute_path_rejected")
+NO_UPSTREAM: Final = LocalReply(503, b"no healthy upstream", flags=("UH",), details="no_healthy_upstream")
+RESPONSE_TIMEOUT: Final = LocalReply(
+    504, b"upstream request timeout", flags=("UT",), details="response_timeout"
+)
+PER_TRY_TIMEOUT: Final = LocalReply(
     504, b"upstream request timeout", flags=("UT",), details="upstream_per_try_timeout"
 )
-PER_TRY_IDLE = LocalReply(
+PER_TRY_IDLE: Final = LocalReply(
     504, b"upstream request timeout", flags=("UT",), details="upstream_per_try_idle_timeout"
 )
-TOO_LARGE = LocalReply(413, b"Payload Too Large", details="request_payload_too_large")
-REQUEST_IDLE = LocalReply(408, b"stream timeout", flags=("SI",), details="stream_idle_timeout")
-RESPONSE_IDLE = LocalReply(504, b"stream timeout", flags=("SI",), details="stream_idle_timeout")
-REQUEST_TIMEOUT = LocalReply(408, b"request timeout", details="request_overall_timeout")
-HEADERS_TIMEOUT = LocalReply(408, b"request header timeout", details="request_header_timeout")
-MAX_DURATION = LocalReply(504, b"downstream duration timeout", details="max_duration_timeout")
-REQUEST_MAX_DURATION = LocalReply(408, b"downstream duration timeout", details="max_duration_timeout")
-UPSTREAM_MAX_DURATION = LocalReply(
+TOO_LARGE: Final = LocalReply(413, b"Payload Too Large", details="request_payload_too_large")
+REQUEST_IDLE: Final = LocalReply(408, b"stream timeout", flags=("SI",), details="stream_idle_timeout")
+RESPONSE_IDLE: Final = LocalReply(504, b"stream timeout", flags=("SI",), details="stream_idle_timeout")
+REQUEST_TIMEOUT: Final = LocalReply(408, b"request timeout", details="request_overall_timeout")
+HEADERS_TIMEOUT: Final = LocalReply(408, b"request header timeout", details="request_header_timeout")
+MAX_DURATION: Final = LocalReply(504, b"downstream duration timeout", details="max_duration_timeout")
+REQUEST_MAX_DURATION: Final = LocalReply(408, b"downstream duration timeout", details="max_duration_timeout")
+UPSTREAM_MAX_DURATION: Final = LocalReply(
     504,
     b"upstream max stream duration reached",
     flags=("UMSDR",),
     details="upstream_max_stream_duration_reached",
 )
 
-_PROTOCOL_BODIES = {
+_PROTOCOL_BODIES: Final = {
     400: b"Bad Request", 426: b"Upgrade Required", 431: b"Request Header Fields Too Large", 501: b"Not Implemented",
 }  # fmt: skip
-_GRPC_OF_STATUS = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
+_GRPC_OF_STATUS: Final = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
 
 
 def protocol_error(status: int, details: str) -> LocalReply:
@@ -95,7 +97,7 @@ def build(
         if body:
             headers[b"content-type"] = content_type
         body = rewrite(ctx, head, body, outcome)
-        content_type = headers.pop(b"content-type", content_type)
+        content_type = headers.pop(b"content-type") or content_type
     else:
         content_type = reply.content_type
     if body:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.exchange.streams import ClientStream
 from agent.http.headers import Headers
 from agent.http.request import ConnectionInfo, RequestContext, ResponseHead
 from agent.routing.plan import RoutePlan
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from agent.exchange.setting import Timer
 
 
-class _NoClient:
+class _NoClient(ClientStream):
     """A client that throws everything away."""
 
     certificate_element: bytes | None = None

@@ -7,8 +7,10 @@ Not for: anything about one request or one connection.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Protocol
+
+from mypy_extensions import trait
 
 from agent.exchange.local_reply import Rewrite
 from agent.http.intake import Intake
@@ -23,29 +25,36 @@ from agent.upstream.host import Host
 from agent.upstream.pool import Pool
 
 
-class Clock(Protocol):
+@trait
+class Clock:
     """Time as the worker reads it."""
 
     now: float
     """Monotonic seconds of the event being handled."""
 
+    @abstractmethod
     def wall(self) -> float:
         """Seconds since the epoch."""
 
+    @abstractmethod
     def http_date(self) -> bytes:
         """For `date` fields (RFC 9110 section 5.6.7)."""
 
+    @abstractmethod
     def timer(self, call: Callable[[], None]) -> Timer:
         """A timer that is not set."""
 
 
-class Timer(Protocol):
+@trait
+class Timer:
     """One deadline; see agent/worker/timers."""
 
     deadline: float
 
+    @abstractmethod
     def set(self, deadline: float) -> None: ...
 
+    @abstractmethod
     def cancel(self) -> None: ...
 
 
@@ -54,22 +63,8 @@ class Setting:
 
     __slots__ = (
         "_silent",
-        "clock",
-        "clusters",
-        "intake",
-        "listener",
-        "logs",
-        "manager",
-        "normalise",
-        "outgoing",
-        "random",
-        "raw_pool",
-        "record",
-        "rewrite",
-        "router",
-        "slots",
-        "stats",
-        "strip_envoy_headers",
+        "clock", "clusters", "intake", "listener", "logs", "manager", "normalise", "outgoing", "random", "raw_pool",
+        "record", "rewrite", "router", "rq_active", "rq_http1", "rq_routed", "rq_total", "slots", "stats", "strip_envoy_headers",
         "upgrades",
     )  # fmt: skip
 
@@ -87,7 +82,7 @@ class Setting:
         logs: tuple[Callable[[Outcome], None], ...],
         record: Callable[[Outcome], None],
         stats: HttpStats,
-        slots: memoryview,
+        slots: list[int],
         clock: Clock,
         random: Callable[[], int],
         raw_pool: Callable[[Host], Pool],
@@ -103,12 +98,17 @@ class Setting:
         self.logs = logs
         self.record = record
         self.stats = stats
+        self.rq_total: int = stats.downstream_rq_total
+        self.rq_active: int = stats.downstream_rq_active
+        self.rq_http1: int = stats.downstream_rq_http1_total
+        self.rq_routed: int = stats.rq_total
+        """Slots that every request counts in, as compiled integers."""
         self.slots = slots
         self.clock = clock
         self.raw_pool = raw_pool
         """A pool of one TCP connection, for a CONNECT that ends here."""
         self.random = random
-        """64 random bits."""
+        """RANDOM_BITS random bits."""
         self.strip_envoy_headers = manager.router is not None and manager.router.suppress_envoy_headers
         self._silent: Setting | None = None
         self.upgrades = {upgrade.type.lower().encode(): upgrade.enabled for upgrade in manager.upgrades}
@@ -128,7 +128,7 @@ class Setting:
                 logs=(),
                 record=_nothing,
                 stats=self.stats,
-                slots=memoryview(bytearray(len(self.slots) * 8)).cast("q"),
+                slots=[0] * len(self.slots),
                 clock=self.clock,
                 random=self.random,
                 raw_pool=self.raw_pool,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from agent.exchange import local_reply as replies
 from agent.telemetry.outcome import Outcome
+from agent.upstream.pool import Waiter
 
 if TYPE_CHECKING:
     from agent.exchange.setting import Setting
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from agent.upstream.retry import RetryState
 
 
-class ExchangeState:
+class ExchangeState(Waiter):
     """Invariant: at most one of `waiting_in`, `upstream` and a finite `resume_at` is set; `over` never goes back."""
 
     __slots__ = (
@@ -71,10 +72,11 @@ class ExchangeState:
         self.idle_at = self.total_at = self.try_at = self.try_idle_at = self.max_at = self.resume_at = inf
 
     def complete_body(self) -> None:
-        """The body that a filter waited for is here: its length is known."""
+        """The body that a filter waited for is here: its length is known, and the next step's turn has come."""
         self.whole_body = -1
         self.ctx.headers.set(b"content-length", b"%d" % self.buffered)
         self.ctx.headers.remove(b"transfer-encoding")
+        self.resume()
 
     # Output has room again
 
@@ -159,6 +161,8 @@ class ExchangeState:
                 self.time_out(replies.REQUEST_TIMEOUT)
             else:
                 cluster.slots[cluster.stats.upstream_rq_timeout] += 1
+                if self.host is not None:
+                    self.host.rq_timeout += 1
                 self.blame_host()
                 self.time_out(replies.RESPONSE_TIMEOUT)
         elif self.try_at <= now:
@@ -179,10 +183,18 @@ class ExchangeState:
 
     def count_begun(self) -> None:
         """One more request, of which one more is in progress."""
-        slots, stats = self.setting.slots, self.setting.stats
-        slots[stats.downstream_rq_total] += 1
-        slots[stats.downstream_rq_active] += 1
-        slots[stats.downstream_rq_http1_total] += 1
+        setting = self.setting
+        slots = setting.slots
+        slots[setting.rq_total] += 1
+        slots[setting.rq_active] += 1
+        slots[setting.rq_http1] += 1
+
+    def is_plain(self) -> bool:
+        """See Outcome.plain."""
+        fields = self.ctx.headers.first
+        kind = fields.get(b"content-type")
+        grpc = kind is not None and kind.startswith(b"application/grpc")
+        return not self.outcome.flags and not grpc and b"x-envoy-internal" not in fields
 
     def count_refused_path(self, status: int) -> None:
         """The path was answered before it was routed."""
@@ -205,7 +217,9 @@ class ExchangeState:
     def describe(self, now: float, wall: float, protocol: str) -> None:
         """Tell the outcome where and when the request began; `now` is monotonic."""
         outcome, setting = self.outcome, self.setting
-        outcome.connection = self.client.connection
+        connection = outcome.connection = self.client.connection
+        if connection.peer is not None:
+            outcome.peer_uris = connection.peer.uri_sans
         outcome.listener = setting.listener
         outcome.stat_prefix = setting.manager.stat_prefix
         outcome.protocol = protocol

@@ -6,8 +6,11 @@ after it has said that it is over.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from mypy_extensions import trait
 
 from agent.http.headers import Headers
 from agent.http.request import ConnectionInfo, PeerIdentity, ResponseHead
@@ -17,7 +20,8 @@ if TYPE_CHECKING:
     from agent.exchange.setting import Timer
 
 
-class ClientStream(Protocol):
+@trait
+class ClientStream:
     """The client's side."""
 
     connection: ConnectionInfo
@@ -28,35 +32,46 @@ class ClientStream(Protocol):
     closing: bool
     """The connection ends after this response."""
 
+    @abstractmethod
     def full(self) -> bool:
         """So much output waits that the upstream should pause; `exchange.client_drained` follows."""
 
+    @abstractmethod
     def send_continue(self) -> None:
         """100 Continue."""
 
+    @abstractmethod
     def send_informational(self, status: int, headers: Headers) -> None:
         """Another 1xx."""
 
+    @abstractmethod
     def send_head(self, head: ResponseHead, method: bytes, ended: bool, tunnel: bool) -> None:
         """The response begins. With `tunnel`, what follows in both directions is raw bytes."""
 
+    @abstractmethod
     def send_data(self, data: bytes) -> None: ...
 
+    @abstractmethod
     def send_end(self, trailers: Headers | None) -> None: ...
 
+    @abstractmethod
     def abort(self) -> None:
         """Cut the response off so that the client sees that it is incomplete."""
 
+    @abstractmethod
     def pause(self) -> None:
         """Stop reading the request's body."""
 
+    @abstractmethod
     def resume(self) -> None: ...
 
+    @abstractmethod
     def exchange_over(self) -> None:
         """The response is complete, or the exchange was abandoned."""
 
 
-class UpstreamStream(PooledConnection, Protocol):
+@trait
+class UpstreamStream(PooledConnection):
     """The upstream's side: made ready by the pool, good for one request."""
 
     reused: bool
@@ -65,9 +80,11 @@ class UpstreamStream(PooledConnection, Protocol):
     local_address: str
     peer: PeerIdentity | None
 
+    @abstractmethod
     def full(self) -> bool:
         """So much output waits that the client should pause; `exchange.upstream_drained` follows."""
 
+    @abstractmethod
     def begin(
         self,
         exchange: Any,
@@ -80,15 +97,20 @@ class UpstreamStream(PooledConnection, Protocol):
     ) -> None:
         """Send a request's head."""
 
+    @abstractmethod
     def send_data(self, data: bytes) -> None: ...
 
+    @abstractmethod
     def send_end(self, trailers: Headers | None) -> None: ...
 
+    @abstractmethod
     def cancel(self) -> None:
         """The exchange wants no more of this response."""
 
+    @abstractmethod
     def pause(self) -> None: ...
 
+    @abstractmethod
     def resume(self) -> None: ...
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ipaddress import ip_address
+from typing import Final
 
 from agent.http.headers import Headers
 from agent.http.request import RequestContext
@@ -82,6 +83,6 @@ def tell_timeout(headers: Headers, total: float, each: float) -> None:
         headers[b"x-envoy-expected-rq-timeout-ms"] = told
 
 
-_REMEMBERED = 256
-_told: dict[float, bytes] = {}
+_REMEMBERED: Final = 256
+_told: Final[dict[float, bytes]] = {}
 """Timeouts as they are told: few, but for what is left in a retry."""

@@ -6,9 +6,11 @@ requests is not also the half that went to one side of a split.
 
 from __future__ import annotations
 
+from typing import Final
+
 from agent.http.request import RequestContext
 
-_MASK = (1 << 64) - 1
+_MASK: Final = (1 << 64) - 1
 
 DELAY, ABORT, ENABLED, ENFORCED, SHADOW = range(1, 6)
 

@@ -6,6 +6,8 @@ Referer, or from an origin that is configured.
 
 from __future__ import annotations
 
+from typing import Final
+
 from agent.filters.chain import Placed, most_specific
 from agent.filters.chance import ENABLED, draw
 from agent.filters.step import RequestStep, Steps
@@ -13,8 +15,8 @@ from agent.http.request import LocalReply, RequestContext
 from agent.table.filter_config import Csrf
 from agent.table.matchers import compile_string
 
-_CHANGING = frozenset({b"POST", b"PUT", b"DELETE", b"PATCH"})
-_REFUSAL = LocalReply(403, b"Invalid origin", details="csrf_origin_mismatch")
+_CHANGING: Final = frozenset({b"POST", b"PUT", b"DELETE", b"PATCH"})
+_REFUSAL: Final = LocalReply(403, b"Invalid origin", details="csrf_origin_mismatch")
 
 
 def compile(placed: Placed) -> Steps | None:

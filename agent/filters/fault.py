@@ -7,6 +7,7 @@ faults take value and share from the request, the share at most as configured.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from agent.filters.chain import Placed, most_specific
 from agent.filters.chance import ABORT, DELAY, draw
@@ -17,10 +18,10 @@ from agent.http.request import Delay, LocalReply, RequestContext
 from agent.table.filter_config import Fault, FaultAbort, FaultDelay
 from agent.table.matchers import Fraction, decimal
 
-DELAY_HEADER = b"x-envoy-fault-delay-request"
-ABORT_HEADER = b"x-envoy-fault-abort-request"
-GRPC_HEADER = b"x-envoy-fault-abort-grpc-request"
-BODY = b"fault filter abort"
+DELAY_HEADER: Final = b"x-envoy-fault-delay-request"
+ABORT_HEADER: Final = b"x-envoy-fault-abort-request"
+GRPC_HEADER: Final = b"x-envoy-fault-abort-grpc-request"
+BODY: Final = b"fault filter abort"
 
 
 class ActiveFaults:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Final
 
 from agent.filters.chain import Placed, most_specific
 from agent.filters.chance import ENABLED, ENFORCED, draw
@@ -21,8 +22,8 @@ from agent.http.request import LocalReply, RequestContext, ResponseHead
 from agent.table.filter_config import LocalRateLimit
 from agent.table.route import HeaderChanges
 
-DETAILS = "local_rate_limited"
-_CONNECTIONS = 65536
+DETAILS: Final = "local_rate_limited"
+_CONNECTIONS: Final = 65536
 
 
 class Limiter:

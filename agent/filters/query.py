@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Final
 from urllib.parse import quote, unquote
 
 from agent.filters.step import RequestStep
@@ -49,7 +50,7 @@ def compile_query_mutations(mutations: Sequence[QueryMutation]) -> RequestStep |
     return mutate
 
 
-_UNSENDABLE = re.compile(rb"[^!-~]|#")
+_UNSENDABLE: Final = re.compile(rb"[^!-~]|#")
 
 
 def _escape(found: re.Match[bytes]) -> bytes:

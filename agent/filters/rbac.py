@@ -6,6 +6,7 @@ Rule: shadow rules are judged and noted in dynamic metadata, enforced rules answ
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from agent.filters.chain import Placed, most_specific
 from agent.filters.rbac_rules import compile_rules
@@ -13,8 +14,8 @@ from agent.filters.step import RequestStep, Steps
 from agent.http.request import LocalReply, RequestContext
 from agent.table.filter_config import Rbac
 
-NAMESPACE = "envoy.filters.http.rbac"
-_SPACE = re.compile(r"\s")
+NAMESPACE: Final = "envoy.filters.http.rbac"
+_SPACE: Final = re.compile(r"\s")
 
 
 def compile(placed: Placed) -> Steps | None:

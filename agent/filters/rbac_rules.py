@@ -7,7 +7,7 @@ effective one (Envoy RoleBasedAccessControlEngineImpl).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from agent.http.matching import compile_request_header
 from agent.http.request import ConnectionInfo, RequestContext
@@ -78,7 +78,7 @@ def bare(path: bytes) -> bytes:
     return path.partition(b"?")[0].partition(b"#")[0]
 
 
-_ADDRESSES: dict[str, Callable[[RequestContext], str]] = {
+_ADDRESSES: Final[dict[str, Callable[[RequestContext], str]]] = {
     "destination_ip": lambda ctx: ctx.connection.local[0],
     "source_ip": lambda ctx: ctx.connection.remote[0],
     "direct_remote_ip": lambda ctx: ctx.connection.peer_address[0],

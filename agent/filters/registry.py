@@ -3,6 +3,8 @@ line here."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from agent.filters import (
     buffer,
     cors,
@@ -16,7 +18,7 @@ from agent.filters import (
 )
 from agent.filters.chain import Registry
 
-HTTP_FILTERS: Registry = {
+HTTP_FILTERS: Final[Registry] = {
     "buffer": buffer.compile,
     "cors": cors.compile,
     "csrf": csrf.compile,

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Final
 
-from agent.http.h1_fast import FastClientCodec, FastServerCodec
 from agent.http.h1_message import ClientCodec, Limits, RequestSink, ResponseSink, ServerCodec
-from agent.http.h1_reference import ReferenceClientCodec, ReferenceServerCodec
 
 MakeServer = Callable[[RequestSink, Limits], ServerCodec]
 MakeClient = Callable[[ResponseSink, Limits], ClientCodec]
 
-CODECS: dict[str, tuple[MakeServer, MakeClient]] = {
-    "fast": (FastServerCodec, FastClientCodec),
-    "reference": (ReferenceServerCodec, ReferenceClientCodec),
-}
-"""By name: what reads requests, what reads responses."""
+NAMES: Final = ("fast", "reference")
 
-SERVER_CODEC, CLIENT_CODEC = CODECS[os.environ.get("HOSTMESH_H1_CODEC", "fast")]
+
+def codec(name: str) -> tuple[MakeServer, MakeClient]:
+    """What reads requests and what reads responses. Only the one that is used is imported."""
+    if name == "reference":
+        from agent.http.h1_reference import ReferenceClientCodec, ReferenceServerCodec
+
+        return ReferenceServerCodec, ReferenceClientCodec
+    from agent.http.h1_fast import FastClientCodec, FastServerCodec
+
+    return FastServerCodec, FastClientCodec
+
+
+SERVER_CODEC, CLIENT_CODEC = codec(os.environ.get("HOSTMESH_H1_CODEC", "fast"))

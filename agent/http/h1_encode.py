@@ -8,29 +8,30 @@ Not for: which headers a message has (exchange, intake).
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Final
 
 from agent.http.headers import Headers
 
-FIXED = 0
+FIXED: Final = 0
 """The body has a content-length, or there is none: its bytes are written as they are."""
-CHUNKS = 1
+CHUNKS: Final = 1
 """The body is written in chunks (RFC 9112 section 7.1)."""
-CLOSE = 2
+CLOSE: Final = 2
 """The body ends with the connection."""
 
-LAST_CHUNK = b"0\r\n\r\n"
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-_BODILESS = frozenset((b"GET", b"HEAD", b"DELETE", b"TRACE", b"CONNECT"))
-_REASONS = {status.value: status.phrase for status in HTTPStatus} | {
+_BODILESS: Final = frozenset((b"GET", b"HEAD", b"DELETE", b"TRACE", b"CONNECT"))
+_REASONS: Final = {status.value: status.phrase for status in HTTPStatus} | {
     302: "Found", 413: "Payload Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable",
     418: "Unknown", 422: "Unprocessable Entity", 509: "Bandwidth Limit Exceeded",
 }  # fmt: skip
-_LINES: dict[int, bytes] = {
+_LINES: Final[dict[int, bytes]] = {
     status: b"HTTP/1.1 %d %s\r\n" % (status, _REASONS.get(status, "Unknown").encode())
     for status in range(100, 1000)
 }
-_COLON = b": ".join
+_COLON: Final = b": ".join
 
 
 def response_head(

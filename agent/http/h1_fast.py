@@ -8,16 +8,18 @@ Not for: sending, connections, timeouts.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 import h11r
 
 from agent.http.h1_message import (
     NO_HOST,
+    ClientCodec,
     H1Violation,
     Limits,
     RequestSink,
     ResponseSink,
+    ServerCodec,
     classify_refused,
     classify_request_error,
     judge_authority,
@@ -27,22 +29,22 @@ from agent.http.h1_message import (
 )
 from agent.http.headers import Headers
 
-_SERVER = h11r.Role.SERVER
-_CLIENT = h11r.Role.CLIENT
+_SERVER: Final = h11r.Role.SERVER
+_CLIENT: Final = h11r.Role.CLIENT
 _Request = h11r.Request
 _Data = h11r.Data
 _End = h11r.EndOfMessage
 _Response = h11r.Response
 _Informational = h11r.InformationalResponse
-_DONE = h11r.State.DONE
-_HOST = ((b"host", b"-"),)
-_MARK = b"host: " + NO_HOST + b"\r\n"
-_LENGTH_FIELD = re.compile(rb"(?i)(?<=\n)content-length:[^\n]*\n")
-_HOSTS = re.compile(rb"^host:([^\r\n]*)", re.MULTILINE)
-_H11R_HEADERS = 65535
+_DONE: Final = h11r.State.DONE
+_HOST: Final = ((b"host", b"-"),)
+_MARK: Final = b"host: " + NO_HOST + b"\r\n"
+_LENGTH_FIELD: Final = re.compile(rb"(?i)(?<=\n)content-length:[^\n]*\n")
+_HOSTS: Final = re.compile(rb"^host:([^\r\n]*)", re.MULTILINE)
+_H11R_HEADERS: Final = 65535
 
 
-class FastServerCodec:
+class FastServerCodec(ServerCodec):
     """Reads requests. Invariant: `_parser` reads the request in progress and has seen no byte of an earlier one."""
 
     __slots__ = ("_between", "_first", "_limits", "_parser", "_sink")
@@ -132,16 +134,13 @@ class FastServerCodec:
                     raise too_many("too_many_headers")
                 self._between = False
                 self._first = b""
-                sink.request_head(
-                    judge_request(
-                        event.method,
-                        event.target,
-                        Headers.of_wire(fields),
-                        event.http_version != b"1.1",
-                        limits,
-                        0,
-                    )
-                )
+                old = event.http_version != b"1.1"
+                head = judge_request(event.method, event.target, Headers.of_wire(fields), old, limits, 0)
+                sink.request_head(head)
+                if head.ended and not head.upgrade and not parser.buffered_nbytes:
+                    # What follows is known: a request without a body ends with its head.
+                    sink.request_end(None)
+                    return
             elif kind is _Data:
                 sink.request_data(event.data)
             elif kind is _End:
@@ -171,7 +170,7 @@ class FastServerCodec:
         return classify_refused(self._first or data, text)
 
 
-class FastClientCodec:
+class FastClientCodec(ClientCodec):
     """Reads responses. Invariant: between messages no parser is held, so bytes that come then are garbage."""
 
     __slots__ = ("_limits", "_method", "_parser", "_rest", "_sink", "_used")

@@ -9,31 +9,34 @@ Not for: sending (h1_encode), header changes that depend on configuration (intak
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final
+
+from mypy_extensions import trait
 
 from agent.http.headers import Headers
 from agent.http.single import SINGLE_IN_REQUESTS, SINGLE_IN_RESPONSES
 
-CHUNKED = -1
+CHUNKED: Final = -1
 """Body length of a message with `Transfer-Encoding: chunked`."""
-UNTIL_CLOSE = -2
+UNTIL_CLOSE: Final = -2
 """Body length of a response that ends with its connection (RFC 9112 section 6.3, rule 8)."""
 
-NO_HOST = b"no-host.hostmesh.invalid"
+NO_HOST: Final = b"no-host.hostmesh.invalid"
 """Put in by a codec whose parser insists on a Host field."""
 
-METHODS = frozenset(
+METHODS: Final = frozenset(
     b"ACL BIND CHECKOUT CONNECT COPY DELETE GET HEAD LINK LOCK MERGE MKACTIVITY MKCALENDAR MKCOL MOVE M-SEARCH "
     b"NOTIFY OPTIONS PATCH POST PROPFIND PROPPATCH PURGE PUT QUERY REBIND REPORT SEARCH SOURCE SUBSCRIBE TRACE UNBIND "
     b"UNLINK UNLOCK UNSUBSCRIBE".split()
 )
 """Methods that Envoy's HTTP/1 codec knows; others are refused unless custom methods are allowed."""
 
-_AUTHORITY = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:@\[\]]*\Z")
-_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_VERSION_AT_END = re.compile(rb"([^ ]+) +([^ ]+)(?: +HTTP/(\d)\.(\d))?\Z")
-_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\x00-\x08\x0a-\x1f\x7f]*)\Z")
+_AUTHORITY: Final = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:@\[\]]*\Z")
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_VERSION_AT_END: Final = re.compile(rb"([^ ]+) +([^ ]+)(?: +HTTP/(\d)\.(\d))?\Z")
+_FIELD: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\x00-\x08\x0a-\x1f\x7f]*)\Z")
 
 
 class H1Violation(Exception):
@@ -102,51 +105,70 @@ class InboundResponse:
         self.keep_alive = True
 
 
-class RequestSink(Protocol):
+@trait
+class RequestSink:
     """Who hears what a server codec found. Calls come in the order of the wire."""
 
+    @abstractmethod
     def request_head(self, head: RequestHead) -> None: ...
+    @abstractmethod
     def request_data(self, data: bytes) -> None: ...
+    @abstractmethod
     def request_end(self, trailers: Headers | None) -> None: ...
 
 
-class ResponseSink(Protocol):
+@trait
+class ResponseSink:
     """Who hears what a client codec found."""
 
+    @abstractmethod
     def informational(self, status: int, headers: Headers) -> None: ...
+    @abstractmethod
     def response_head(self, head: InboundResponse) -> None: ...
+    @abstractmethod
     def response_data(self, data: bytes) -> None: ...
+    @abstractmethod
     def response_end(self, trailers: Headers | None) -> None: ...
 
 
-class ServerCodec(Protocol):
+@trait
+class ServerCodec:
     """Reads requests from one connection, one at a time."""
 
+    @abstractmethod
     def receive(self, data: bytes) -> None:
         """Take bytes and report what they complete. Raises H1Violation."""
 
+    @abstractmethod
     def end_of_input(self) -> bool:
         """The client will send no more. True if that was between messages, else the request is cut off."""
 
+    @abstractmethod
     def next_request(self) -> None:
         """The request in progress has been answered: read on. Raises H1Violation."""
 
+    @abstractmethod
     def leftovers(self) -> bytes:
         """Bytes after the head of a request that became a tunnel."""
 
 
-class ClientCodec(Protocol):
+@trait
+class ClientCodec:
     """Reads responses from one connection, one at a time."""
 
+    @abstractmethod
     def expect(self, method: bytes, upgrade: bytes) -> None:
         """A request was sent whose response is awaited now."""
 
+    @abstractmethod
     def receive(self, data: bytes) -> None:
         """Take bytes and report what they complete. Raises H1Violation."""
 
+    @abstractmethod
     def end_of_input(self) -> None:
         """The upstream will send no more: ends a response that lasts until then. Raises H1Violation if one is cut off."""
 
+    @abstractmethod
     def leftovers(self) -> bytes:
         """Bytes beyond the message: a tunnel's first bytes, or garbage that forbids to use the connection again."""
 
@@ -174,7 +196,7 @@ def judge_request(
         _judge_target(head, limits)
     if head.authority not in _good_authorities:
         judge_authority(head.authority)
-    if old or not _FRAMING.isdisjoint(headers):
+    if old or not _FRAMING.isdisjoint(headers.first):
         _judge_framing(head, headers, old)
     return head
 
@@ -188,9 +210,11 @@ def judge_authority(authority: bytes) -> None:
         _good_authorities.add(authority)
 
 
-_good_authorities: set[bytes] = set()
-_REMEMBERED = 4096
-_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection", b"expect", b"proxy-connection"))
+_good_authorities: Final[set[bytes]] = set()
+_REMEMBERED: Final = 4096
+_FRAMING: Final = frozenset(
+    (b"content-length", b"transfer-encoding", b"connection", b"expect", b"proxy-connection")
+)
 
 
 def _judge_framing(head: RequestHead, headers: Headers, old: bool) -> None:

@@ -7,16 +7,18 @@ than h11r, what it lets through is refused here. Chosen by HOSTMESH_H1_CODEC=ref
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 import h11
 
 from agent.http.h1_message import (
     NO_HOST,
+    ClientCodec,
     H1Violation,
     Limits,
     RequestSink,
     ResponseSink,
+    ServerCodec,
     classify_refused,
     classify_request_error,
     judge_request,
@@ -25,17 +27,17 @@ from agent.http.h1_message import (
 )
 from agent.http.headers import Headers
 
-_HOST = [(b"host", b"-")]
-_MARK = b"host: " + NO_HOST + b"\r\n"
-_LENGTH_FIELD = re.compile(rb"(?i)(?<=\n)content-length:[^\n]*\n")
-_FOLDED = re.compile(rb"\n[ \t]")
-_BARE_CR = re.compile(rb"\r(?=[^\n])")
-_LENGTH_LIST = re.compile(rb"(?i)\ncontent-length:[^\n]*,")
-_LENGTH = re.compile(rb"(?i)\ncontent-length:")
-_HEAD_END = re.compile(rb"\n\r?\n")
+_HOST: Final = [(b"host", b"-")]
+_MARK: Final = b"host: " + NO_HOST + b"\r\n"
+_LENGTH_FIELD: Final = re.compile(rb"(?i)(?<=\n)content-length:[^\n]*\n")
+_FOLDED: Final = re.compile(rb"\n[ \t]")
+_BARE_CR: Final = re.compile(rb"\r(?=[^\n])")
+_LENGTH_LIST: Final = re.compile(rb"(?i)\ncontent-length:[^\n]*,")
+_LENGTH: Final = re.compile(rb"(?i)\ncontent-length:")
+_HEAD_END: Final = re.compile(rb"\n\r?\n")
 
 
-class ReferenceServerCodec:
+class ReferenceServerCodec(ServerCodec):
     """Reads requests. Invariant: `_parser` reads the request in progress and has seen no byte of an earlier one."""
 
     def __init__(self, sink: RequestSink, limits: Limits) -> None:
@@ -164,7 +166,7 @@ class ReferenceServerCodec:
         return classify_refused(self._first or data, text)
 
 
-class ReferenceClientCodec:
+class ReferenceClientCodec(ClientCodec):
     """Reads responses. Invariant: between messages no parser is held, so bytes that come then are garbage."""
 
     def __init__(self, sink: ResponseSink, limits: Limits) -> None:

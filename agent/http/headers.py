@@ -3,51 +3,89 @@
 A dictionary of lower-case names to values, because nearly every message names each header once and a
 dictionary is the fastest thing Python has. Second and later occurrences of a name wait in `repeated`,
 in order. Names and values are the bytes of the wire; nothing here decodes, validates or folds them.
+The dictionary is held, not inherited from: calls of a compiled class's own methods are calls of C functions.
 Not for: framing (content-length, transfer-encoding), which belongs to the codecs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from typing import Final, overload
 
 
-class Headers(dict[bytes, bytes]):
-    """First occurrences as a dictionary, later ones in `repeated` (None while every name is unique)."""
+class Headers:
+    """`first` occurrences as a dictionary, later ones in `repeated` (None while every name is unique).
 
-    __slots__ = ("repeated",)
+    Code that runs for every request may read `first` itself; changes go through the methods, which know of `repeated`."""
 
-    repeated: list[tuple[bytes, bytes]] | None
+    __slots__ = ("first", "repeated")
 
     def __init__(self, fields: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        super().__init__()
-        self.repeated = None
-        if not fields:
-            return
-        fields = tuple(fields)
-        self.update(fields)
-        if len(self) != len(fields):
-            self.clear()
-            later: list[tuple[bytes, bytes]] = []
-            for name, value in fields:
-                if name in self:
-                    later.append((name, value))
-                else:
-                    self[name] = value
-            self.repeated = later
+        first: dict[bytes, bytes] = {}
+        self.first = first
+        self.repeated: list[tuple[bytes, bytes]] | None = None
+        for name, value in fields:
+            if name not in first:
+                first[name] = value
+            elif self.repeated is None:
+                self.repeated = [(name, value)]
+            else:
+                self.repeated.append((name, value))
 
     @classmethod
     def of_wire(cls, fields: Collection[tuple[bytes, bytes]]) -> Headers:
         """The header map of fields as a codec found them: names in any case."""
-        headers = cls()
-        for name, value in fields:
-            headers[name.lower()] = value
-        if len(headers) != len(fields):
-            return cls([(name.lower(), value) for name, value in fields])
+        headers = Headers()
+        first = headers.first
+        known = _names
+        for written, value in fields:
+            name = known.get(written)
+            if name is None:
+                name = _learn(written)
+            first[name] = value
+        if len(first) != len(fields):
+            return Headers([(name.lower(), value) for name, value in fields])
         return headers
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.first
+
+    def __getitem__(self, name: bytes) -> bytes:
+        return self.first[name]
+
+    def __setitem__(self, name: bytes, value: bytes) -> None:
+        """Set the first occurrence; `set` replaces them all."""
+        self.first[name] = value
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __bool__(self) -> bool:
+        return bool(self.first)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.first)
+
+    @overload
+    def get(self, name: bytes) -> bytes | None: ...
+    @overload
+    def get(self, name: bytes, default: bytes) -> bytes: ...
+    def get(self, name: bytes, default: bytes | None = None) -> bytes | None:
+        """The first value of a name."""
+        return self.first.get(name, default)
+
+    def pop(self, name: bytes, default: bytes | None = None) -> bytes | None:
+        """Take the first occurrence of a name away, for names that occur once; its value."""
+        return self.first.pop(name, default)
+
+    def clear(self) -> None:
+        """Take everything away."""
+        self.first.clear()
+        self.repeated = None
 
     def get_all(self, name: bytes) -> list[bytes]:
         """Every value of a name, in the order received."""
-        first = self.get(name)
+        first = self.first.get(name)
         if first is None:
             return []
         if self.repeated is None:
@@ -57,20 +95,20 @@ class Headers(dict[bytes, bytes]):
     def joined(self, name: bytes) -> bytes | None:
         """All values of a name joined by commas (RFC 9110 section 5.3); None where there is none."""
         if self.repeated is None:
-            return self.get(name)
+            return self.first.get(name)
         values = self.get_all(name)
         return b",".join(values) if values else None
 
     def set(self, name: bytes, value: bytes) -> None:
         """Replace every occurrence of a name with one value."""
-        self[name] = value
+        self.first[name] = value
         if self.repeated is not None:
             self.repeated = [field for field in self.repeated if field[0] != name] or None
 
     def add(self, name: bytes, value: bytes) -> None:
         """Add an occurrence after those that are there."""
-        if name not in self:
-            self[name] = value
+        if name not in self.first:
+            self.first[name] = value
         elif self.repeated is None:
             self.repeated = [(name, value)]
         else:
@@ -78,7 +116,7 @@ class Headers(dict[bytes, bytes]):
 
     def remove(self, name: bytes) -> bool:
         """Take every occurrence of a name away; tells whether there was one."""
-        if self.pop(name, None) is None:
+        if self.first.pop(name, None) is None:
             return False
         if self.repeated is not None:
             self.repeated = [field for field in self.repeated if field[0] != name] or None
@@ -88,12 +126,12 @@ class Headers(dict[bytes, bytes]):
         """All fields for serialisation; occurrences of one name stand together, in their order."""
         repeated = self.repeated
         if repeated is None:
-            return self.items()
+            return self.first.items()
         later: dict[bytes, list[tuple[bytes, bytes]]] = {}
         for field in repeated:
             later.setdefault(field[0], []).append(field)
         together: list[tuple[bytes, bytes]] = []
-        for field in self.items():
+        for field in self.first.items():
             together.append(field)
             if field[0] in later:
                 together.extend(later[field[0]])
@@ -101,13 +139,27 @@ class Headers(dict[bytes, bytes]):
 
     def every(self) -> Iterator[tuple[bytes, bytes]]:
         """Iterate over all fields."""
-        yield from self.items()
+        yield from self.first.items()
         if self.repeated is not None:
             yield from self.repeated
 
     def duplicate(self) -> Headers:
         """An independent copy, for a retry or a mirror."""
-        copy = Headers(self.items())
+        copy = Headers(self.first.items())
         if self.repeated is not None:
             copy.repeated = list(self.repeated)
         return copy
+
+
+_KNOWN_NAMES: Final = 1024
+_LONG: Final = 64
+_names: Final[dict[bytes, bytes]] = {}
+"""Names as they are written, to lower case: senders use few, and one object a name makes every later look-up cheap."""
+
+
+def _learn(written: bytes) -> bytes:
+    lower = written.lower()
+    name = _names.get(lower, lower)
+    if len(_names) < _KNOWN_NAMES and len(written) <= _LONG:
+        _names[lower] = _names[written] = name
+    return name

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import TypeAlias
+from typing import Final, TypeAlias
 from urllib.parse import quote
 
 from agent.http.h1_message import RequestHead, connection_tokens
@@ -22,7 +22,7 @@ from agent.table.listener import HttpManager
 
 Intake: TypeAlias = Callable[[RequestContext, RequestHead, "bytes | None"], None]
 
-INTERNAL_ONLY = (
+INTERNAL_ONLY: Final = (
     b"x-envoy-internal",
     b"x-envoy-retriable-status-codes", b"x-envoy-retriable-header-names", b"x-envoy-retry-on", b"x-envoy-retry-grpc-on",
     b"x-envoy-max-retries", b"x-envoy-upstream-alt-stat-name", b"x-envoy-upstream-rq-timeout-ms",
@@ -31,13 +31,13 @@ INTERNAL_ONLY = (
     b"x-envoy-hedge-on-per-try-timeout",
 )  # fmt: skip
 """Fields that only internal requests may carry."""
-EDGE_ONLY = (
+EDGE_ONLY: Final = (
     b"x-envoy-decorator-operation", b"x-envoy-downstream-service-cluster", b"x-envoy-downstream-service-node",
     b"x-envoy-original-path",
 )  # fmt: skip
 """Fields that no client outside may send."""
 
-_INTERNAL_NETWORKS: tuple[IPv4Network | IPv6Network, ...] = tuple(
+_INTERNAL_NETWORKS: Final[tuple[IPv4Network | IPv6Network, ...]] = tuple(
     ip_network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fd00::/8")
 )
 """Envoy's default internal_address_config (RFC 1918, RFC 4193)."""
@@ -65,7 +65,7 @@ def compile_intake(manager: HttpManager, host_address: str = "") -> Intake:
             _drop_nominated(headers, head)
         elif b"upgrade" in headers:
             headers.remove(b"upgrade")
-        if special := not _SPECIAL.isdisjoint(headers):
+        if special := not _SPECIAL.isdisjoint(headers.first):
             headers.pop(b"transfer-encoding", None)
             for name in _HOP_BY_HOP:
                 if name in headers:
@@ -131,14 +131,14 @@ def compile_intake(manager: HttpManager, host_address: str = "") -> Intake:
     return intake
 
 
-_LOOPBACK = frozenset(("127.0.0.1", "::1"))
-_HOP_BY_HOP = (b"keep-alive", b"proxy-connection")
-_SPECIAL = frozenset((b"transfer-encoding", b"te", *_HOP_BY_HOP, *INTERNAL_ONLY, *EDGE_ONLY))
+_LOOPBACK: Final = frozenset(("127.0.0.1", "::1"))
+_HOP_BY_HOP: Final = (b"keep-alive", b"proxy-connection")
+_SPECIAL: Final = frozenset((b"transfer-encoding", b"te", *_HOP_BY_HOP, *INTERNAL_ONLY, *EDGE_ONLY))
 """None of these: nothing to take away."""
 
 
 def make_request_id(random: int) -> bytes:
-    """A version 4 UUID of 64 random bits, which are also those of the request's other decisions, mixed to 122."""
+    """A version 4 UUID of the random bits, which are also those of the request's other decisions, mixed to 122."""
     mixed = (random * 0x9E3779B97F4A7C15F39CC0605CEDC835 + 0x2545F4914F6CDD1D) & (1 << 128) - 1
     text = b"%032x" % (mixed ^ (random << 64))
     return b"%b-%b-4%b-%x%b-%b" % (
@@ -186,7 +186,7 @@ def _drop_nominated(headers: Headers, head: RequestHead) -> None:
         headers.remove(b"upgrade")
 
 
-_NEVER_NOMINATED = frozenset((
+_NEVER_NOMINATED: Final = frozenset((
     b"close", b"keep-alive", b"upgrade", b"te", b"connection", b"host", b"content-length", b"transfer-encoding",
     b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto",
 ))  # fmt: skip

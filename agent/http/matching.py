@@ -8,7 +8,7 @@ Not for: paths of routes, which agent/routing orders and indexes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from agent.http.headers import Headers
 from agent.http.request import RequestContext, ResponseHead
@@ -20,7 +20,7 @@ ResponsePredicate: TypeAlias = Callable[[ResponseHead], bool]
 ValueOf: TypeAlias = Callable[[RequestContext], bytes | None]
 
 
-PSEUDO: Mapping[bytes, ValueOf] = {
+PSEUDO: Final[Mapping[bytes, ValueOf]] = {
     b":method": lambda ctx: ctx.method,
     b":path": lambda ctx: ctx.path or None,
     b":authority": lambda ctx: ctx.authority or None,

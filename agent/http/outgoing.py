@@ -7,7 +7,7 @@ Not for: framing (h1_encode), changes that routes or filters ask for.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from agent.http.headers import Headers
 from agent.http.request import RequestContext, ResponseHead
@@ -25,23 +25,22 @@ def compile_outgoing(manager: HttpManager) -> Outgoing:
 
     def outgoing(ctx: RequestContext, head: ResponseHead, date: bytes) -> None:
         headers = head.headers
-        if not head.local and not _HOP_BY_HOP.isdisjoint(headers):
+        first = headers.first
+        if not head.local and not _HOP_BY_HOP.isdisjoint(first):
             drop_hop_by_hop(headers, head.status == 101)
         if via:
             headers.set(b"via", headers[b"via"] + b", " + via if b"via" in headers else via)
         if always_id and ctx.request_id:
             headers.set(b"x-request-id", ctx.request_id)
-        if b"date" not in headers:
-            headers[b"date"] = date
-        if policy == "overwrite":
-            headers[b"server"] = name
-        elif policy == "append_if_absent" or head.local:
-            headers.setdefault(b"server", name)
+        if b"date" not in first:
+            first[b"date"] = date
+        if policy == "overwrite" or ((policy == "append_if_absent" or head.local) and b"server" not in first):
+            first[b"server"] = name
 
     return outgoing
 
 
-_HOP_BY_HOP = frozenset((b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection"))
+_HOP_BY_HOP: Final = frozenset((b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection"))
 
 
 def drop_hop_by_hop(headers: Headers, upgraded: bool) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from agent.http.headers import Headers
+
+RANDOM_BITS: Final = 62
+"""As many as a compiled integer holds without an object of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ class RequestContext:
         self.scheme = scheme
         self.http_version = http_version
         self.random = random
-        """64 random bits of this request: splits, percentages, hash fall-backs take theirs from here."""
+        """RANDOM_BITS random bits of this request: splits, percentages, hash fall-backs take theirs from here."""
         self.started_at = started_at
         """Monotonic seconds."""
         self.received_at = received_at

@@ -6,16 +6,18 @@ occurrence.
 
 from __future__ import annotations
 
+from typing import Final
+
 from agent.http.headers import Headers
 
-_ON_BOTH = frozenset(
+_ON_BOTH: Final = frozenset(
     (
         b"connection content-length content-type keep-alive proxy-connection proxy-status "
         b"transfer-encoding upgrade via x-envoy-attempt-count x-envoy-decorator-operation x-request-id "
         b"cache-control content-encoding "
     ).split()
 )
-SINGLE_IN_REQUESTS = _ON_BOTH | frozenset(
+SINGLE_IN_REQUESTS: Final = _ON_BOTH | frozenset(
     (
         b"accept accept-encoding access-control-request-headers access-control-request-method "
         b"access-control-request-private-network authorization expect grpc-accept-encoding "
@@ -30,7 +32,7 @@ SINGLE_IN_REQUESTS = _ON_BOTH | frozenset(
         b"x-forwarded-port x-forwarded-proto "
     ).split()
 )
-SINGLE_IN_RESPONSES = _ON_BOTH | frozenset(
+SINGLE_IN_RESPONSES: Final = _ON_BOTH | frozenset(
     (
         b"access-control-allow-credentials access-control-allow-headers access-control-allow-methods "
         b"access-control-allow-origin access-control-allow-private-network "

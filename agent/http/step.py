@@ -10,7 +10,7 @@ function changes the response head in place. Neither waits, reads a clock or thr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from agent.http.request import Delay, LocalReply, RequestContext, ResponseHead, WholeBody
 
@@ -25,4 +25,4 @@ class Steps(NamedTuple):
     response: tuple[ResponseStep, ...] = ()
 
 
-NO_STEPS = Steps()
+NO_STEPS: Final = Steps()

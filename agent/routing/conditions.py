@@ -6,7 +6,7 @@ Rule: every condition must hold; their order does not matter because none has an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from agent.http.matching import RequestPredicate, compile_query, compile_request_header, every
 from agent.http.request import RequestContext
@@ -63,7 +63,7 @@ def _validated(wanted: bool) -> RequestPredicate:
     return lambda ctx: (ctx.connection.peer is not None and ctx.connection.peer.verified) == wanted
 
 
-_NO_METADATA: Mapping[str, Mapping[str, Any]] = {}
+_NO_METADATA: Final[Mapping[str, Mapping[str, Any]]] = {}
 
 
 def _metadata(match: MetadataMatch) -> RequestPredicate:

@@ -7,11 +7,11 @@ Rule (Envoy RouteMatcher::findVirtualHost): exact name, then the longest `*suffi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
 
-_REMEMBERED = 1024
+_REMEMBERED: Final = 1024
 
 
 class HostIndex(Generic[T]):

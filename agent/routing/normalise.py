@@ -8,7 +8,7 @@ Not for: matching. Made once from a connection manager's settings; nothing at al
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from agent.http.request import LocalReply, RequestContext
 from agent.routing.hosts import port_start
@@ -17,14 +17,14 @@ from agent.table.matchers import decimal
 
 Normaliser: TypeAlias = Callable[[RequestContext], LocalReply | None]
 
-_HASH = 0x23
-_PERCENT = 0x25
+_HASH: Final = 0x23
+_PERCENT: Final = 0x25
 """Bytes are looked for as numbers: `b"#" in path` costs CPython an exception inside."""
-FAILED = LocalReply(400, details="path_normalization_failed")
-_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-_ESCAPED = frozenset(b'"<>^`{|}')
-_PLAIN = bytes(byte for byte in range(0x21, 0x7F) if byte not in _ESCAPED and byte not in b"%\\")
-_ESCAPED_SLASHES = (b"%2f", b"%2F", b"%5c", b"%5C")
+FAILED: Final = LocalReply(400, details="path_normalization_failed")
+_UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_ESCAPED: Final = frozenset(b'"<>^`{|}')
+_PLAIN: Final = bytes(byte for byte in range(0x21, 0x7F) if byte not in _ESCAPED and byte not in b"%\\")
+_ESCAPED_SLASHES: Final = (b"%2f", b"%2F", b"%5c", b"%5C")
 
 
 def compile_normaliser(hcm: HttpManager) -> Normaliser:

@@ -8,7 +8,7 @@ their first segment.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from agent.http.matching import RequestPredicate
 from agent.http.request import RequestContext
@@ -21,9 +21,9 @@ Choice: TypeAlias = RoutePlan | Chooser
 Entry: TypeAlias = tuple[RouteMatch, PathPredicate | None, RequestPredicate | None, Choice]
 Candidate: TypeAlias = tuple[PathPredicate | None, RequestPredicate | None, RoutePlan | None, Chooser | None]
 
-_QUERY = 0x3F
-_FRAGMENT = 0x23
-INDEX_FROM = 8
+_QUERY: Final = 0x3F
+_FRAGMENT: Final = 0x23
+INDEX_FROM: Final = 8
 """Fewer routes than this are tried one after the other."""
 
 

@@ -8,7 +8,7 @@ Not for: cleaning paths up before routing, which is normalise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import re2
 
@@ -82,8 +82,8 @@ def template_parts(template: str) -> list[tuple[str, str, str]]:
     return parts
 
 
-_SEGMENT = "[a-zA-Z0-9-._~%!$&'()+,;:@=]+"
-_REST = "[a-zA-Z0-9-._~%!$&'()+,;:@=/]*"
+_SEGMENT: Final = "[a-zA-Z0-9-._~%!$&'()+,;:@=]+"
+_REST: Final = "[a-zA-Z0-9-._~%!$&'()+,;:@=/]*"
 
 
 def _glob(text: str) -> str:

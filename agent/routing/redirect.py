@@ -7,13 +7,14 @@ Rule: the Location is built from the request as it came, after the path rewrite 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from agent.http.request import LocalReply, RequestContext
 from agent.http.substitution import ValueMaker, compile_json_value, compile_value
 from agent.routing.paths import compile_rewrite
 from agent.table.route import Direct, Redirect, RouteMatch
 
-DETAILS = "direct_response"
+DETAILS: Final = "direct_response"
 
 
 def compile_redirect(match: RouteMatch, redirect: Redirect) -> Callable[[RequestContext], LocalReply]:

@@ -6,13 +6,14 @@ Rule: every non-overlapping match is replaced; `\\0`..`\\9` name groups, `\\\\` 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import re2
 
 from agent.table.route import Substitution
 from agent.table.substitution import replacement_pieces
 
-_QUIET = re2.Options()
+_QUIET: Final = re2.Options()
 _QUIET.log_errors = False
 
 

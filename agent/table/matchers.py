@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import re2
 
@@ -83,11 +83,11 @@ class Fraction:
         return random % self.denominator < self.numerator
 
 
-EVERYTHING = Fraction(100)
-NOTHING = Fraction(0)
+EVERYTHING: Final = Fraction(100)
+NOTHING: Final = Fraction(0)
 
 
-_QUIET = re2.Options()
+_QUIET: Final = re2.Options()
 _QUIET.log_errors = False
 
 
@@ -181,7 +181,7 @@ def compile_metadata(match: MetadataMatch) -> Callable[[Mapping[str, Mapping[str
     return matches
 
 
-_MISSING: Any = object()
+_MISSING: Final[Any] = object()
 
 
 def _compile_value(match: ValueMatch) -> Callable[[Any], bool]:

@@ -8,18 +8,25 @@ Not for: choosing the upstream, time, statistics beyond bytes.
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import abstractmethod
+
+from mypy_extensions import trait
 
 
-class Stream(Protocol):
+@trait
+class Stream:
     """One side."""
 
     full: bool
     """So much output waits that its source should pause."""
 
+    @abstractmethod
     def write(self, data: bytes) -> None: ...
+    @abstractmethod
     def finish(self) -> None: ...
+    @abstractmethod
     def pause(self) -> None: ...
+    @abstractmethod
     def resume(self) -> None: ...
 
 

@@ -12,7 +12,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from agent.table.access_log import AccessLog
 from agent.telemetry.format import DEFAULT_FORMAT, compile_format, compile_json
@@ -21,15 +21,15 @@ from agent.telemetry.outcome import Outcome
 
 Log: TypeAlias = Callable[[Outcome], None]
 
-FLUSH_BYTES = 64 << 10
+FLUSH_BYTES: Final = 64 << 10
 """A buffer of this size is written at once."""
-LIMIT_BYTES = 1 << 20
+LIMIT_BYTES: Final = 1 << 20
 """A sink that cannot be written to keeps this much; further lines are dropped and counted."""
-FLUSH_SECONDS = 1.0
+FLUSH_SECONDS: Final = 1.0
 """How often the worker is to call `Sinks.flush`."""
 
-_NO_WAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_STREAMS = {"stdout": 1, "stderr": 2, "/dev/stdout": 1, "/dev/stderr": 2}
+_NO_WAIT: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_STREAMS: Final = {"stdout": 1, "stderr": 2, "/dev/stdout": 1, "/dev/stderr": 2}
 
 
 class Sink:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from ipaddress import ip_network
 from operator import attrgetter
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from agent.telemetry.flags import LONG_NAMES
@@ -354,7 +354,7 @@ def _dynamic(outcome: Outcome) -> Any:
     return outcome.request.dynamic_metadata if outcome.request is not None else None
 
 
-METADATA: dict[str, Callable[[Outcome], Any]] = {
+METADATA: Final[dict[str, Callable[[Outcome], Any]]] = {
     "DYNAMIC": _dynamic,
     "ROUTE": lambda outcome: outcome.route_metadata,
     "CLUSTER": lambda outcome: outcome.cluster.metadata if outcome.cluster is not None else None,

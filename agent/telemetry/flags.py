@@ -6,7 +6,9 @@ Not for: deciding which flag a failure gets.
 
 from __future__ import annotations
 
-LONG_NAMES = {
+from typing import Final
+
+LONG_NAMES: Final = {
     "LH": "FailedLocalHealthCheck",
     "UH": "NoHealthyUpstream",
     "UT": "UpstreamRequestTimeout",

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from agent.table.listener import Direction
 from agent.telemetry.outcome import Outcome
 
-UNKNOWN = "unknown"
-_SIDE = (
+UNKNOWN: Final = "unknown"
+_SIDE: Final = (
     "workload",
     "workload_namespace",
     "principal",

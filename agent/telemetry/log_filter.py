@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import eq, ge, le, ne
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from agent.table import access_log_filter as values
 from agent.table.matchers import compile_header, compile_metadata
@@ -16,7 +16,7 @@ from agent.telemetry.outcome import NOTHING, Outcome
 
 Predicate: TypeAlias = Callable[[Outcome], bool]
 
-_OPERATORS = {"eq": eq, "ge": ge, "le": le, "ne": ne}
+_OPERATORS: Final = {"eq": eq, "ge": ge, "le": le, "ne": ne}
 
 
 def compile_filter(tree: values.AccessLogFilter) -> Predicate:
@@ -72,7 +72,7 @@ def _grpc(tree: values.GrpcStatus) -> Predicate:
     return test
 
 
-_FROM_HTTP = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14, 200: 0}
+_FROM_HTTP: Final = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14, 200: 0}
 """gRPC status of an answer without one (gRPC: HTTP to gRPC status code mapping)."""
 
 

@@ -8,7 +8,7 @@ Not for: reading values (fields.py, times.py), parsing formats (format.py).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import quote
 
 from agent.telemetry import fields, header_fields
@@ -38,7 +38,7 @@ def _tree(make: Factory) -> Operator:
     return Operator(make, "required", length=True, tree=True)
 
 
-OPERATORS: dict[str, Operator] = {
+OPERATORS: Final[dict[str, Operator]] = {
     "START_TIME": _timed(start_time, False),
     "START_TIME_LOCAL": _timed(start_time, True),
     "EMIT_TIME": _timed(emit_time, False),

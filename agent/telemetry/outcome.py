@@ -7,12 +7,12 @@ the worker; 0.0 where the point was never reached. Not for: anything still in pr
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-NOTHING: Mapping[str, Any] = MappingProxyType({})
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 """No metadata; one object, because telemetry knows metadata by identity."""
 
 
@@ -34,6 +34,8 @@ class Outcome:
         "flags",
         "listener",
         "local_body",
+        "peer_uris",
+        "plain",
         "protocol",
         "received_at",
         "request",
@@ -60,6 +62,7 @@ class Outcome:
         "upstream_picked_at",
         "upstream_sent_first_at",
         "upstream_sent_last_at",
+        "upstream_uris",
         "virtual_host",
         "virtual_host_metadata",
     )  # fmt: skip
@@ -98,6 +101,12 @@ class Outcome:
         self.upstream_metadata: Mapping[str, Any] = NOTHING
         self.upstream_peer: Any = None
         """PeerIdentity of the upstream."""
+        self.peer_uris: tuple[str, ...] | None = None
+        """The client certificate's URI names; None without a certificate."""
+        self.upstream_uris: tuple[str, ...] | None = None
+        """The same of the upstream's."""
+        self.plain = False
+        """No flags, not gRPC and not internal: counted with all others of its cluster, status and peers."""
         self.upstream_failure = ""
         """UPSTREAM_TRANSPORT_FAILURE_REASON."""
         self.local_body = b""

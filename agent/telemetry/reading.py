@@ -92,6 +92,7 @@ class Statistics:
 
     def read(self, region: StatsRegion, *, with_gauges: bool = True) -> None:
         """Add everything of one region."""
+        region.publish()
         scopes: dict[str, Any] = {}
         bounds: tuple[float, ...] = ()
         for entry in region.entries():

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from agent.telemetry.header_fields import grpc_status
 from agent.telemetry.labels import UNKNOWN, Side, connection_labels
@@ -21,20 +21,20 @@ from agent.telemetry.outcome import Outcome
 from agent.telemetry.scopes import ClusterStats, HttpStats, ListenerStats, ServerStats, TcpStats, definitions
 from agent.telemetry.stats import StatsRegion
 
-BUCKETS = (
+BUCKETS: Final = (
     0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 600000, 1800000, 3600000,
 )  # fmt: skip
 """Upper bounds of Envoy's and Istio's histograms, milliseconds or bytes; one more bucket for the rest."""
 
-_WIDTH = len(BUCKETS) + 2
+_WIDTH: Final = len(BUCKETS) + 2
 """Slots of one histogram: buckets, the rest, and the sum (microseconds, or bytes)."""
-_SUM = _WIDTH - 1
-_REQUEST_SLOTS = 3 * _WIDTH
-_KEYS = 16384
+_SUM: Final = _WIDTH - 1
+_REQUEST_SLOTS: Final = 3 * _WIDTH
+_KEYS: Final = 16384
 """Remembered combinations; the memory is cleared beyond that (blocks stay)."""
-OVERFLOW = "overflow"
+OVERFLOW: Final = "overflow"
 
-TCP_SLOTS = 4
+TCP_SLOTS: Final = 4
 OPENED, CLOSED, RECEIVED, SENT = range(TCP_SLOTS)
 
 
@@ -83,7 +83,8 @@ class Recorder:
     ) -> None:
         """`principal`: the workload's own SPIFFE id. `max_series`: request series before overflow."""
         self.region = StatsRegion.create() if region is None else region
-        self.slots = self.region.slots
+        self.slots = self.region.counts
+        """To count in, by the slot numbers of the scopes."""
         self.region.define({**definitions(), "buckets": list(BUCKETS)})
         self.server = ServerStats(self.region, "")
         self._node = Side.of_node(node_metadata or {}, principal)
@@ -122,26 +123,24 @@ class Recorder:
         first = self._block_of(outcome)
         slots = self.slots
         milliseconds = (outcome.finished_at - outcome.started_at) * 1e3
-        slots[first + bisect_left(BUCKETS, milliseconds)] += 1
+        bucket: int = bisect_left(BUCKETS, milliseconds)
+        slots[first + bucket] += 1
         slots[first + _SUM] += int(milliseconds * 1e3)
+        first += _WIDTH
         size = outcome.bytes_received + outcome.request_headers_bytes
-        first += _WIDTH
-        slots[first + bisect_left(BUCKETS, size)] += 1
+        bucket = bisect_left(BUCKETS, size)
+        slots[first + bucket] += 1
         slots[first + _SUM] += size
-        size = outcome.bytes_sent + outcome.response_headers_bytes
         first += _WIDTH
-        slots[first + bisect_left(BUCKETS, size)] += 1
+        size = outcome.bytes_sent + outcome.response_headers_bytes
+        bucket = bisect_left(BUCKETS, size)
+        slots[first + bucket] += 1
         slots[first + _SUM] += size
 
     def _block_of(self, outcome: Outcome) -> int:
         """The series of a finished request: most often that of the one before it, else by its key."""
-        peer, upstream_peer, flags = outcome.connection.peer, outcome.upstream_peer, outcome.flags
-        uris = peer.uri_sans if peer is not None else None
-        upstream_uris = upstream_peer.uri_sans if upstream_peer is not None else None
-        request, upstream = outcome.request, outcome.upstream_address != ""
-        plain = not flags and (request is None or b"content-type" not in request.headers)
-        internal = request is not None and b"x-envoy-internal" in request.headers
-        plain = plain and not internal
+        uris, upstream_uris, plain = outcome.peer_uris, outcome.upstream_uris, outcome.plain
+        upstream = outcome.upstream_address != ""
         recent = self._recent
         if (
             plain
@@ -158,8 +157,8 @@ class Recorder:
             return recent.first
         key = (
             id(outcome.cluster), id(outcome.upstream_metadata), id(outcome.listener), outcome.stat_prefix,
-            outcome.response_code, ",".join(flags), uris, upstream_uris, None if plain else grpc_status(outcome), upstream,
-            outcome.charged, internal,
+            outcome.response_code, ",".join(outcome.flags), uris, upstream_uris, upstream, outcome.charged,
+            None if plain else (grpc_status(outcome), _is_internal(outcome)),
         )  # fmt: skip
         known = self._by_key.get(key)
         first = self._learn(key, outcome) if known is None else known[0]
@@ -204,7 +203,7 @@ class Recorder:
             else "",
             "code": outcome.response_code,
             "upstream": outcome.upstream_address != "",
-            "internal": outcome.request is not None and b"x-envoy-internal" in outcome.request.headers,
+            "internal": _is_internal(outcome),
             "listener": _listener_name(outcome.listener),
         }
         first = self._series("r", about, _REQUEST_SLOTS)
@@ -243,6 +242,10 @@ class Recorder:
         first = self.region.block(kind, text[1:], count)
         self._by_labels[text] = first
         return first
+
+
+def _is_internal(outcome: Outcome) -> bool:
+    return outcome.request is not None and b"x-envoy-internal" in outcome.request.headers
 
 
 def _listener_name(listener: Any) -> str:

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from agent.telemetry.outcome import Outcome
 
@@ -19,14 +19,14 @@ Getter: TypeAlias = Callable[[Outcome], Any]
 Factory: TypeAlias = Callable[[str, Any], Getter]
 """From an operator's argument and what stands for an absent value."""
 
-_MILLISECONDS = tuple(f"{number:03d}Z" for number in range(1000))
+_MILLISECONDS: Final = tuple(f"{number:03d}Z" for number in range(1000))
 
-_SPECIFIER = re.compile(
+_SPECIFIER: Final = re.compile(
     r"%(?:(?P<digits>[1-9])?f|E(?P<seconds>[0-9*])S|(?P<zone>Ez)|(?P<epoch>s)|(?P<other>.))"
 )
-_NEWLINE = re.compile(r"%[-_0^#]*[1-9]*[EO]?n")
+_NEWLINE: Final = re.compile(r"%[-_0^#]*[1-9]*[EO]?n")
 
-POINTS = {
+POINTS: Final = {
     "DS_RX_BEG": "started_at",
     "DS_RX_END": "request_done_at",
     "US_CX_BEG": "upstream_picked_at",
@@ -39,8 +39,8 @@ POINTS = {
 }
 """COMMON_DURATION's names of points, and where the Outcome keeps them (monotonic seconds)."""
 
-_PRECISION = {"ms": 1e3, "us": 1e6, "ns": 1e9}
-_ROUNDING = 1e-3
+_PRECISION: Final = {"ms": 1e3, "us": 1e6, "ns": 1e9}
+_ROUNDING: Final = 1e-3
 """Differences of floats fall short of a whole unit by less than this."""
 
 

@@ -27,11 +27,12 @@ class ClusterRuntime:
 
     __slots__ = (
         "_connect", "_overprovisioning", "_seed", "_subsets", "_tls_of", "breakers", "by_endpoint", "config",
-        "detector", "hosts", "name", "rotation", "slots", "stats", "warm", "watch",
+        "detector", "hosts", "name", "rotation", "rq_active", "rq_total", "slots", "stats", "warm",
+        "watch",
     )  # fmt: skip
 
     def __init__(
-        self, config: Cluster, connect: Connect, stats: ClusterStats, slots: memoryview, seed: int,
+        self, config: Cluster, connect: Connect, stats: ClusterStats, slots: list[int], seed: int,
     ) -> None:  # fmt: skip
         self.config = config
         self.name = config.name
@@ -46,6 +47,9 @@ class ClusterRuntime:
         self.detector = OutlierDetector(config.outlier) if config.outlier is not None else None
         self.rotation = NOBODY
         self.stats = stats
+        self.rq_total: int = stats.upstream_rq_total
+        self.rq_active: int = stats.upstream_rq_active
+        """Slots that every request counts in, as compiled integers."""
         self.slots = slots
         self.watch: Callable[[], None] | None = None
         """Told of new members and configurations: active health checks."""

@@ -6,7 +6,7 @@ Rule: results come in as they happen, time and chance as arguments; a verdict is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean, pstdev
+from math import sqrt
 
 from agent.table.cluster import OutlierDetection
 from agent.upstream.host import Host
@@ -96,7 +96,9 @@ class OutlierDetector:
         counted = [host for host in hosts if host.requests >= config.success_rate_request_volume]
         if len(counted) >= config.success_rate_minimum_hosts and counted:
             rates = [host.successes * 100.0 / host.requests for host in counted]
-            threshold = fmean(rates) - pstdev(rates) * config.success_rate_stdev_factor / 1000.0
+            mean = sum(rates) / len(rates)
+            deviation = sqrt(sum((rate - mean) ** 2 for rate in rates) / len(rates))
+            threshold = mean - deviation * config.success_rate_stdev_factor / 1000.0
             for host, rate in zip(counted, rates, strict=True):
                 if rate < threshold:
                     self._note("detected_success_rate")

@@ -8,9 +8,12 @@ Not for: sockets, timers.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from mypy_extensions import trait
 
 from agent.upstream.breaker import Breaker
 from agent.upstream.host import Host
@@ -19,21 +22,26 @@ if TYPE_CHECKING:
     from agent.upstream.cluster import ClusterRuntime
 
 
-class PooledConnection(Protocol):
+@trait
+class PooledConnection:
     """An open upstream connection that carries one request at a time."""
 
+    @abstractmethod
     def close_idle(self) -> None:
         """Close; no request is on it."""
 
 
-class Waiter(Protocol):
+@trait
+class Waiter:
     """A request that waits for a connection."""
 
     priority_breaker: Breaker
 
+    @abstractmethod
     def upstream_ready(self, connection: Any) -> None:
         """Here is your connection: what `connected` was given."""
 
+    @abstractmethod
     def upstream_unavailable(self, reason: str, failure: str) -> None:
         """There will be none: a reset reason (agent/upstream/reset.py) and the transport's own words."""
 
@@ -97,6 +105,7 @@ class Pool:
     def failed(self, reason: str, failure: str) -> None:
         """A connection that `connect` started did not come up: all who wait are told, as Envoy does."""
         self.connecting -= 1
+        self.host.connect_failures += 1
         self._lost()
         waiting, self.waiting = self.waiting, deque()
         self.cluster.slots[self.cluster.stats.upstream_rq_pending_failure_eject] += len(waiting)
@@ -121,6 +130,7 @@ class Pool:
     def _open(self) -> None:
         self.connecting += 1
         self.total += 1
+        self.host.connects += 1
         self.breaker.connections += 1
         self.connect(self)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from agent.table.cluster import Cluster, Locality
 from agent.upstream.balancer import Picker
@@ -34,7 +35,7 @@ class Rotation:
         return self.shares[-1][1]
 
 
-NOBODY = Rotation()
+NOBODY: Final = Rotation()
 
 
 def rotation(cluster: Cluster, hosts: Sequence[Host], overprovisioning: int, make: MakePicker) -> Rotation:

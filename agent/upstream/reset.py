@@ -5,16 +5,18 @@ Not for: what is done about it (retry.py, exchange.py).
 
 from __future__ import annotations
 
-CONNECT_FAILURE = "remote connection failure"
-LOCAL_CONNECT_FAILURE = "local connection failure"
-CONNECT_TIMEOUT = "connection timeout"
-TERMINATION = "connection termination"
-OVERFLOW = "overflow"
-PROTOCOL = "protocol error"
-REMOTE_RESET = "remote reset"
-LOCAL_RESET = "local reset"
+from typing import Final
 
-FLAGS = {
+CONNECT_FAILURE: Final = "remote connection failure"
+LOCAL_CONNECT_FAILURE: Final = "local connection failure"
+CONNECT_TIMEOUT: Final = "connection timeout"
+TERMINATION: Final = "connection termination"
+OVERFLOW: Final = "overflow"
+PROTOCOL: Final = "protocol error"
+REMOTE_RESET: Final = "remote reset"
+LOCAL_RESET: Final = "local reset"
+
+FLAGS: Final = {
     CONNECT_FAILURE: "UF",
     LOCAL_CONNECT_FAILURE: "UF",
     CONNECT_TIMEOUT: "UF",
@@ -24,7 +26,7 @@ FLAGS = {
     REMOTE_RESET: "UR",
     LOCAL_RESET: "LR",
 }
-CONNECT_REASONS = frozenset((CONNECT_FAILURE, LOCAL_CONNECT_FAILURE, CONNECT_TIMEOUT))
+CONNECT_REASONS: Final = frozenset((CONNECT_FAILURE, LOCAL_CONNECT_FAILURE, CONNECT_TIMEOUT))
 
 
 def status_for(reason: str) -> int:

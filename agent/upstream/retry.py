@@ -7,21 +7,22 @@ Not for: which host comes next (cluster.py), budgets (breaker.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from agent.http.headers import Headers
 from agent.http.request import RequestContext, ResponseHead
 from agent.http.retry_plan import RetryPlan
 from agent.upstream.reset import CONNECT_REASONS, OVERFLOW
 
-_GATEWAY = frozenset((502, 503, 504))
-_GRPC: Mapping[bytes, str] = {
+_GATEWAY: Final = frozenset((502, 503, 504))
+_GRPC: Final[Mapping[bytes, str]] = {
     b"1": "cancelled", b"4": "deadline-exceeded", b"13": "internal", b"8": "resource-exhausted", b"14": "unavailable",
 }  # fmt: skip
-_KNOWN = frozenset((
+_KNOWN: Final = frozenset((
     "5xx", "gateway-error", "reset", "reset-before-request", "connect-failure", "retriable-4xx", "refused-stream",
     "retriable-status-codes", "retriable-headers", "envoy-ratelimited", "http3-post-connect-failure",
 ))  # fmt: skip
-_HEADERS = (
+_HEADERS: Final = (
     b"x-envoy-retry-on", b"x-envoy-retry-grpc-on", b"x-envoy-max-retries", b"x-envoy-retriable-status-codes",
     b"x-envoy-retriable-header-names", b"x-envoy-hedge-on-per-try-timeout",
 )  # fmt: skip
@@ -109,7 +110,7 @@ class RetryState:
         self._extra_headers = names
 
 
-_EMPTY = RetryPlan(on=frozenset(), attempts=1)
+_EMPTY: Final = RetryPlan(on=frozenset(), attempts=1)
 
 
 def begin(plan: RetryPlan | None, ctx: RequestContext) -> RetryState | None:

@@ -10,29 +10,33 @@ from __future__ import annotations
 
 import socket
 import struct
+from abc import abstractmethod
 from collections.abc import Callable
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, Final
+
+from mypy_extensions import trait
 
 from agent.http.request import ConnectionInfo, PeerIdentity
 from agent.table.listener import FilterChain, Listener
 from agent.telemetry.scopes import ListenerStats
 from agent.worker.chain_match import ChainIndex, Seen, inspected
 from agent.worker.proxy_header import BadHeader, read_header
-from agent.worker.reactor import ERR, ET, HUP, IN, RDHUP, Reactor
+from agent.worker.reactor import ERR, ET, HUP, IN, RDHUP, Handler, Reactor
 from agent.worker.sniff import MAX_HELLO, NOT_TLS, client_hello, http_version
 from agent.worker.tls_contexts import ServerTls
-from agent.worker.tls_transport import BulkTlsTransport, TlsTransport
-from agent.worker.transport import PlainTransport
+from agent.worker.tls_transport import BulkTlsTransport, TlsOwner, TlsTransport
+from agent.worker.transport import PlainTransport, TransportOwner
 
-_ORIGINAL_DST = 80
+_ORIGINAL_DST: Final = 80
 """SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST."""
-_BATCH = 64
-_connection_ids = count(1)
-_PEEK = 16 * 1024 + 64
+_BATCH: Final = 64
+_connection_ids: Final = count(1)
+_PEEK: Final = 16 * 1024 + 64
 
 
-class Station(Protocol):
+@trait
+class Station:
     """The end of a filter chain."""
 
     bulk: bool
@@ -40,6 +44,7 @@ class Station(Protocol):
     tls: ServerTls | None
     chain: FilterChain
 
+    @abstractmethod
     def open(self, transport: PlainTransport, connection: ConnectionInfo) -> None:
         """Take the connection over; the transport has been started if it is TLS."""
 
@@ -48,7 +53,7 @@ class ListenerRuntime:
     """A listener of the table with its stations."""
 
     def __init__(
-        self, listener: Listener, index: ChainIndex[Any], stats: ListenerStats, slots: memoryview,
+        self, listener: Listener, index: ChainIndex[Any], stats: ListenerStats, slots: list[int],
         owner_of: Callable[[tuple[str, int]], ListenerRuntime | None],
     ) -> None:  # fmt: skip
         self.listener = listener
@@ -60,7 +65,7 @@ class ListenerRuntime:
         self.active = 0
 
 
-class Acceptor:
+class Acceptor(Handler):
     """One listening socket. `runtime` is exchanged when the table changes."""
 
     def __init__(self, sock: socket.socket, reactor: Reactor, runtime: ListenerRuntime) -> None:
@@ -98,7 +103,7 @@ class Acceptor:
         """One connection failed before it had an owner; the listener goes on."""
 
 
-class Arrival:
+class Arrival(Handler, TlsOwner):
     """A connection on its way to its station."""
 
     __slots__ = (
@@ -323,7 +328,7 @@ class Arrival:
             slots[stats.ssl_connection_error] += 1
 
 
-class _Nobody:
+class Nobody(TransportOwner):
     """The owner of a transport that has not been started."""
 
     def received(self, data: bytes) -> None: ...
@@ -335,7 +340,7 @@ class _Nobody:
     def drained(self) -> None: ...
 
 
-NOBODY = _Nobody()
+NOBODY: Final = Nobody()
 
 
 def original_destination(sock: socket.socket) -> tuple[str, int] | None:

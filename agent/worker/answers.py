@@ -8,12 +8,13 @@ from __future__ import annotations
 from agent.filters.network import NetworkGate
 from agent.http.request import ConnectionInfo
 from agent.table.listener import FilterChain, FixedAnswer
+from agent.worker.accept import Station
 from agent.worker.refusal import Refusal
 from agent.worker.tls_contexts import ServerTls
-from agent.worker.transport import PlainTransport
+from agent.worker.transport import PlainTransport, TransportOwner
 
 
-class AnswerStation:
+class AnswerStation(Station):
     """The end of such a chain."""
 
     bulk = False
@@ -61,7 +62,7 @@ class AnswerStation:
             self.closed(connection)
 
 
-class AnswerConnection:
+class AnswerConnection(TransportOwner):
     """One client."""
 
     __slots__ = ("_station", "transport")

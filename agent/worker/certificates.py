@@ -1,6 +1,6 @@
 """What a peer's certificate says, read once per certificate.
 
-Rule: names are read from DER by `cryptography`, never from text, so that a NUL or a comma inside a name stays inside it.
+Rule: names are read from DER (der.py), never from text, so that a NUL or a comma inside a name stays inside it.
 The judgement of names is Envoy's match_typed_subject_alt_names: any of the matchers on any of the names.
 """
 
@@ -11,35 +11,25 @@ import ssl
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from cryptography import x509
-
 from agent.http.request import PeerIdentity
 from agent.table.matchers import compile_string
 from agent.table.tls import SanMatch
+from agent.worker.der import read_names
 
 Judge = Callable[[PeerIdentity], bool]
 
 
 @lru_cache(maxsize=2048)
 def identity(der: bytes) -> PeerIdentity:
-    """The identity in a DER certificate."""
-    certificate = x509.load_der_x509_certificate(der)
-    uris: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    try:
-        san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        pass
-    else:
-        uris = tuple(san.get_values_for_type(x509.UniformResourceIdentifier))
-        names = tuple(san.get_values_for_type(x509.DNSName))
+    """The identity in a DER certificate. Raises DerError."""
+    names = read_names(der)
     pem = ssl.DER_cert_to_PEM_cert(der)
     return PeerIdentity(
-        uri_sans=uris,
-        dns_sans=names,
-        subject=certificate.subject.rfc4514_string(),
-        issuer=certificate.issuer.rfc4514_string(),
-        serial=f"{certificate.serial_number:x}",
+        uri_sans=names.uris,
+        dns_sans=names.dns,
+        subject=names.subject,
+        issuer=names.issuer,
+        serial=names.serial,
         sha256=hashlib.sha256(der).hexdigest(),
         pem=pem,
         chain_pem=pem,

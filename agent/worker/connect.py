@@ -8,30 +8,36 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Protocol
+from abc import abstractmethod
+from typing import Final
+
+from mypy_extensions import trait
 
 from agent.http.request import PeerIdentity
 from agent.table.cluster import Cluster
 from agent.upstream import reset
 from agent.upstream.host import Host
-from agent.worker.reactor import OUT, Reactor
+from agent.worker.reactor import OUT, Handler, Reactor
 from agent.worker.tls_contexts import ClientTls
-from agent.worker.tls_transport import BulkTlsTransport, TlsTransport
+from agent.worker.tls_transport import BulkTlsTransport, TlsOwner, TlsTransport
 from agent.worker.transport import PlainTransport, TransportOwner
 
-MARK = 0x539
+MARK: Final = 0x539
 """What nftables rules let pass as the agent's own (contract of agent/host/capture_rules)."""
-_IP_BIND_ADDRESS_NO_PORT = 24
-_IN_PROGRESS = (0, 11, 115)
-_DELAYED = "delayed connect error: %s"
+_IP_BIND_ADDRESS_NO_PORT: Final = 24
+_IN_PROGRESS: Final = (0, 11, 115)
+_DELAYED: Final = "delayed connect error: %s"
 
 
-class Caller(TransportOwner, Protocol):
+@trait
+class Caller(TransportOwner):
     """Who wants a connection."""
 
+    @abstractmethod
     def connected(self, transport: PlainTransport, peer: PeerIdentity | None) -> None:
         """It is up and secured; the transport's owner is the caller from now on."""
 
+    @abstractmethod
     def unreachable(self, reason: str, failure: str) -> None:
         """It is not; a reset reason and the transport's words."""
 
@@ -51,7 +57,7 @@ class Dialer:
         Dial(self, host, cluster, caller, bulk, server_name)
 
 
-class Dial:
+class Dial(Handler, TlsOwner):
     """One try. Invariant: `_caller` is told once; afterwards nothing of this is registered anywhere."""
 
     __slots__ = (
@@ -166,7 +172,8 @@ class Dial:
         return True
 
     def _resumable(self, transport: TlsTransport | BulkTlsTransport, tls: ClientTls) -> None:
-        """Note whether the host resumed, and take its ticket when it comes, which is with its first bytes."""
+        """Note whether the host resumed, and take its ticket if one comes, which is before its first bytes. Looked at once:
+        OpenSSL copies the whole session, certificate and all, for every look."""
         sessions, reactor = tls.sessions, self.reactor
         host, name = self._host.name, self._server_name or tls.sni
         connection = transport.ssl_object()

@@ -8,31 +8,37 @@ Not for: what a request means (agent/exchange), bytes on sockets (transport).
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import abstractmethod
+
+from mypy_extensions import trait
 
 from agent.exchange.exchange import Exchange
 from agent.exchange.local_reply import HEADERS_TIMEOUT, REQUEST_IDLE, protocol_error
 from agent.exchange.setting import Setting, Timer
+from agent.exchange.streams import ClientStream
 from agent.http import h1_encode
 from agent.http.h1_message import H1Violation, RequestHead, RequestSink, ServerCodec
 from agent.http.headers import Headers
 from agent.http.request import ConnectionInfo, ResponseHead
-from agent.worker.transport import PlainTransport
+from agent.worker.transport import PlainTransport, TransportOwner
 
 
-class Station(Protocol):
+@trait
+class H1Station:
     """The filter chain that a connection came through, as long as it lives."""
 
     setting: Setting
     draining: bool
     """New responses end their connections."""
 
+    @abstractmethod
     def server_codec(self, sink: RequestSink) -> ServerCodec: ...
 
+    @abstractmethod
     def connection_closed(self, connection: H1Downstream) -> None: ...
 
 
-class H1Downstream:
+class H1Downstream(TransportOwner, RequestSink, ClientStream):
     """See the module. Invariant: `exchange` is the request whose response is due; `request_done` is about its request."""
 
     __slots__ = (
@@ -43,7 +49,7 @@ class H1Downstream:
     )  # fmt: skip
 
     def __init__(
-        self, station: Station, connection: ConnectionInfo, element: bytes | None, transport: PlainTransport
+        self, station: H1Station, connection: ConnectionInfo, element: bytes | None, transport: PlainTransport
     ) -> None:
         self.station = station
         setting = self.setting = station.setting

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from agent.http.codecs import CLIENT_CODEC
-from agent.http.h1_message import ClientCodec, H1Violation, InboundResponse, Limits
+from agent.http.h1_message import ClientCodec, H1Violation, InboundResponse, Limits, ResponseSink
 from agent.http.headers import Headers
 from agent.http.request import PeerIdentity
 from agent.table.cluster import HealthCheck
 from agent.upstream.checking import CheckState
 from agent.upstream.cluster import ClusterRuntime
 from agent.upstream.host import Host
-from agent.worker.connect import Dialer
-from agent.worker.transport import PlainTransport
+from agent.worker.connect import Caller, Dialer
+from agent.worker.transport import PlainTransport, TransportOwner
 
 
 class ClusterChecks:
@@ -80,7 +80,7 @@ class ClusterChecks:
                 check.stop()
 
 
-class HostCheck:
+class HostCheck(TransportOwner, ResponseSink):
     """One checker's view of one host. Invariant: the timer is the next check's time, or the present one's deadline."""
 
     def __init__(self, owner: ClusterChecks, host: Host, config: HealthCheck) -> None:
@@ -258,7 +258,7 @@ class HostCheck:
             transport.close()
 
 
-class _Dialled:
+class _Dialled(Caller):
     """Who a dial of a check reports to: the check, if it has not given up meanwhile."""
 
     def __init__(self, check: HostCheck, turn: int) -> None:

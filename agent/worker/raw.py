@@ -8,15 +8,17 @@ Not for: CONNECT requests that are passed on, which are HTTP (upstream).
 from __future__ import annotations
 
 from agent.exchange.exchange import Exchange
+from agent.exchange.streams import UpstreamStream
 from agent.http.h1_message import InboundResponse
 from agent.http.headers import Headers
 from agent.http.request import PeerIdentity
 from agent.upstream import reset
 from agent.upstream.pool import Pool
+from agent.worker.connect import Caller
 from agent.worker.transport import PlainTransport
 
 
-class RawUpstream:
+class RawUpstream(Caller, UpstreamStream):
     """See the module."""
 
     __slots__ = (

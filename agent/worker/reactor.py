@@ -13,61 +13,84 @@ import logging
 import os
 import select
 import time
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
-from email.utils import formatdate
 from functools import partial
-from typing import Protocol
+from typing import Final
 
 import trio
+from mypy_extensions import trait
 
+from agent.exchange.setting import Clock
 from agent.worker.timers import Timer, Timers
 
-BUDGET = 0.005
+BUDGET: Final = 0.005
 """Seconds for which the reactor may keep trio's other tasks waiting."""
-LINGER = 0.004
+LINGER: Final = 0.004
 """Seconds to block in epoll after a busy turn before trio is asked to wait: a wake-up by trio costs more than a request."""
 
-IN = select.EPOLLIN
-OUT = select.EPOLLOUT
-ET = select.EPOLLET
-RDHUP = select.EPOLLRDHUP
-HUP = select.EPOLLHUP
-ERR = select.EPOLLERR
-READABLE = IN | RDHUP | HUP | ERR
+IN: Final = select.EPOLLIN
+OUT: Final = select.EPOLLOUT
+ET: Final = select.EPOLLET
+RDHUP: Final = select.EPOLLRDHUP
+HUP: Final = select.EPOLLHUP
+ERR: Final = select.EPOLLERR
+READABLE: Final = IN | RDHUP | HUP | ERR
 
-_log = logging.getLogger("hostmesh.worker")
+_log: Final = logging.getLogger("hostmesh.worker")
+
+
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def _http_date(wall: float) -> bytes:
+    """IMF-fixdate, whatever the locale (RFC 9110 section 5.6.7)."""
+    at = time.gmtime(wall)
+    clock = f"{at.tm_hour:02d}:{at.tm_min:02d}:{at.tm_sec:02d}"
+    return f"{_DAYS[at.tm_wday]}, {at.tm_mday:02d} {_MONTHS[at.tm_mon - 1]} {at.tm_year} {clock} GMT".encode()
 
 
 def _ends_first(event: tuple[int, int]) -> bool:
     return not event[1] & (RDHUP | HUP | ERR)
 
 
-class Flushable(Protocol):
+@trait
+class Flushable:
     """Something with queued output."""
 
+    @abstractmethod
     def flush(self) -> None: ...
 
+    @abstractmethod
     def on_failure(self) -> None:
         """`flush` raised, which is a bug that must cost this one connection only."""
 
 
-class Handler(Protocol):
+@trait
+class Handler:
     """Owner of a descriptor."""
 
+    @abstractmethod
     def on_event(self, mask: int) -> None:
         """Epoll reported `mask`."""
 
+    @abstractmethod
     def on_failure(self) -> None:
         """`on_event` raised, which is a bug that must cost this one connection only."""
 
 
-class Reactor:
+class Reactor(Clock):
     """Handlers by descriptor. `now` is the monotonic time of the event being handled."""
 
     def __init__(self) -> None:
         self.now = time.monotonic()
         self.timers = Timers()
+        self.turns = 0
+        """How often there was something to do."""
+        self.at_rest: Callable[[], None] | None = None
+        """Called when there is nothing to do, and in between where there always is."""
         self.dirty: list[Flushable] = []
         """Flushed after the handler in progress returns."""
         self._soon: deque[Callable[[], None]] = deque()
@@ -113,7 +136,7 @@ class Reactor:
     def _new_second(self) -> None:
         wall = time.time()
         self._wall_offset = wall - time.monotonic()
-        self._date = formatdate(wall, usegmt=True).encode()
+        self._date = _http_date(wall)
         self._date_until = self.now + 1.0 - wall % 1.0
 
     def timer(self, call: Callable[[], None]) -> Timer:
@@ -149,6 +172,10 @@ class Reactor:
         except Exception:
             _log.exception("a timer, a postponed call or the end of a failed connection failed")
 
+    def _rest(self) -> None:
+        if self.at_rest is not None:
+            self._guarded(self.at_rest)
+
     def stop(self) -> None:
         """End `run` after the turn in progress."""
         self._stopped = True
@@ -160,6 +187,7 @@ class Reactor:
         soon, timers = self._soon, self.timers
         if not events and not soon and timers.next_due() > self.now:
             return False
+        self.turns += 1
         if len(events) > 1:
             # Ends first: a connection that its peer has closed must not be taken from a pool by the next event.
             events.sort(key=_ends_first)
@@ -203,10 +231,12 @@ class Reactor:
                         break
                     wait = 0.0
                 else:
+                    self._rest()
                     wait = min(LINGER, max(timers.next_due() - self.now, 0.0))
                 if self.now - started > BUDGET or self._stopped:
                     break
             if self.now - started > BUDGET:
+                self._rest()
                 await trio.lowlevel.checkpoint()
                 continue
             delay = timers.next_due() - clock()

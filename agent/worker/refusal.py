@@ -7,12 +7,12 @@ Not for: deciding who is refused (agent/filters/network).
 
 from __future__ import annotations
 
-from agent.worker.transport import PlainTransport
+from agent.worker.transport import PlainTransport, TransportOwner
 
 _PATIENCE = 1.0
 
 
-class Refusal:
+class Refusal(TransportOwner):
     """Owner of a refused connection until it is closed."""
 
     __slots__ = ("_timer", "_transport")

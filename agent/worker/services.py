@@ -19,6 +19,6 @@ class Services:
     recorder: Recorder
     sinks: Sinks
     random: Callable[[], int]
-    """64 random bits."""
+    """RANDOM_BITS random bits."""
     resolve: Callable[[ClusterRuntime], None]
     """Begin (or go on) to resolve the names of a DNS cluster."""

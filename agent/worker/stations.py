@@ -15,13 +15,14 @@ from agent.http.intake import client_certificate_element
 from agent.http.request import ConnectionInfo
 from agent.table.listener import FilterChain
 from agent.table.route import RouteConfiguration
-from agent.worker.downstream import H1Downstream
+from agent.worker.accept import Station
+from agent.worker.downstream import H1Downstream, H1Station
 from agent.worker.refusal import Refusal
 from agent.worker.tls_contexts import ServerTls
 from agent.worker.transport import PlainTransport
 
 
-class HttpStation:
+class HttpStation(Station, H1Station):
     """One filter chain with an HTTP connection manager at its end."""
 
     bulk = False

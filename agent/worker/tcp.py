@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import inf
+from typing import Final
 
 from agent.filters.network import NetworkGate
 from agent.http.request import ConnectionInfo, PeerIdentity
@@ -21,16 +22,17 @@ from agent.telemetry.series import Recorder
 from agent.upstream import reset
 from agent.upstream.cluster import ClusterRuntime
 from agent.upstream.host import Host
-from agent.worker.connect import Dialer
+from agent.worker.accept import Station
+from agent.worker.connect import Caller, Dialer
 from agent.worker.refusal import Refusal
 from agent.worker.tls_contexts import ServerTls
-from agent.worker.transport import PlainTransport
+from agent.worker.transport import PlainTransport, TransportOwner
 
-RECEIVE = 262144
+RECEIVE: Final = 262144
 """Bytes asked of the kernel at once: few and large pieces are what an opaque stream needs."""
 
 
-class TcpStation:
+class TcpStation(Station):
     """One filter chain with a TCP proxy at its end."""
 
     bulk = True
@@ -99,7 +101,7 @@ class TcpStation:
             connection.stop("")
 
 
-class _UpstreamSide:
+class _UpstreamSide(Caller):
     """What the upstream's transport tells."""
 
     __slots__ = ("_tcp",)
@@ -130,7 +132,7 @@ class _UpstreamSide:
         self._tcp.failed(reason, failure)
 
 
-class TcpConnection:
+class TcpConnection(TransportOwner):
     """One client's connection. Invariant: once `over`, nothing is counted, logged or closed again."""
 
     __slots__ = (

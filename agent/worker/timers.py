@@ -11,8 +11,10 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf
 
+from agent.exchange import setting
 
-class Timer:
+
+class Timer(setting.Timer):
     """One deadline and what happens at it. `deadline` may be set directly only to a later time or `inf`."""
 
     __slots__ = ("_armed", "_timers", "call", "deadline")

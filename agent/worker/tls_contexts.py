@@ -17,6 +17,7 @@ from pathlib import Path
 from agent.http.request import PeerIdentity
 from agent.table.tls import DataSource, DownstreamTls, Secret, TlsSettings, UpstreamTls
 from agent.worker.certificates import compile_judge, identity
+from agent.worker.der import DerError
 from agent.worker.tls_sessions import Sessions
 
 _VERSIONS = {
@@ -80,7 +81,10 @@ class Tls:
         if der is None:
             required = isinstance(self.settings, DownstreamTls) and self.settings.require_client_certificate
             return None, "no certificate" if required else ""
-        peer = identity(der)
+        try:
+            peer = identity(der)
+        except DerError as error:
+            return None, f"unreadable certificate: {error}"
         if connection.session_reused and self._valid_until(der, connection) <= time.time():
             return peer, "certificate has expired"
         if sum(uri.startswith("spiffe:") for uri in peer.uri_sans) > 1:
@@ -157,7 +161,10 @@ class Tls:
             first = chain.split(b"-----END CERTIFICATE-----")[0].decode("ascii", "ignore")
             at = first.find("-----BEGIN CERTIFICATE-----")
             der = ssl.PEM_cert_to_DER_cert(first[at:] + "-----END CERTIFICATE-----")
-            self.local_uri_sans = identity(der).uri_sans
+            try:
+                self.local_uri_sans = identity(der).uri_sans
+            except DerError as error:
+                raise TlsError(f"the certificate of {secret.name} cannot be read: {error}") from error
 
 
 class ServerTls(Tls):

@@ -60,7 +60,9 @@ class Sessions:
     def keep(
         self, host: str, name: str | None, connection: ssl.SSLSocket | ssl.SSLObject, now: float
     ) -> bool:
-        """Take the session of a connection over which the host has sent data; False while it has sent no ticket."""
+        """Take the session of a connection over which the host has sent data; False if it has sent no ticket."""
+        if not self.wanted(host, name):
+            return False
         session = connection.session
         if session is None or not session.has_ticket:
             return False

@@ -10,22 +10,27 @@ from __future__ import annotations
 
 import socket
 import ssl
+from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol, cast
+from typing import Any, Final
+
+from mypy_extensions import trait
 
 from agent.worker.reactor import ERR, HUP, IN, OUT, Reactor
 from agent.worker.transport import READS, PlainTransport, TransportOwner
 
-_BULK = 262144
-_RECORD = 16384
-_PLAIN = bytearray(_BULK + _RECORD + 1)
+_BULK: Final = 262144
+_RECORD: Final = 16384
+_PLAIN: Final = bytearray(_BULK + _RECORD + 1)
 """Where records are decrypted before they go on as one piece; the reactor reads one connection at a time."""
 
 
-class TlsOwner(TransportOwner, Protocol):
+@trait
+class TlsOwner(TransportOwner):
     """Who hears from a TLS transport."""
 
+    @abstractmethod
     def handshaken(self) -> bool:
         """The handshake is over; False refuses the peer (the owner has closed the transport)."""
 
@@ -33,16 +38,18 @@ class TlsOwner(TransportOwner, Protocol):
 class TlsTransport(PlainTransport):
     """An SSLSocket, level-triggered. Invariant: `_events` is what epoll watches."""
 
-    __slots__ = ("_events", "_retry", "_tls_owner", "first_data", "handshaking", "tls_socket")
+    __slots__ = ("_events", "_retry", "_tls", "_tls_owner", "first_data", "handshaking", "tls_socket")
     tls = True
 
     def __init__(self, sock: ssl.SSLSocket, reactor: Reactor, owner: TlsOwner, limit: int = 1 << 20) -> None:
         super().__init__(sock, reactor, owner, limit)
         self.tls_socket = sock
+        self._tls: Any = sock._sslobj  # type: ignore[attr-defined]
+        """What the SSLSocket wraps: two frames of the interpreter less for each record."""
         self._tls_owner = owner
         self.handshaking = True
-        self.first_data: Callable[[], bool] | None = None
-        """Called once there is data from the peer, until it says True."""
+        self.first_data: Callable[[], object] | None = None
+        """Called once, when the first data of the peer has arrived."""
         self._events = 0
         self._retry = b""
 
@@ -57,8 +64,9 @@ class TlsTransport(PlainTransport):
         return self.tls_socket
 
     def _first_received(self) -> None:
-        if self.first_data is not None and self.first_data():
-            self.first_data = None
+        told, self.first_data = self.first_data, None
+        if told is not None:
+            told()
 
     def _watch(self, events: int) -> None:
         if events != self._events and not self.closed:
@@ -104,13 +112,15 @@ class TlsTransport(PlainTransport):
             self._break("connection reset")
 
     def _read(self, to_the_end: bool) -> None:
-        sock = self.tls_socket
+        tls = self._tls
         owner = self.owner
         for _ in range(READS):
             try:
-                data = sock.read(_RECORD)
+                data = tls.read(_RECORD)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return
+            except ssl.SSLEOFError:
+                data = b""
             except OSError as error:
                 self._break(describe(error))
                 return
@@ -122,7 +132,7 @@ class TlsTransport(PlainTransport):
             if self.first_data is not None:
                 self._first_received()
             owner.received(data)
-            if self.closed or self.paused or not sock.pending():
+            if self.closed or self.paused or not tls.pending():
                 return
             owner = self.owner
         self._readable = True
@@ -156,10 +166,10 @@ class TlsTransport(PlainTransport):
             if not self._retry:
                 out.clear()
             try:
-                sent = self.tls_socket.write(data)
+                sent: int = self._tls.write(data)
                 while sent < len(data):
                     data = data[sent:]
-                    sent = self.tls_socket.write(data)
+                    sent = self._tls.write(data)
                 self._retry = b""
             except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
                 self._retry = data
@@ -223,7 +233,7 @@ class BulkTlsTransport(PlainTransport):
             session=session,
         )
         self.handshaking = True
-        self.first_data: Callable[[], bool] | None = None
+        self.first_data: Callable[[], object] | None = None
         """As TlsTransport.first_data."""
 
     def start(self) -> None:
@@ -236,8 +246,9 @@ class BulkTlsTransport(PlainTransport):
         return self._object
 
     def _first_received(self) -> None:
-        if self.first_data is not None and self.first_data():
-            self.first_data = None
+        told, self.first_data = self.first_data, None
+        if told is not None:
+            told()
 
     def _handshake(self) -> None:
         failure, over = "", False
@@ -295,13 +306,13 @@ class BulkTlsTransport(PlainTransport):
 
     def _decrypt(self) -> None:
         """Everything that has arrived, as one piece."""
-        read = self._object.read
+        read: Any = self._object.read  # into a buffer, where it returns a number
         plain = memoryview(_PLAIN)
         filled = 0
         ended = False
         try:
             while filled <= _BULK:
-                size = cast("int", read(_RECORD, plain[filled:]))
+                size: int = read(_RECORD, plain[filled:])
                 if not size:
                     ended = True
                     break
@@ -386,6 +397,7 @@ class BulkTlsTransport(PlainTransport):
 
 def describe(error: OSError) -> str:
     """A TLS or socket error in one line, in the form of Envoy's transport failure reason where it is one of TLS."""
+    told: Any = error  # the standard library's types do not say that these may be None
     if isinstance(error, ssl.SSLError):
-        return f"TLS_error:{error.reason or error.strerror or type(error).__name__}"
-    return error.strerror or type(error).__name__
+        return f"TLS_error:{told.reason or told.strerror or type(error).__name__}"
+    return str(told.strerror or type(error).__name__)

@@ -10,35 +10,44 @@ from __future__ import annotations
 
 import socket
 import struct
+from abc import abstractmethod
 from contextlib import suppress
-from typing import Protocol
+from typing import Final
 
-from agent.worker.reactor import ERR, ET, HUP, IN, OUT, RDHUP, Reactor
+from mypy_extensions import trait
 
-RECEIVE = 65536
+from agent.tcp.relay import Stream
+from agent.worker.reactor import ERR, ET, HUP, IN, OUT, RDHUP, Flushable, Handler, Reactor
+
+RECEIVE: Final = 65536
 """Bytes asked of the kernel at once; a shorter answer means that the socket is empty."""
-READS = 8
+READS: Final = 8
 """Receives in a row before others get their turn."""
-_RESET = struct.pack("ii", 1, 0)
+_RESET: Final = struct.pack("ii", 1, 0)
 
 
-class TransportOwner(Protocol):
+@trait
+class TransportOwner:
     """Who hears from a transport."""
 
+    @abstractmethod
     def received(self, data: bytes) -> None:
         """Bytes arrived."""
 
+    @abstractmethod
     def ended(self) -> None:
         """The peer will send no more; writing may still work."""
 
+    @abstractmethod
     def lost(self, reason: str) -> None:
         """The connection broke. The transport is closed already."""
 
+    @abstractmethod
     def drained(self) -> None:
         """The output queue was full and has room again."""
 
 
-class PlainTransport:
+class PlainTransport(Handler, Flushable, Stream):
     """A TCP (or Unix) stream, edge-triggered. Invariant: `out` is empty unless the kernel's buffer is full or a flush
     is due; after `closed` nothing is called back."""
 

@@ -8,18 +8,20 @@ Not for: choosing connections (agent/upstream/pool), connecting (connect).
 from __future__ import annotations
 
 from agent.exchange.exchange import Exchange
+from agent.exchange.streams import UpstreamStream
 from agent.http import h1_encode
 from agent.http.codecs import CLIENT_CODEC
-from agent.http.h1_message import ClientCodec, H1Violation, InboundResponse, Limits
+from agent.http.h1_message import ClientCodec, H1Violation, InboundResponse, Limits, ResponseSink
 from agent.http.headers import Headers
 from agent.http.request import PeerIdentity
 from agent.upstream import reset
 from agent.upstream.pool import Pool
+from agent.worker.connect import Caller
 from agent.worker.timers import Timer
 from agent.worker.transport import PlainTransport
 
 
-class H1Upstream:
+class H1Upstream(Caller, ResponseSink, UpstreamStream):
     """See the module. Invariant: `exchange` is set from `begin` until its response is over."""
 
     __slots__ = (

@@ -6,14 +6,18 @@ for each space. Not for: where tables come from (standalone, remote).
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import random
+import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import trio
 
+from agent.http.request import RANDOM_BITS
 from agent.table.snapshot import Table
 from agent.telemetry.access_log import FLUSH_SECONDS, Sinks
 from agent.telemetry.series import Recorder
@@ -26,8 +30,37 @@ from agent.worker.services import Services
 from agent.worker.space import Space
 
 _SWEEP = 1.0
+_PUBLISHING = 50.0
+"""How many times longer than it takes to publish statistics the worker does other things before it does so again."""
+_PUBLISH_SECONDS = 0.001
 _GC_THRESHOLDS = (50_000, 50, 100)
 """Requests make few cycles: collect rarely, and never what was there at the start."""
+
+
+class Publisher:
+    """Lets readers see the worker's statistics: at once when it is at rest, and never for more than a part of its time."""
+
+    def __init__(self, reactor: Reactor, region: StatsRegion) -> None:
+        self._reactor = reactor
+        self._region = region
+        self._timer = reactor.timer(lambda: None)
+        """Ends the rest, which begins again with `publish`."""
+        self._not_before = 0.0
+        self._seen = 0
+
+    def publish(self) -> None:
+        """If anything can have changed: now, or when it is time again."""
+        turns = self._reactor.turns
+        if turns == self._seen:
+            return
+        began = time.monotonic()
+        if began < self._not_before:
+            self._timer.set(self._not_before)
+            return
+        self._seen = turns
+        self._region.publish()
+        took = time.monotonic() - began
+        self._not_before = began + max(took * _PUBLISHING, _PUBLISH_SECONDS)
 
 
 class Worker:
@@ -54,6 +87,7 @@ class Worker:
         self._services: Services | None = None
         self._resolver: Resolver | None = None
         self._swept: dict[int, float] = {}
+        self._settled = False
 
     async def run(self, task_status: trio.TaskStatus[Worker] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
@@ -62,11 +96,12 @@ class Worker:
         async with trio.open_nursery() as nursery:
             self._resolver = Resolver(self.reactor, nursery)
             self._services = Services(
-                self.reactor, self.recorder, self.sinks, lambda: bits(64), self._resolver.resolve
+                self.reactor, self.recorder, self.sinks, partial(bits, RANDOM_BITS), self._resolver.resolve
             )
             self._every(self._flush_seconds, self.sinks.flush)
             self._every(_SWEEP, self._sweep)
             self.recorder.slots[self.recorder.server.live] = 1
+            self.reactor.at_rest = Publisher(self.reactor, self.recorder.region).publish
             task_status.started(self)
             try:
                 await self.reactor.run()
@@ -94,8 +129,12 @@ class Worker:
         slots = self.recorder.slots
         slots[self.recorder.server.config_applied] += 1
         gc.collect()
-        gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
+        if not self._settled:
+            # Once: what is frozen is never collected, and clusters that leave later are cycles.
+            self._settled = True
+            gc.freeze()
+            gc.set_threshold(*_GC_THRESHOLDS)
+            _give_back()
 
     def describe(self, key: str, node_metadata: Mapping[str, Any], principal: str) -> None:
         """Whose side a workload's metrics are (metadata in Istio's keys, SPIFFE id); before its first table."""
@@ -150,3 +189,10 @@ class Worker:
             cluster.count_outliers()
             if changed:
                 cluster.rebuild()
+
+
+def _give_back() -> None:
+    """Return memory that only the start needed, where the C library can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

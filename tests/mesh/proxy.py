@@ -261,7 +261,7 @@ class Proxy:
             manager, listener, self.router(manager), self.clusters,
             intake=compile_intake(manager), normalise=compile_normaliser(manager), outgoing=compile_outgoing(manager),
             rewrite=local_reply.compile_rewrite(manager.local_reply), logs=(), record=_nothing,
-            stats=HttpStats(region, manager.stat_prefix), slots=region.slots, clock=self._loop,
+            stats=HttpStats(region, manager.stat_prefix), slots=region.counts, clock=self._loop,
             random=lambda: self._random, raw_pool=lambda host: host.pool,
         )  # fmt: skip
         self._settings[id(manager)] = (setting, manager)
@@ -274,7 +274,7 @@ class Proxy:
 
     def _cluster(self, config: Cluster) -> ClusterRuntime:
         region = _region()
-        runtime = ClusterRuntime(config, self._open, ClusterStats(region, config.name), region.slots, seed=0)
+        runtime = ClusterRuntime(config, self._open, ClusterStats(region, config.name), region.counts, seed=0)
         runtime.reconfigure(config, lambda endpoint: tls_of(config, endpoint))
         assignment = (
             self.table.assignments.get(config.eds_name) if config.discovery == "eds" else config.assignment

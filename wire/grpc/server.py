@@ -231,8 +231,9 @@ class _ServerConnection:
             stream.respond([(b":status", b"405"), (b"allow", b"POST")], end=True)
         elif not fields.get(b"content-type", b"").startswith(b"application/grpc"):
             stream.respond([(b":status", b"415")], end=True)
-        elif self._stopping or self._calls >= self._limits.http2.max_streams:
-            # Streams that were reset free their place at once, the tasks behind them a little later.
+        elif self._stopping or self._calls >= 2 * self._limits.http2.max_streams:
+            # Streams free their place as soon as they end, the tasks behind them a little later: as many may be ending as
+            # may be open, so that an honest client is never refused, and one that resets without end is.
             stream.reset(ngh2.ErrorCode.REFUSED_STREAM)
         else:
             self._calls += 1

@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from importlib import metadata
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -130,6 +129,8 @@ class AdminPages:
         return Page(200 if state == "LIVE" else 503, _TEXT, f"{state}\n".encode())
 
     async def _server_info(self, query: Query) -> Page:
+        from importlib import metadata  # brings the whole of `email` with it
+
         up = f"{max(0, int(self._clock() - self._sources.started))}s"
         return _json(
             {

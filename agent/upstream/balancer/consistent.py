@@ -10,7 +10,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from math import ceil
 
+from agent.http.request import RANDOM_BITS
 from agent.http.xxhash import xxhash64
+from agent.upstream.balancer.picker import Picker
 from agent.upstream.host import Host
 
 
@@ -22,7 +24,7 @@ def key_of(host: Host, by_name: bool) -> bytes:
     return (host.endpoint.hostname if by_name else host.name).encode()
 
 
-class RingHash:
+class RingHash(Picker):
     """A sorted ring of points; a key belongs to the next point."""
 
     __slots__ = ("_hosts", "_points")
@@ -46,11 +48,11 @@ class RingHash:
 
     def pick(self, random: int, key: int | None) -> Host:
         """See Picker."""
-        at = bisect_left(self._points, random if key is None else key)
+        at = bisect_left(self._points, random << (64 - RANDOM_BITS) if key is None else key)
         return self._hosts[at if at < len(self._hosts) else 0]
 
 
-class Maglev:
+class Maglev(Picker):
     """Google's Maglev table: every host fills slots by its own permutation, in turns by weight."""
 
     __slots__ = ("_size", "_table")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from heapq import heapify, heapreplace
 
+from agent.upstream.balancer.picker import Picker
 from agent.upstream.host import Host
 
 
-class LeastRequest:
+class LeastRequest(Picker):
     """See Picker."""
 
     __slots__ = ("_choices", "_deadlines", "_hosts", "_order")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import abstractmethod
+
+from mypy_extensions import trait
 
 from agent.upstream.host import Host
 
 
-class Picker(Protocol):
+@trait
+class Picker:
     """Chooses among a fixed set of hosts; a changed set gets a new picker."""
 
+    @abstractmethod
     def pick(self, random: int, key: int | None) -> Host:
-        """A host. `random` is 64 random bits of the request, `key` its hash key where the route makes one."""
+        """A host. `random` are the random bits of the request, `key` its hash key where the route makes one."""

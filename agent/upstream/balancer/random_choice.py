@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from agent.upstream.balancer.picker import Picker
 from agent.upstream.host import Host
 
 
-class RandomChoice:
+class RandomChoice(Picker):
     """See Picker."""
 
     __slots__ = ("_hosts",)

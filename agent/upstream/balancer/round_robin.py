@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from heapq import heapify, heapreplace
 
+from agent.upstream.balancer.picker import Picker
 from agent.upstream.host import Host
 
 
-class RoundRobin:
+class RoundRobin(Picker):
     """Equal weights: an index. Different weights: a heap of deadlines, so that a heavy host's turns are spread."""
 
     __slots__ = ("_at", "_deadlines", "_hosts", "_order")

@@ -11,19 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.http.codecs import CODECS
+from agent.http.codecs import NAMES, codec
 from agent.http.h1_message import CHUNKED, UNTIL_CLOSE, H1Violation, InboundResponse, Limits, RequestHead
 from agent.http.headers import Headers
 
 CASES = Path(__file__).parents[3] / ".." / "shared" / "cases" / "http1"
-NAMES = sorted(CODECS)
 
 
 class Requests:
     """A sink that writes down what it hears, and answers each request when it is complete."""
 
     def __init__(self, name: str, limits: Limits) -> None:
-        self.codec = CODECS[name][0](self, limits)
+        self.codec = codec(name)[0](self, limits)
         self.story: list[Any] = []
         self._answered = False
 
@@ -65,7 +64,7 @@ class Responses:
     """A sink for responses."""
 
     def __init__(self, name: str, method: bytes = b"GET", upgrade: bytes = b"") -> None:
-        self.codec = CODECS[name][1](self, Limits(trailers=True))
+        self.codec = codec(name)[1](self, Limits(trailers=True))
         self.codec.expect(method, upgrade)
         self.story: list[Any] = []
 

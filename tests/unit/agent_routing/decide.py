@@ -86,7 +86,8 @@ class Decider:
         headers = Headers(
             (name.lower().encode(), value.encode()) for name, value in request.get("headers", [])
         )
-        headers.setdefault(b"x-forwarded-proto", b"http")
+        if b"x-forwarded-proto" not in headers:
+            headers[b"x-forwarded-proto"] = b"http"
         connection = ConnectionInfo(1, ("127.0.0.1", 50000), ("127.0.0.1", self._port))
         return RequestContext(
             request.get("method", "GET").encode(), request["path"].encode(), request.get("host", "h").encode(),

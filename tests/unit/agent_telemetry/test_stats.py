@@ -39,6 +39,12 @@ OUTBOUND = Listener(name="virtualOutbound", address=Address("0.0.0.0", 15001), d
 INBOUND = Listener(name="virtualInbound", address=Address("0.0.0.0", 15006), direction=Direction.INBOUND)
 
 
+def published(recorder: Recorder) -> int:
+    """A descriptor of what readers see."""
+    recorder.region.publish()
+    return os.dup(recorder.region.fd)
+
+
 def finished(listener: Listener = OUTBOUND, status: int = 200, milliseconds: float = 3.0) -> Outcome:
     outcome = Outcome()
     outcome.connection = ConnectionInfo(id=1, remote=("10.0.0.1", 5), local=("10.0.0.2", 80))
@@ -49,6 +55,7 @@ def finished(listener: Listener = OUTBOUND, status: int = 200, milliseconds: flo
     outcome.upstream_metadata = ENDPOINT
     outcome.upstream_address = "10.0.0.3:9080"
     outcome.upstream_peer = PeerIdentity(uri_sans=("spiffe://cluster.local/ns/default/sa/reviews",))
+    outcome.upstream_uris = outcome.upstream_peer.uri_sans
     outcome.response_code = status
     outcome.started_at, outcome.finished_at = 50.0, 50.0 + milliseconds / 1e3
     outcome.bytes_sent = 379
@@ -112,6 +119,7 @@ def test_the_receiving_side_names_the_caller_by_its_certificate() -> None:
         local=("10.0.0.2", 80),
         peer=PeerIdentity(uri_sans=("spiffe://cluster.local/ns/shop/sa/cart",)),
     )
+    outcome.peer_uris = outcome.connection.peer.uri_sans
     recorder.record(outcome)
     ((found, _),) = by_labels(read(recorder.region), "istio_requests_total").items()
     labels = dict(found)
@@ -159,7 +167,7 @@ def test_histograms_have_istios_buckets_and_add_up_over_workers() -> None:
     for milliseconds in (0.4, 7.0, 7.5):
         recorder = Recorder(node_metadata=NODE)
         recorder.record(finished(milliseconds=milliseconds))
-        workers.add(StatsRegion.attach(os.dup(recorder.region.fd)))
+        workers.add(StatsRegion.attach(published(recorder)))
     text = exposition(workers.read())
     family = next(
         family
@@ -181,7 +189,7 @@ def test_counters_of_a_worker_that_ended_stay_and_its_gauges_go() -> None:
     recorder.slots[stats.upstream_cx_total] += 5
     recorder.slots[stats.upstream_cx_active] += 2
     recorder.record(finished())
-    number = workers.add(StatsRegion.attach(os.dup(recorder.region.fd)))
+    number = workers.add(StatsRegion.attach(published(recorder)))
     assert workers.read().gauges["cluster.web.upstream_cx_active", ()] == 2
     workers.retire(number)
     after = workers.read()
@@ -237,7 +245,7 @@ def test_tcp_connections_are_counted_by_label() -> None:
 
 def test_a_reader_cannot_write_and_a_stranger_is_no_region() -> None:
     recorder = Recorder()
-    reader = StatsRegion.attach(os.dup(recorder.region.fd))
+    reader = StatsRegion.attach(published(recorder))
     assert reader.pid == os.getpid()
     with pytest.raises(ValueError, match="only the process"):
         reader.counter("x")
@@ -265,7 +273,7 @@ def test_what_one_worker_garbles_costs_nobody_elses_numbers(caplog: pytest.LogCa
         recorder.record(finished())
         if garbage is not None:
             recorder.region.block(*garbage)
-        number = workers.add(StatsRegion.attach(os.dup(recorder.region.fd)))
+        number = workers.add(StatsRegion.attach(published(recorder)))
     workers.retire(number)
     assert sum(by_labels(workers.read(), "istio_requests_total").values()) >= 1
     assert "are left out" in caplog.text
