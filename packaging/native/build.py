@@ -58,6 +58,7 @@ HOT = (
     "agent/worker/health.py",
     "agent/worker/raw.py",
     "agent/worker/reactor.py",
+    "agent/worker/refusal.py",
     "agent/worker/stations.py",
     "agent/worker/tcp.py",
     "agent/worker/timers.py",
