@@ -7,7 +7,7 @@ Not for: redirects that routes answer themselves (agent/routing/redirect).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from agent.http.request import ResponseHead
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from agent.exchange.exchange import Exchange
     from agent.table.route import InternalRedirect
 
-_NOTE = "internal redirects"
+_NOTE: Final = "internal redirects"
 
 
 def follow(exchange: Exchange, policy: InternalRedirect, head: ResponseHead) -> bool:

@@ -7,7 +7,7 @@ by a rotation and an exclusive or; a terminal policy that contributed ends the l
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from agent.http.matching import query_parameters
 from agent.http.request import RequestContext, ResponseHead
@@ -91,7 +91,7 @@ def _cookie(ctx: RequestContext, name: bytes) -> bytes | None:
     return None
 
 
-_NOTE = "hash cookies"
+_NOTE: Final = "hash cookies"
 
 
 def _made(ctx: RequestContext, name: bytes) -> bytes:

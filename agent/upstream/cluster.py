@@ -27,8 +27,7 @@ class ClusterRuntime:
 
     __slots__ = (
         "_connect", "_overprovisioning", "_seed", "_subsets", "_tls_of", "breakers", "by_endpoint", "config",
-        "detector", "hosts", "name", "rotation", "rq_active", "rq_total", "slots", "stats", "warm",
-        "watch",
+        "detector", "hosts", "name", "rotation", "rq_active", "rq_total", "slots", "stats", "warm", "watch",
     )  # fmt: skip
 
     def __init__(
