@@ -26,6 +26,9 @@ _FOLDER = "HOSTMESH_DEMO_FOLDER"
 _KEPT = Path(tempfile.gettempdir()) / f"hostmesh-demo-{os.getuid()}"
 """A link to the folder of the demo that KEEP=1 left running."""
 _PID, _READY, _FAILED = "pid", "ready", "failed"
+_TOOLS = (
+    "ip", "nft", "tcpdump", "curl", "dig", "openssl", "unshare", "nsenter", "setpriv", "mount", "hostname",
+)  # fmt: skip
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -46,6 +49,10 @@ def main() -> int:
 
 def launch(registry: str, keep: bool) -> int:
     """Start the demo inside its namespaces; see afterwards that nothing of it is left."""
+    obstacle = _obstacle()
+    if obstacle:
+        print(f"make demo: {obstacle}", file=sys.stderr)
+        return 1
     if registry == "consul" and shutil.which("consul") is None:
         status = subprocess.run([".ci/install-consul"], check=False).returncode
         if status:
@@ -78,6 +85,21 @@ def launch(registry: str, keep: bool) -> int:
         print("make demo: the machine's own interfaces, routes or rules are not as before", file=sys.stderr)
         return 1
     return 130 if status in (-signal.SIGINT, 130) else status
+
+
+def _obstacle() -> str:
+    """Why there can be no demo on this machine; empty when there can."""
+    missing = [tool for tool in _TOOLS if shutil.which(tool, path=environment_inside()["PATH"]) is None]
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    done = subprocess.run(command_to_enter(["true"]), capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return ""
+    return (
+        f"no namespaces for user {os.geteuid()}: {done.stderr.strip()}\n"
+        "run it as root, or allow unprivileged users to make namespaces; where AppArmor forbids it (Ubuntu):\n"
+        "  sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+    )
 
 
 def _interruptible() -> None:
