@@ -87,6 +87,7 @@ class Attempts(ExchangeState):
         outcome.upstream_uris = peer.uri_sans if peer is not None else None
         outcome.upstream_sent_first_at = now
         host.active += 1
+        host.rq_total += 1
         self.priority_breaker.add_requests(1)
         slots = cluster.slots
         slots[cluster.rq_total] += 1
@@ -139,6 +140,12 @@ class Attempts(ExchangeState):
         if not self.try_again():
             return False
         state.told_delay = 0.0
+        host = self.tried[-1]
+        if (
+            host is not None and head.status < 500
+        ):  # a response that is retried is an error of its host, whatever its status
+            host.rq_error += 1
+            host.rq_success -= 1
         cluster.count_retried(head.status)
         return True
 
@@ -205,6 +212,8 @@ class Attempts(ExchangeState):
         stats = cluster.stats
         slot = stats.upstream_rq_per_try_idle_timeout if idle else stats.upstream_rq_per_try_timeout
         cluster.slots[slot] += 1
+        if self.host is not None:
+            self.host.rq_timeout += 1
         self.blame_host()
         state = self.retry
         if state is not None and state.of_reset(reset.LOCAL_RESET, True) and self.try_again():
@@ -216,6 +225,11 @@ class Attempts(ExchangeState):
     def judge_host(self, status: int) -> None:
         """Tell outlier detection of a response."""
         host, cluster = self.host, self.cluster
+        if host is not None:
+            if status >= 500:
+                host.rq_error += 1
+            else:
+                host.rq_success += 1
         if host is not None and cluster is not None and cluster.detector is not None:
             now, chance = self.setting.clock.now, self.ctx.random % 100
             ejected = cluster.detector.response(host, status, now, chance, len(cluster.hosts))
@@ -227,6 +241,8 @@ class Attempts(ExchangeState):
     def blame_host(self) -> None:
         """Tell outlier detection that there was none."""
         host, cluster = self.host, self.cluster
+        if host is not None:
+            host.rq_error += 1
         if host is not None and cluster is not None and cluster.detector is not None:
             now, chance = self.setting.clock.now, self.ctx.random % 100
             ejected = cluster.detector.local_failure(host, now, chance, len(cluster.hosts))

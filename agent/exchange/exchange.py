@@ -233,7 +233,6 @@ class Exchange(Attempts):
             return
         if self.whole_body >= 0:
             self.complete_body()
-            self.decide()
             return
         if self.total_timeout:
             self.start_total_timeout()

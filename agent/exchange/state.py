@@ -72,10 +72,11 @@ class ExchangeState(Waiter):
         self.idle_at = self.total_at = self.try_at = self.try_idle_at = self.max_at = self.resume_at = inf
 
     def complete_body(self) -> None:
-        """The body that a filter waited for is here: its length is known."""
+        """The body that a filter waited for is here: its length is known, and the next step's turn has come."""
         self.whole_body = -1
         self.ctx.headers.set(b"content-length", b"%d" % self.buffered)
         self.ctx.headers.remove(b"transfer-encoding")
+        self.resume()
 
     # Output has room again
 
@@ -160,6 +161,8 @@ class ExchangeState(Waiter):
                 self.time_out(replies.REQUEST_TIMEOUT)
             else:
                 cluster.slots[cluster.stats.upstream_rq_timeout] += 1
+                if self.host is not None:
+                    self.host.rq_timeout += 1
                 self.blame_host()
                 self.time_out(replies.RESPONSE_TIMEOUT)
         elif self.try_at <= now:

@@ -1,7 +1,8 @@
 """HTTP/1.1 codecs on h11r, the ones for production.
 
-Rule: h11r finds the messages, h1_message judges them, the sink hears of them; one h11r connection reads one message,
-because what we send is written by h1_encode and h11r need not follow it.
+Rule: h1_plain reads the heads that are as nearly all are, h11r finds every other message from its first byte, h1_message
+judges them, the sink hears of them; one h11r connection reads one message, because what we send is written by h1_encode
+and h11r need not follow it.
 Not for: sending, connections, timeouts.
 """
 
@@ -27,6 +28,7 @@ from agent.http.h1_message import (
     judge_response,
     too_many,
 )
+from agent.http.h1_plain import PlainHead, plain_request, plain_response
 from agent.http.headers import Headers
 
 _SERVER: Final = h11r.Role.SERVER
@@ -45,15 +47,19 @@ _H11R_HEADERS: Final = 65535
 
 
 class FastServerCodec(ServerCodec):
-    """Reads requests. Invariant: `_parser` reads the request in progress and has seen no byte of an earlier one."""
+    """Reads requests. Invariant: `_parser` reads the request in progress and has seen no byte of an earlier one; while
+    `_plain`, it has seen nothing, `_left` bytes of the body are to come, and `_rest` is what follows them."""
 
-    __slots__ = ("_between", "_first", "_limits", "_parser", "_sink")
+    __slots__ = ("_between", "_first", "_left", "_limits", "_parser", "_plain", "_rest", "_sink")
 
     def __init__(self, sink: RequestSink, limits: Limits) -> None:
         self._sink = sink
         self._limits = limits
         self._between = True
         self._first = b""
+        self._plain = False
+        self._left = 0
+        self._rest = b""
         self._parser = self._new()
 
     def _new(self) -> h11r.Connection:
@@ -63,7 +69,16 @@ class FastServerCodec(ServerCodec):
 
     def receive(self, data: bytes) -> None:
         """See ServerCodec."""
+        if self._plain:
+            self._plain_data(data)
+            return
         if self._between:
+            if not self._first:
+                limits = self._limits
+                plain = plain_request(data, limits.max_head_bytes, limits.max_headers)
+                if plain is not None:
+                    self._plain_head(plain, data)
+                    return
             self._first = self._first + data if self._first else data
         parser = self._parser
         try:
@@ -72,12 +87,46 @@ class FastServerCodec(ServerCodec):
         except h11r.RemoteProtocolError as error:
             self._trouble(error, data)
 
+    def _plain_head(self, plain: PlainHead, data: bytes) -> None:
+        """A request whose head was read without the parser, and what came with it."""
+        self._between = False
+        self._plain = True
+        self._left = plain.length
+        head = judge_request(plain.method, plain.target, plain.headers, False, self._limits, 0)
+        self._sink.request_head(head)
+        if not self._left:
+            self._rest = data[plain.start :]
+            self._sink.request_end(None)
+        elif len(data) > plain.start:
+            self._plain_data(data[plain.start :])
+
+    def _plain_data(self, data: bytes) -> None:
+        """Bytes after a plain head: of its body, then of the next request."""
+        left = self._left
+        if not left:
+            self._rest += data
+            return
+        if len(data) > left:
+            self._rest = data[left:]
+            data = data[:left]
+        self._left = left - len(data)
+        self._sink.request_data(data)
+        if not self._left:
+            self._sink.request_end(None)
+
     def end_of_input(self) -> bool:
         """See ServerCodec."""
         return self._between and not self._parser.buffered_nbytes
 
     def next_request(self) -> None:
         """See ServerCodec."""
+        if self._plain:
+            rest, self._rest = self._rest, b""
+            self._plain = False
+            self._between = True
+            if rest:
+                self.receive(rest)
+            return
         parser = self._parser
         rest = parser.trailing_data[0] if parser.buffered_nbytes else b""
         self._parser = self._new()
@@ -120,7 +169,7 @@ class FastServerCodec(ServerCodec):
 
     def leftovers(self) -> bytes:
         """See ServerCodec."""
-        return self._parser.trailing_data[0]
+        return self._rest if self._plain else self._parser.trailing_data[0]
 
     def _advance(self, parser: h11r.Connection) -> None:
         sink = self._sink
@@ -171,15 +220,20 @@ class FastServerCodec(ServerCodec):
 
 
 class FastClientCodec(ClientCodec):
-    """Reads responses. Invariant: between messages no parser is held, so bytes that come then are garbage."""
+    """Reads responses. Invariant: between messages neither `_awaiting` nor a parser nor a body to come is there, so bytes
+    that come then are garbage; `_awaiting` means that nothing of the response has been read."""
 
-    __slots__ = ("_limits", "_method", "_parser", "_rest", "_sink", "_used")
+    __slots__ = ("_awaiting", "_left", "_limits", "_method", "_parser", "_rest", "_sink", "_upgrade", "_used")
 
     def __init__(self, sink: ResponseSink, limits: Limits) -> None:
         self._sink = sink
         self._limits = limits
+        self._awaiting = False
         self._parser: h11r.Connection | None = None
         self._method = b""
+        self._upgrade = b""
+        self._left = 0
+        """Bytes to come of a body whose head was plain."""
         self._rest = b""
         self._used: h11r.Connection | None = None
         """A parser that has read a whole response and can read the next one."""
@@ -187,6 +241,55 @@ class FastClientCodec(ClientCodec):
     def expect(self, method: bytes, upgrade: bytes) -> None:
         """See ClientCodec."""
         self._method = method
+        self._upgrade = upgrade
+        self._awaiting = True
+
+    def receive(self, data: bytes) -> None:
+        """See ClientCodec."""
+        if self._awaiting:
+            self._awaiting = False
+            if not self._upgrade and self._method != b"HEAD":
+                limits = self._limits
+                plain = plain_response(data, limits.max_head_bytes, limits.max_headers)
+                if plain is not None:
+                    self._plain_head(plain, data)
+                    return
+            self._prepare()
+        if self._left:
+            self._plain_data(data)
+            return
+        parser = self._parser
+        if parser is None:
+            self._rest += data
+            return
+        try:
+            parser.receive_data(data)
+            self._advance(parser)
+        except h11r.RemoteProtocolError as error:
+            raise H1Violation(502, "http1.codec_error", str(error)) from None
+
+    def _plain_head(self, plain: PlainHead, data: bytes) -> None:
+        """A response whose head was read without the parser, and what came with it."""
+        self._left = plain.length
+        self._sink.response_head(judge_response(plain.status, plain.headers, False, self._method))
+        if not self._left:
+            self._rest = data[plain.start :]
+            self._sink.response_end(None)
+        elif len(data) > plain.start:
+            self._plain_data(data[plain.start :])
+
+    def _plain_data(self, data: bytes) -> None:
+        left = self._left
+        if len(data) > left:
+            self._rest = data[left:]
+            data = data[:left]
+        self._left = left - len(data)
+        self._sink.response_data(data)
+        if not self._left:
+            self._sink.response_end(None)
+
+    def _prepare(self) -> None:
+        """A parser that knows what was asked."""
         parser = self._used
         if parser is None:
             parser = h11r.Connection(
@@ -195,26 +298,18 @@ class FastClientCodec(ClientCodec):
         else:
             self._used = None
         self._parser = parser
+        method, upgrade = self._method, self._upgrade
         if upgrade and upgrade != b"connect":
             parser.send_request(method, b"/", (*_HOST, (b"upgrade", upgrade), (b"connection", b"upgrade")))
         else:
             parser.send_request(method, b"/", _HOST)
         parser.end_of_message()
 
-    def receive(self, data: bytes) -> None:
-        """See ClientCodec."""
-        if self._parser is None:
-            self._rest += data
-            return
-        try:
-            self._parser.receive_data(data)
-            self._advance(self._parser)
-        except h11r.RemoteProtocolError as error:
-            raise H1Violation(502, "http1.codec_error", str(error)) from None
-
     def end_of_input(self) -> None:
         """See ClientCodec."""
-        if self._parser is not None:
+        if self._left:
+            raise H1Violation(502, "http1.codec_error", "the response ended before its body did")
+        if self._awaiting or self._parser is not None:
             self.receive(b"")
 
     def leftovers(self) -> bytes:

@@ -37,7 +37,7 @@ class Headers:
         """The header map of fields as a codec found them: names in any case."""
         headers = Headers()
         first = headers.first
-        known = _names
+        known = KNOWN_NAMES
         for written, value in fields:
             name = known.get(written)
             if name is None:
@@ -151,15 +151,16 @@ class Headers:
         return copy
 
 
-_KNOWN_NAMES: Final = 1024
+_REMEMBERED: Final = 1024
 _LONG: Final = 64
-_names: Final[dict[bytes, bytes]] = {}
-"""Names as they are written, to lower case: senders use few, and one object a name makes every later look-up cheap."""
+KNOWN_NAMES: Final[dict[bytes, bytes]] = {}
+"""Names as they are written, to lower case, of fields that a parser has found: senders use few, and one object a name makes
+every later look-up cheap."""
 
 
 def _learn(written: bytes) -> bytes:
     lower = written.lower()
-    name = _names.get(lower, lower)
-    if len(_names) < _KNOWN_NAMES and len(written) <= _LONG:
-        _names[lower] = _names[written] = name
+    name = KNOWN_NAMES.get(lower, lower)
+    if len(KNOWN_NAMES) < _REMEMBERED and len(written) <= _LONG:
+        KNOWN_NAMES[lower] = KNOWN_NAMES[written] = name
     return name

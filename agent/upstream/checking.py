@@ -22,6 +22,11 @@ class CheckState:
         self._successes = 0
         self.healthy = False
 
+    @property
+    def waiting(self) -> bool:
+        """Nothing is known yet."""
+        return self._first
+
     def succeeded(self) -> bool:
         """The host answered well. True if the verdict changed."""
         self._failures = 0

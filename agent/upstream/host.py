@@ -17,8 +17,27 @@ class Host:
     """An endpoint with its pool. Invariant: `available` is what the balancer last saw."""
 
     __slots__ = (
-        "active", "checked_healthy", "consecutive_5xx", "consecutive_gateway", "consecutive_local", "ejected_until",
-        "ejections", "endpoint", "gone", "name", "pool", "requests", "successes", "tls", "weight",
+        "active",
+        "checked_healthy",
+        "connect_failures",
+        "connects",
+        "consecutive_5xx",
+        "consecutive_gateway",
+        "consecutive_local",
+        "ejected_until",
+        "ejections",
+        "endpoint",
+        "gone",
+        "name",
+        "pool",
+        "requests",
+        "rq_error",
+        "rq_success",
+        "rq_timeout",
+        "rq_total",
+        "successes",
+        "tls",
+        "weight",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -28,6 +47,10 @@ class Host:
         self.pool: Pool
         self.tls: Any = None
         """The client context of this endpoint (transport_socket_matches), None for plaintext; the worker sets it."""
+        self.connects = self.connect_failures = 0
+        """Connections begun, and those that did not come up; as /clusters tells them."""
+        self.rq_total = self.rq_success = self.rq_error = self.rq_timeout = 0
+        """Requests begun and their ends, in the same place."""
         self.active = 0
         """Requests in flight."""
         self.gone = False

@@ -112,6 +112,7 @@ class Pool:
     def failed(self, reason: str, failure: str) -> None:
         """A connection that `connect` started did not come up: all who wait are told, as Envoy does."""
         self.connecting -= 1
+        self.host.connect_failures += 1
         self._lost()
         waiting, self.waiting = self.waiting, deque()
         self.cluster.slots[self.cluster.stats.upstream_rq_pending_failure_eject] += len(waiting)
@@ -136,6 +137,7 @@ class Pool:
     def _open(self) -> None:
         self.connecting += 1
         self.total += 1
+        self.host.connects += 1
         self.breaker.add_connections(1)
         self.connect(self)
 

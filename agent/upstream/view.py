@@ -58,6 +58,13 @@ def _host(host: Host) -> dict[str, Any]:
         "stats": [
             {"type": "GAUGE", "name": "cx_active", "value": str(host.pool.total)},
             {"type": "GAUGE", "name": "rq_active", "value": str(host.active)},
+            {"type": "GAUGE", "name": "rq_pending_active", "value": str(len(host.pool.waiting))},
+            {"type": "COUNTER", "name": "cx_total", "value": str(host.connects)},
+            {"type": "COUNTER", "name": "cx_connect_fail", "value": str(host.connect_failures)},
+            {"type": "COUNTER", "name": "rq_total", "value": str(host.rq_total)},
+            {"type": "COUNTER", "name": "rq_success", "value": str(host.rq_success)},
+            {"type": "COUNTER", "name": "rq_error", "value": str(host.rq_error)},
+            {"type": "COUNTER", "name": "rq_timeout", "value": str(host.rq_timeout)},
         ],
         "health_status": health,
         "weight": endpoint.weight,

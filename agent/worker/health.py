@@ -31,6 +31,8 @@ class ClusterChecks:
         self.random = random
         self._checks: dict[Host, list[HostCheck]] = {}
         self._configs = cluster.config.health_checks
+        self.settled: Callable[[], None] | None = None
+        """Called once when every check of now has had a result."""
         cluster.watch = self.follow
         self.follow()
 
@@ -50,6 +52,17 @@ class ClusterChecks:
         for checks in list(self._checks.values()):
             for check in checks:
                 check.begin()
+
+    @property
+    def waiting(self) -> bool:
+        """Is there a host that has never been asked to the end?"""
+        return any(check.state.waiting for checks in self._checks.values() for check in checks)
+
+    def result(self) -> None:
+        """A check has ended."""
+        if self.settled is not None and not self.waiting:
+            settled, self.settled = self.settled, None
+            settled()
 
     def verdict(self, host: Host) -> None:
         """One of a host's checks has changed its mind: the host is healthy if all of them say so."""
@@ -245,6 +258,7 @@ class HostCheck(TransportOwner, ResponseSink):
         changed = state.succeeded() if good else state.failed(at_once=at_once)
         if changed:
             owner.verdict(self._host)
+        owner.result()
         stats = owner.cluster.stats
         pause = state.pause(
             traffic=owner.cluster.slots[stats.upstream_cx_total] > 0, changed=changed, random=owner.random()

@@ -64,6 +64,8 @@ class Space:
         self._by_address: dict[tuple[str, int], ListenerRuntime] = {}
         self._stations: dict[str, list[AnyStation]] = {}
         self._filter_state = FilterState(services.shares)
+        self._unsettled = 0
+        """Clusters whose first health checks keep the listeners waiting."""
         self._client_tls: dict[tuple[str, UpstreamTls], ClientTls] = {}
 
     # Applying a table
@@ -251,7 +253,7 @@ class Space:
             runtime.reconfigure(config, self._tls_of(config))
             self._set_hosts(runtime, config, table)
             if config.health_checks and runtime.watch is None:
-                ClusterChecks(runtime, self.dialer, self.services.random)
+                self._wait_for(ClusterChecks(runtime, self.dialer, self.services.random))
         for runtime in gone:
             runtime.update_hosts(())
         for station, router, routes in routers:
@@ -271,6 +273,20 @@ class Space:
         if left:
             self._let_go(left)
 
+    def _wait_for(self, checks: ClusterChecks) -> None:
+        """At the start nobody is accepted before the first health checks have told who is there, as in Envoy."""
+        if self.acceptors or not checks.waiting:
+            return
+        self._unsettled += 1
+
+        def settled() -> None:
+            self._unsettled -= 1
+            if not self._unsettled:
+                for acceptor in self.acceptors.values():
+                    acceptor.start()
+
+        checks.settled = settled
+
     def _move_sockets(self, sockets: dict[tuple[str, int, str], Acceptor]) -> None:
         acceptors = {**self.acceptors, **sockets}
         wanted: dict[tuple[str, int, str], ListenerRuntime] = {}
@@ -282,7 +298,8 @@ class Space:
         for key, acceptor in acceptors.items():
             if key in wanted:
                 acceptor.runtime = wanted[key]
-                acceptor.start()
+                if not self._unsettled:
+                    acceptor.start()
             else:
                 acceptor.stop()
         self.acceptors = {key: acceptor for key, acceptor in acceptors.items() if key in wanted}

@@ -171,9 +171,10 @@ def _run(stand: Stand, kind: str, call: dict[str, Any]) -> dict[str, Any]:
         "ending": conversation.ending,
         "received": [_seen_request(request, ports, ignore) for request in received],
     }
+    # Also lines that are not compared are waited for, lest they come during the next call.
+    lines = proxy.lines(logged, int(call.get("lines", len(conversation.answers))))
     if not call.get("unlogged"):
-        count = int(call.get("lines", len(conversation.answers)))
-        seen["log"] = [_stable(line, ports) for line in proxy.lines(logged, count)]
+        seen["log"] = [_stable(line, ports) for line in lines]
     assert proxy.running, f"{kind} died:\n{proxy.log.read_text()[-3000:]}"
     if call.get("compare") == "distribution":
         return {

@@ -216,6 +216,10 @@ class Host:
         value = lines.get(name, "0")
         return int(value) if value.isdigit() else 0
 
+    def counted(self, name: str, value: int) -> None:
+        """A worker publishes what it has counted when it is at rest."""
+        self.until(f"{name} is {value}", lambda: self.statistic(name) == value)
+
     def workers(self) -> list[int]:
         """Process ids of our workers."""
         children = Path(f"/proc/{self.proxy.pid}/task/{self.proxy.pid}/children").read_text()
@@ -264,7 +268,7 @@ def test_requests(kind: str, host: Make) -> None:
     admitted = sum(at.call() for _ in range(CLIENTS))
     every_worker_has_some(kind, at)
     assert admitted == 7
-    assert at.statistic("cluster.a.upstream_rq_active") == 7
+    at.counted("cluster.a.upstream_rq_active", 7)
     clusters = json.loads(at.page("clusters?format=json"))["cluster_statuses"]
     (endpoint,) = next(each for each in clusters if each["name"] == "a")["host_statuses"]
     active = next(each for each in endpoint["stats"] if each["name"] == "rq_active")
@@ -316,7 +320,7 @@ def test_connections_to_a_cluster(kind: str, host: Make) -> None:
     for client in [each for each in at.clients if not each.ended][:2]:
         at.leave(client)
     at.until("their ends upstream", lambda: at.ended == 2)
-    at.until("nothing is counted for them", lambda: at.statistic("cluster.a.upstream_cx_active") == 4)
+    at.counted("cluster.a.upstream_cx_active", 4)
     assert sum(_connected(at) for _ in range(CLIENTS)) == 2
 
 
@@ -329,7 +333,7 @@ def test_connections_that_a_filter_lets_in(kind: str, host: Make) -> None:
     for client in [each for each in at.clients if not each.ended]:
         at.leave(client)
     at.until("their ends upstream", lambda: at.ended == 6)
-    at.until("nothing is counted for them", lambda: at.statistic("cluster.a.upstream_cx_active") == 0)
+    at.counted("cluster.a.upstream_cx_active", 0)
     assert sum(_connected(at) for _ in range(CLIENTS)) == 6
 
 
@@ -412,8 +416,8 @@ def test_requests_by_rate(kind: str, host: Make) -> None:
     at = host(kind, {"virtual_hosts": _DIRECT, "http_filters": [_limited(bucket)]})
     assert _asked(at, "x-nothing: 1") == 11
     every_worker_has_some(kind, at)
-    assert at.statistic("rl.http_local_rate_limit.ok") == 11
-    assert at.statistic("rl.http_local_rate_limit.rate_limited") == CLIENTS - 11
+    at.counted("rl.http_local_rate_limit.ok", 11)
+    at.counted("rl.http_local_rate_limit.rate_limited", CLIENTS - 11)
     assert _asked(at, "x-nothing: 1") == 0
 
 
@@ -451,8 +455,8 @@ def test_requests_under_a_fault(kind: str, host: Make) -> None:
         at.client("x-nothing: 1")
     at.until("answers without a fault", lambda: at.statuses().get(200, 0) == CLIENTS - 4)
     every_worker_has_some(kind, at)
-    at.until("the counts", lambda: at.statistic("http.ingress.fault.delays_injected") == 4)
-    assert at.statistic("http.ingress.fault.faults_overflow") == CLIENTS - 4
+    at.counted("http.ingress.fault.delays_injected", 4)
+    at.counted("http.ingress.fault.faults_overflow", CLIENTS - 4)
 
 
 @both
@@ -460,17 +464,17 @@ def test_one_admin_port_speaks_for_all_workers(kind: str, host: Make) -> None:
     at = host(kind, {"virtual_hosts": _DIRECT})
     assert _asked(at, "x-nothing: 1") == CLIENTS
     every_worker_has_some(kind, at)
-    assert at.statistic("http.ingress.downstream_rq_2xx") == CLIENTS
-    assert at.statistic("http.ingress.downstream_cx_active") == CLIENTS
+    at.counted("http.ingress.downstream_rq_2xx", CLIENTS)
+    at.counted("http.ingress.downstream_cx_active", CLIENTS)
     metrics = [line for line in at.page("stats/prometheus").splitlines() if "downstream_rq_xx{" in line]
     of_ours = [line for line in metrics if '"2"' in line and '"ingress"' in line and "listener" not in line]
     assert [line.rsplit(" ", 1)[1] for line in of_ours] == [str(CLIENTS)]
     assert "OK" in at.page("reset_counters", "POST")
-    assert at.statistic("http.ingress.downstream_rq_2xx") == 0
+    at.counted("http.ingress.downstream_rq_2xx", 0)
     for client in at.clients:
         client.send()
     at.until("answers", lambda: all(client.status for client in at.clients))
-    assert at.statistic("http.ingress.downstream_rq_2xx") == CLIENTS
+    at.counted("http.ingress.downstream_rq_2xx", CLIENTS)
     assert json.loads(at.page("server_info"))["command_line_options"]["concurrency"] == 2
     at.page("drain_listeners", "POST")
 

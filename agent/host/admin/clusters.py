@@ -92,6 +92,7 @@ def _host_lines(host: dict[str, Any]) -> Iterable[str]:
     yield "canary::false"
     yield f"priority::{host.get('priority', 0)}"
     yield f"success_rate::{host.get('success_rate', {}).get('value', -1)}"
+    yield "local_origin_success_rate::-1"
 
 
 def _flags(health: dict[str, Any]) -> str:
