@@ -61,21 +61,16 @@ class Breaker:
         self._retries += change
 
     def may_connect(self) -> bool:
-        return self.connections < self.limits.max_connections
+        return self._connections < self.limits.max_connections
 
     def may_wait(self) -> bool:
-        return self.pending < self.limits.max_pending_requests
+        return self._pending < self.limits.max_pending_requests
 
     def may_request(self) -> bool:
-        return self.requests < self.limits.max_requests
+        return self._requests < self.limits.max_requests
 
     def may_retry(self) -> bool:
-        """Envoy's retry budget, where there is one, replaces the fixed number; of a share, whole retries count."""
-        percent = self.limits.retry_budget_percent
-        if percent is None:
-            return self.retries < self.limits.max_retries
-        allowed = int((self.requests + self.pending) * percent / 100.0)
-        return self.retries < max(self.limits.retry_budget_min, allowed)
+        return self._retries < _retries(self.limits, self._requests + self._pending)
 
 
 class SharedBreaker(Breaker):
@@ -106,6 +101,18 @@ class SharedBreaker(Breaker):
     def retries(self) -> int:
         return self._all_retries.total()
 
+    def may_connect(self) -> bool:
+        return self.connections < self.limits.max_connections
+
+    def may_wait(self) -> bool:
+        return self.pending < self.limits.max_pending_requests
+
+    def may_request(self) -> bool:
+        return self.requests < self.limits.max_requests
+
+    def may_retry(self) -> bool:
+        return self.retries < _retries(self.limits, self.requests + self.pending)
+
     def add_connections(self, change: int) -> None:
         self._all_connections.add(change)
 
@@ -117,6 +124,13 @@ class SharedBreaker(Breaker):
 
     def add_retries(self, change: int) -> None:
         self._all_retries.add(change)
+
+
+def _retries(limits: Thresholds, active: int) -> int:
+    """Envoy's retry budget, where there is one, replaces the fixed number; of a share, whole retries count."""
+    if limits.retry_budget_percent is None:
+        return limits.max_retries
+    return max(limits.retry_budget_min, int(active * limits.retry_budget_percent / 100.0))
 
 
 def breakers(config: Cluster, counts: Sequence[Tally] | None = None) -> tuple[Breaker, Breaker]:
