@@ -88,7 +88,7 @@ class Attempts(ExchangeState):
         outcome.upstream_sent_first_at = now
         host.active += 1
         host.rq_total += 1
-        self.priority_breaker.requests += 1
+        self.priority_breaker.add_requests(1)
         slots = cluster.slots
         slots[cluster.rq_total] += 1
         slots[cluster.rq_active] += 1
@@ -114,6 +114,11 @@ class Attempts(ExchangeState):
             if not ended:
                 connection.send_end(self.trailers)
         self.client.resume()
+
+    def upstream_overflowed(self) -> None:
+        """The pool has a connection, but others have used up what the breaker allows."""
+        self.waiting_in = None
+        self._overflowed()
 
     def upstream_unavailable(self, reason: str, failure: str) -> None:
         """The pool could not connect."""
@@ -167,7 +172,7 @@ class Attempts(ExchangeState):
         delay = state.delay(self.ctx.random)
         state.attempts += 1
         if not self.tried:
-            self.priority_breaker.retries += 1
+            self.priority_breaker.add_retries(1)
         self.drop_upstream()
         self.tried.append(self.host)
         self.try_idle_at = inf
@@ -265,5 +270,5 @@ class Attempts(ExchangeState):
         host, cluster = self.host, self.cluster
         assert host is not None and cluster is not None
         host.active -= 1
-        self.priority_breaker.requests -= 1
+        self.priority_breaker.add_requests(-1)
         cluster.slots[cluster.rq_active] -= 1

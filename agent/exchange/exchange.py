@@ -478,7 +478,7 @@ class Exchange(Attempts):
         setting, outcome = self.setting, self.outcome
         self.client.timer.cancel()
         if self.tried:
-            self.priority_breaker.retries -= 1
+            self.priority_breaker.add_retries(-1)
         now = setting.clock.now
         outcome.finished_at = outcome.downstream_last_at = now
         outcome.duration = now - outcome.started_at

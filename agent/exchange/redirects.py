@@ -124,6 +124,6 @@ def _finish_first(exchange: Exchange, head: ResponseHead) -> None:
     exchange.step = 0
     exchange.cluster = exchange.host = exchange.retry = None
     if exchange.tried:
-        exchange.priority_breaker.retries -= 1
+        exchange.priority_breaker.add_retries(-1)
     exchange.tried = []
     exchange.total_at = exchange.try_at = fresh.total_at

@@ -9,23 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from agent.filters.step import NO_STEPS, RequestStep, ResponseStep, Steps
+from agent.filters.token_bucket import ALONE, BucketPlace
+from agent.limits.tally import Tally
 from agent.table.errors import ConfigError
 from agent.table.listener import FilterConfig
 from agent.table.route import NO_ROUTE, FilterOverride, RouteScope
+
+if TYPE_CHECKING:
+    from agent.limits.region import Shares
 
 T = TypeVar("T")
 
 
 class FilterState:
-    """State of filters by the identity of their configuration value, so that an unchanged value keeps its state."""
+    """State of filters by the identity of their configuration value, so that an unchanged value keeps its state.
 
-    __slots__ = ("_held",)
+    With `shares`, what limits is shared by all workers of the host, under the names that `names` has for the values.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_held", "_shares", "names")
+
+    def __init__(self, shares: Shares | None = None) -> None:
         self._held: dict[int, tuple[object, Any]] = {}
+        self._shares = shares
+        self.names: Mapping[int, str] = {}
+        """By identity (agent/filters/names); the same in every worker. A value without a name is this worker's own."""
 
     def of(self, config: object, make: Callable[[], T]) -> T:
         """The state of a configuration value; made at its first use."""
@@ -34,6 +45,18 @@ class FilterState:
             held = self._held[id(config)] = (config, make())
         state: T = held[1]
         return state
+
+    def tally(self, config: object) -> Tally:
+        """A count for a value's limit."""
+        name = self.names.get(id(config))
+        if self._shares is None or name is None:
+            return Tally()
+        return self._shares.tallies(name, 1)[0]
+
+    def buckets(self, config: object) -> BucketPlace:
+        """The place of a value's token buckets."""
+        name = self.names.get(id(config))
+        return ALONE if self._shares is None or name is None else BucketPlace(self._shares, name)
 
     def keep_only(self, configs: Sequence[object]) -> None:
         """Forget the state of values that are in no table any more."""

@@ -15,6 +15,7 @@ from agent.filters.grpc import grpc_reply
 from agent.filters.step import RequestStep, Steps
 from agent.http.matching import RequestPredicate, compile_request_headers
 from agent.http.request import Delay, LocalReply, RequestContext
+from agent.limits.tally import Tally
 from agent.table.filter_config import Fault, FaultAbort, FaultDelay
 from agent.table.matchers import Fraction, decimal
 
@@ -25,16 +26,16 @@ BODY: Final = b"fault filter abort"
 
 
 class ActiveFaults:
-    """How many requests of this worker are under a fault; the bound is the filter's max_active_faults."""
+    """How many requests are under a fault; the bound is the filter's max_active_faults."""
 
     __slots__ = ("count",)
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, count: Tally) -> None:
+        self.count = count
 
     def end(self) -> None:
         """A request that was under a fault is over."""
-        self.count -= 1
+        self.count.add(-1)
 
 
 def compile(placed: Placed) -> Steps | None:
@@ -42,7 +43,11 @@ def compile(placed: Placed) -> Steps | None:
     config = most_specific(placed, Fault)
     applies = _applies(config)
     limit = config.max_active
-    active = placed.state.of(config, ActiveFaults) if limit is not None else None
+    active = (
+        placed.state.of(config, lambda: ActiveFaults(placed.state.tally(config)))
+        if limit is not None
+        else None
+    )
     steps: list[RequestStep] = []
     if config.delay is not None:
         steps.append(_delay_step(config.delay, applies, active, limit, placed))
@@ -127,9 +132,9 @@ def _enter(ctx: RequestContext, active: ActiveFaults | None, limit: int | None) 
         ctx.at_end = []
     if active.end in ctx.at_end:
         return True
-    if active.count >= limit:
+    if active.count.total() >= limit:
         return False
-    active.count += 1
+    active.count.add(1)
     ctx.at_end.append(active.end)
     return True
 

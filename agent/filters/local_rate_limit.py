@@ -15,11 +15,11 @@ from agent.filters.chance import ENABLED, ENFORCED, draw
 from agent.filters.descriptors import Descriptors, compile_descriptors
 from agent.filters.grpc import grpc_reply
 from agent.filters.step import RequestStep, Steps
-from agent.filters.token_bucket import Bucket
+from agent.filters.token_bucket import ALONE, Bucket, BucketPlace, KeyedBucket
 from agent.http.headers import Headers
 from agent.http.mutation import compile_request_changes, prepare
 from agent.http.request import LocalReply, RequestContext, ResponseHead
-from agent.table.filter_config import LocalRateLimit
+from agent.table.filter_config import LocalRateLimit, TokenBucket
 from agent.table.route import HeaderChanges
 
 DETAILS: Final = "local_rate_limited"
@@ -29,18 +29,20 @@ _CONNECTIONS: Final = 65536
 class Limiter:
     """The buckets of one configuration value."""
 
-    __slots__ = ("_always_default", "_config", "_default", "_dynamic", "_fixed")
+    __slots__ = ("_always_default", "_config", "_default", "_dynamic", "_fixed", "_keyed")
 
-    def __init__(self, config: LocalRateLimit) -> None:
+    def __init__(self, config: LocalRateLimit, place: BucketPlace = ALONE) -> None:
         self._config = config
-        self._default = None if config.bucket is None else Bucket(config.bucket)
+        self._default = None if config.bucket is None else place.bucket(config.bucket)
         self._always_default = config.always_consume_default
         self._fixed = {
-            descriptor.entries: Bucket(descriptor.bucket)
+            descriptor.entries: place.bucket(descriptor.bucket, repr(descriptor.entries))
             for descriptor in config.descriptors
             if all(value for _, value in descriptor.entries)
         }
         self._dynamic: OrderedDict[tuple[tuple[str, str], ...], Bucket] = OrderedDict()
+        dynamic = len(self._fixed) < len(config.descriptors)
+        self._keyed = place.keyed(config.max_dynamic_descriptors) if dynamic else None
 
     def ask(self, descriptors: Descriptors, now: float) -> tuple[bool, Bucket | None]:
         """(allowed, the bucket that the answer speaks of)."""
@@ -70,13 +72,20 @@ class Limiter:
             ):
                 bucket = self._dynamic.get(entries)
                 if bucket is None:
-                    bucket = self._dynamic[entries] = Bucket(descriptor.bucket)
+                    bucket = self._dynamic[entries] = self._new(descriptor.bucket, entries)
                     if len(self._dynamic) > self._config.max_dynamic_descriptors:
                         self._dynamic.popitem(last=False)
                 else:
                     self._dynamic.move_to_end(entries)
                 return bucket
         return None
+
+    def _new(self, config: TokenBucket, entries: tuple[tuple[str, str], ...]) -> Bucket:
+        return (
+            Bucket(config)
+            if self._keyed is None
+            else KeyedBucket(config, self._keyed, repr((config, entries)))
+        )
 
 
 class ConnectionLimiters:
@@ -115,7 +124,7 @@ def _limiter_source(placed: Placed, config: LocalRateLimit) -> Callable[[Request
     if config.per_connection:
         limiters = placed.state.of(config, lambda: ConnectionLimiters(config))
         return lambda ctx: limiters.of(ctx.connection.id)
-    limiter = placed.state.of(config, lambda: Limiter(config))
+    limiter = placed.state.of(config, lambda: Limiter(config, placed.state.buckets(config)))
     return lambda ctx: limiter
 
 

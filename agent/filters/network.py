@@ -15,6 +15,7 @@ from agent.filters.rbac_rules import Verdict, compile_rules
 from agent.filters.token_bucket import Bucket
 from agent.http.headers import Headers
 from agent.http.request import ConnectionInfo, RequestContext
+from agent.limits.tally import Tally
 from agent.table.filter_config import ConnectionLimit, NetworkRateLimit, Rbac
 from agent.table.listener import FilterConfig
 
@@ -27,15 +28,6 @@ class Refusal:
     delay: float = 0.0
 
 
-class ActiveConnections:
-    """How many connections a connection_limit filter has let in on this worker."""
-
-    __slots__ = ("count",)
-
-    def __init__(self) -> None:
-        self.count = 0
-
-
 class NetworkGate:
     """All network filters of one chain."""
 
@@ -44,7 +36,7 @@ class NetworkGate:
     def __init__(
         self,
         rules: Sequence[Verdict],
-        limits: Sequence[tuple[ConnectionLimit, ActiveConnections]],
+        limits: Sequence[tuple[ConnectionLimit, Tally]],
         buckets: Sequence[Bucket] = (),
     ) -> None:
         self._rules = tuple(rules)
@@ -63,30 +55,30 @@ class NetworkGate:
             if not bucket.take(now):
                 return Refusal("local_ratelimit_close")
         for position, (limit, active) in enumerate(self._limits):
-            if active.count >= limit.max_connections:
+            if active.total() >= limit.max_connections:
                 for _, entered in self._limits[:position]:
-                    entered.count -= 1
+                    entered.add(-1)
                 return Refusal("connection_limit", limit.delay)
-            active.count += 1
+            active.add(1)
         return None
 
     def leave(self) -> None:
         """A connection that was let in has closed."""
         for _, active in self._limits:
-            active.count -= 1
+            active.add(-1)
 
 
 def compile_network(filters: Sequence[FilterConfig], state: FilterState) -> NetworkGate | None:
     """The gate of a chain; None where nothing stands in front of its terminal."""
     rules: list[Verdict] = []
-    limits: list[tuple[ConnectionLimit, ActiveConnections]] = []
+    limits: list[tuple[ConnectionLimit, Tally]] = []
     buckets: list[Bucket] = []
     for config in filters:
         value = config.value
         if isinstance(value, Rbac) and value.rules is not None:
             rules.append(compile_rules(value.rules))
         elif isinstance(value, ConnectionLimit):
-            limits.append((value, state.of(value, ActiveConnections)))
+            limits.append((value, state.of(value, partial(state.tally, value))))
         elif isinstance(value, NetworkRateLimit):
-            buckets.append(state.of(value, partial(Bucket, value.bucket)))
+            buckets.append(state.of(value, partial(state.buckets(value).bucket, value.bucket)))
     return NetworkGate(rules, limits, buckets) if rules or limits or buckets else None

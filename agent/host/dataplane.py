@@ -15,6 +15,7 @@ import trio
 
 from agent.host.log import fields
 from agent.host.worker_process import PROGRAM, RunAs, WorkerGone, WorkerProcess
+from agent.limits.region import LimitsRegion
 from agent.worker.control import Config, WorkloadConfig
 from wire.grpc import Backoff
 
@@ -66,6 +67,8 @@ class Dataplane:
         self._last_generation = 0
         self._changing = trio.Lock()
         self._draining = False
+        self._limits = LimitsRegion.create(count) if count > 1 else None
+        """What the workers count together."""
 
     @property
     def serving(self) -> bool:
@@ -171,7 +174,9 @@ class Dataplane:
         first = True
         while not self._draining:
             began = trio.current_time()
-            worker = await WorkerProcess.start(index, self._run_as, self._program)
+            worker = await WorkerProcess.start(
+                index, self._run_as, self._program, None if self._limits is None else self._limits.fd
+            )
             self.on_worker(worker)
             self._workers[index] = worker
             if first:
@@ -189,6 +194,8 @@ class Dataplane:
                     if not self._serving and not self._draining:
                         self.on_serving(False)
                 await worker.end()
+                if self._limits is not None:
+                    self._limits.forget(index)
             if self._draining:
                 return
             if trio.current_time() - began > _STABLE_SECONDS:

@@ -19,6 +19,7 @@ from agent.host.page import Page
 from agent.host.worker_process import WorkerGone, WorkerProcess
 from agent.telemetry.reading import Workers
 from agent.telemetry.stats import StatsRegion
+from agent.worker import orders
 from wire.grpc import Channel
 from wire.xds import SECRET
 
@@ -43,6 +44,7 @@ class OwnPages:
                 ready=lambda: service.ready and service.dataplane.serving,
                 draining=lambda: service.ending,
                 query=self._query,
+                set_level=self._set_level,
                 resources=self._resources,
                 certificates=self._certificates,
                 node_id=service.workloads[0].parts.node_id,
@@ -51,6 +53,7 @@ class OwnPages:
                 actions={
                     "quitquitquit": self._stop,
                     "drain_listeners": self._stop,
+                    "reset_counters": self._reset,
                     "reopen_logs": self._reopen,
                 },
             )
@@ -93,13 +96,16 @@ class OwnPages:
 
         worker.on_stats = take
 
-    async def _query(self, what: str) -> list[Any]:
+    async def _set_level(self, logger: str, level: int) -> None:
+        await self._query(orders.SET_LEVEL, logger=logger, level=level)
+
+    async def _query(self, what: str, **arguments: Any) -> list[Any]:
         answers: list[Any] = []
 
         async def ask(worker: WorkerProcess) -> None:
             try:
                 with trio.move_on_after(_ANSWER_SECONDS):
-                    answers.append(await worker.query(what))
+                    answers.append(await worker.query(what, **arguments))
             except WorkerGone:
                 return  # its successor has no hosts to show yet
 
@@ -135,6 +141,10 @@ class OwnPages:
     async def _stop(self) -> None:
         await trio.lowlevel.checkpoint()
         self._service.stopping.set()
+
+    async def _reset(self) -> None:
+        self._statistics.forget_ended()
+        await self._query(orders.RESET_COUNTERS)
 
     async def _reopen(self) -> None:
         await self._service.dataplane.reopen_logs()

@@ -1,7 +1,8 @@
 """`hostmesh-agent proxy` once its arguments are read: the data plane and its admin port in a process of their own.
 
 Rule: what the command line needs for people (15 MB) is not in memory for the life of a proxy, so the command
-replaces itself by `python -m agent.host.proxy CONFIG WORKERS FLUSH_MSEC`. Not for: traffic (agent.worker.standalone).
+replaces itself by `python -m agent.host.proxy CONFIG WORKERS FLUSH_MSEC`. Not for: traffic (agent.worker.standalone,
+agent.worker.forked).
 """
 
 from __future__ import annotations
@@ -21,13 +22,18 @@ def replace_this_process(config: Path, workers: int, flush_msec: int) -> None:
 
 def main() -> None:
     """Serve until told to stop."""
-    from agent.host import proxy_admin
     from agent.worker import standalone
 
-    config = Path(sys.argv[1])
-    standalone.run(
-        config, int(sys.argv[2]), proxy_admin.admin_of(config), flush_seconds=int(sys.argv[3]) / 1000
-    )
+    config, workers, flush_seconds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) / 1000
+    bootstrap = standalone.read(config)
+    if workers > 1:
+        from agent.host import proxy_workers
+
+        proxy_workers.run(config, bootstrap, workers, flush_seconds)
+    else:
+        from agent.host import proxy_admin
+
+        standalone.run(bootstrap, proxy_admin.admin_of(config), flush_seconds=flush_seconds)
 
 
 if __name__ == "__main__":

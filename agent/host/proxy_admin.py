@@ -1,6 +1,7 @@
-"""The admin pages of `hostmesh-agent proxy`, at the bootstrap's `admin.address`, in the worker's own loop.
+"""The admin pages of `hostmesh-agent proxy`, at the bootstrap's `admin.address`: in the worker's own loop where there is
+one worker, in the parent's where there are several (proxy_workers).
 
-Rule: the same pages as `run` serves, from what this one process knows. Not for: several hosts' services.
+Rule: the same pages as `run` serves, for all workers. Not for: several hosts' services.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import signal
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ import trio
 from agent.host import pages
 from agent.host.admin import AdminPages, Certificates, Sources
 from agent.telemetry.reading import Statistics
-from agent.upstream.view import cluster_view
+from agent.worker import orders
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -31,39 +33,94 @@ if TYPE_CHECKING:
 def admin_of(path: Path) -> Callable[[Bootstrap, Worker, trio.TaskStatus[None]], Awaitable[None]]:
     """What serves the admin address of the bootstrap in that file."""
 
-    async def serve(bootstrap: Bootstrap, worker: Worker, task_status: trio.TaskStatus[None]) -> None:
-        assert bootstrap.admin is not None
-        family = socket.AF_INET6 if ":" in bootstrap.admin.host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((bootstrap.admin.host, bootstrap.admin.port))
-        sock.listen(128)
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-        admin = AdminPages(_Proxy(path, bootstrap, worker).sources())
-        await pages.serve([listener], admin.respond, task_status)
+    async def serve_one(bootstrap: Bootstrap, worker: Worker, task_status: trio.TaskStatus[None]) -> None:
+        await serve(path, bootstrap, _OneWorker(worker), task_status)
 
-    return serve
+    return serve_one
+
+
+async def serve(
+    path: Path,
+    bootstrap: Bootstrap,
+    workers: Workers,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the pages until cancelled."""
+    assert bootstrap.admin is not None
+    family = socket.AF_INET6 if ":" in bootstrap.admin.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((bootstrap.admin.host, bootstrap.admin.port))
+    sock.listen(128)
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    admin = AdminPages(_Proxy(path, bootstrap, workers).sources())
+    await pages.serve([listener], admin.respond, task_status)
+
+
+class Workers(ABC):
+    """All workers of a proxy, one or several, as the pages see them."""
+
+    count = 1
+
+    @abstractmethod
+    def statistics(self) -> Statistics:
+        """What they count, added up."""
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether they serve."""
+
+    @abstractmethod
+    def draining(self) -> bool:
+        """Whether they are about to end."""
+
+    @abstractmethod
+    async def ask(self, what: str, **arguments: Any) -> list[Any]:
+        """One answer a worker (agent.worker.orders)."""
+
+
+class _OneWorker(Workers):
+    """The worker in whose process this is."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def statistics(self) -> Statistics:
+        found = Statistics()
+        found.read(self._worker.recorder.region)
+        return found
+
+    def ready(self) -> bool:
+        return bool(self._worker.spaces)
+
+    def draining(self) -> bool:
+        return self._worker.drained.is_set()
+
+    async def ask(self, what: str, **arguments: Any) -> list[Any]:
+        await trio.lowlevel.checkpoint()
+        return [orders.obey(self._worker, what, arguments, added_via_api=False)]
 
 
 class _Proxy:
     """Where the pages of a static proxy get their contents."""
 
-    def __init__(self, path: Path, bootstrap: Bootstrap, worker: Worker) -> None:
-        self._path, self._bootstrap, self._worker = path, bootstrap, worker
+    def __init__(self, path: Path, bootstrap: Bootstrap, workers: Workers) -> None:
+        self._path, self._bootstrap, self._workers = path, bootstrap, workers
 
     def sources(self) -> Sources:
         """See agent.host.admin."""
-        worker = self._worker
+        workers = self._workers
         return Sources(
-            statistics=self._statistics,
-            ready=lambda: bool(worker.spaces),
-            draining=worker.drained.is_set,
+            statistics=workers.statistics,
+            ready=workers.ready,
+            draining=workers.draining,
             query=self._query,
+            set_level=self._set_level,
             bootstrap=self._message,
             certificates=self._certificates,
             node_id=self._bootstrap.node.id,
             started=time.time(),
-            options={"config_path": str(self._path), "concurrency": 1},
+            options={"config_path": str(self._path), "concurrency": workers.count},
             actions={
                 "quitquitquit": self._quit,
                 "drain_listeners": self._drain,
@@ -72,22 +129,11 @@ class _Proxy:
             },
         )
 
-    def _statistics(self) -> Statistics:
-        found = Statistics()
-        found.read(self._worker.recorder.region)
-        return found
-
     async def _query(self, what: str) -> list[Any]:
-        await trio.lowlevel.checkpoint()
-        if what != "clusters":
-            return []
-        return [
-            [
-                cluster_view(cluster, added_via_api=False)
-                for space in self._worker.spaces.values()
-                for cluster in space.clusters.values()
-            ]
-        ]
+        return [answer for answer in await self._workers.ask(what) if isinstance(answer, list)]
+
+    async def _set_level(self, logger: str, level: int) -> None:
+        await self._workers.ask(orders.SET_LEVEL, logger=logger, level=level)
 
     def _message(self) -> Message:
         """Read when somebody asks; a file that was changed since shows its new contents."""
@@ -131,21 +177,15 @@ class _Proxy:
         await trio.lowlevel.checkpoint()
 
     async def _drain(self) -> None:
-        await trio.lowlevel.checkpoint()
-        self._worker.reactor.call(self._drain_spaces)
-
-    def _drain_spaces(self) -> None:
-        for space in self._worker.spaces.values():
-            space.drain()
+        await self._workers.ask(orders.DRAIN_LISTENERS)
 
     async def _reset(self) -> None:
-        await trio.lowlevel.checkpoint()
-        self._worker.recorder.region.reset_counters()
+        await self._workers.ask(orders.RESET_COUNTERS)
 
     async def _reopen(self) -> None:
-        await trio.lowlevel.checkpoint()
-        for error in self._worker.sinks.reopen():
-            raise error
+        for errors in await self._workers.ask(orders.REOPEN_LOGS):
+            for error in errors or ():
+                raise OSError(error)
 
 
 def _read(source: DataSource | None) -> bytes:

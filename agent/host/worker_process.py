@@ -1,7 +1,8 @@
 """One worker process and the conversation with it.
 
-Rule: a worker has nothing from the host but its end of a socketpair: no capabilities, no other descriptor, no
-state directory. What it answers is taken for an answer only if it fits a question.
+Rule: a worker has nothing from the host but its end of a socketpair and the memory of the limits that it shares with
+other workers: no capabilities, no other descriptor, no state directory. What it answers is taken for an answer only if
+it fits a question.
 Not for: how many there are, and what they are told (`dataplane`).
 """
 
@@ -15,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -36,6 +37,19 @@ class RunAs:
     gid: int
 
 
+class Process(Protocol):
+    """As much of trio.Process as is needed here."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    async def wait(self) -> int: ...
+
+    def kill(self) -> None: ...
+
+
 class WorkerGone(Exception):
     """The worker ended before it answered."""
 
@@ -43,7 +57,7 @@ class WorkerGone(Exception):
 class WorkerProcess:
     """A started worker. Invariant: every question is answered, or fails with `WorkerGone`."""
 
-    def __init__(self, index: int, process: trio.Process, sock: trio.socket.SocketType) -> None:
+    def __init__(self, index: int, process: Process, sock: trio.socket.SocketType) -> None:
         self.index, self.process = index, process
         self.generation = 0
         """What it has applied."""
@@ -57,18 +71,25 @@ class WorkerProcess:
         self._last_query = 0
 
     @classmethod
-    async def start(cls, index: int, run_as: RunAs | None, program: Sequence[str] = PROGRAM) -> WorkerProcess:
-        """Spawn the program with the number of its descriptor; OSError when that is not possible."""
+    async def start(
+        cls, index: int, run_as: RunAs | None, program: Sequence[str] = PROGRAM, limits: int | None = None
+    ) -> WorkerProcess:
+        """Spawn the program with the number of its descriptor; OSError when that is not possible.
+
+        `limits`: the descriptor of the region that it shares with others (agent.limits.region)."""
         ours, theirs = socket.socketpair()
         with theirs:
-            options: dict[str, Any] = {}
+            options: dict[str, Any] = {"pass_fds": [theirs.fileno()]}
+            more: list[str] = []
+            if limits is not None:
+                options["pass_fds"].append(limits)
+                more = [str(limits), str(index)]
             if run_as is not None:
-                options = {"user": run_as.uid, "group": run_as.gid, "extra_groups": []}
+                options |= {"user": run_as.uid, "group": run_as.gid, "extra_groups": []}
             try:
                 process = await trio.lowlevel.open_process(
-                    [*program, str(theirs.fileno())],
+                    [*program, str(theirs.fileno()), *more],
                     stdin=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
                     **options,
                 )
             except BaseException:

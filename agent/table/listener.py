@@ -206,7 +206,6 @@ class Listener:
     default_chain: FilterChain | None = None
     access_logs: tuple[AccessLog, ...] = ()
     buffer_limit: int = 1 << 20
-    connection_limit: int = 0
     transparent: bool = False
     stat_prefix: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)

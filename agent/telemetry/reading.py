@@ -194,6 +194,10 @@ class Workers:
             self._ended.add(ended)
         region.close()
 
+    def forget_ended(self) -> None:
+        """Begin to count anew (/reset_counters), as far as it is not the living workers' to do."""
+        self._ended = Statistics()
+
     def read(self) -> Statistics:
         """Everything, added up."""
         total = Statistics()

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from agent.http.retry_plan import RetryPlan
+from agent.limits.tally import Tally
 from agent.table.cluster import Cluster, Endpoint
 from agent.telemetry.scopes import ClusterStats
 from agent.upstream.balancer import Picker, make_picker
-from agent.upstream.breaker import Breaker
+from agent.upstream.breaker import breakers
 from agent.upstream.host import Host
 from agent.upstream.outlier import OutlierDetector
 from agent.upstream.pool import Connect, Pool
@@ -32,6 +33,7 @@ class ClusterRuntime:
 
     def __init__(
         self, config: Cluster, connect: Connect, stats: ClusterStats, slots: list[int], seed: int,
+        counts: Sequence[Tally] | None = None,
     ) -> None:  # fmt: skip
         self.config = config
         self.name = config.name
@@ -42,7 +44,7 @@ class ClusterRuntime:
         self._tls_of: Callable[[Endpoint], Any] | None = None
         self.hosts: tuple[Host, ...] = ()
         self.by_endpoint: dict[Endpoint, Host] = {}
-        self.breakers = (Breaker(config.default_thresholds), Breaker(config.high_thresholds))
+        self.breakers = breakers(config, counts)
         self.detector = OutlierDetector(config.outlier) if config.outlier is not None else None
         self.rotation = NOBODY
         self.stats = stats

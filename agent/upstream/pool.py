@@ -42,6 +42,10 @@ class Waiter:
         """Here is your connection: what `connected` was given."""
 
     @abstractmethod
+    def upstream_overflowed(self) -> None:
+        """There is a connection, but by now too many requests are under way (max_requests)."""
+
+    @abstractmethod
     def upstream_unavailable(self, reason: str, failure: str) -> None:
         """There will be none: a reset reason (agent/upstream/reset.py) and the transport's own words."""
 
@@ -71,7 +75,7 @@ class Pool:
         breaker = waiter.priority_breaker
         if not breaker.may_wait():
             return False
-        breaker.pending += 1
+        breaker.add_pending(1)
         self.cluster.slots[self.cluster.stats.upstream_rq_pending_total] += 1
         self.waiting.append(waiter)
         if self.connecting < len(self.waiting) and (self.total == 0 or breaker.may_connect()):
@@ -84,7 +88,7 @@ class Pool:
             self.waiting.remove(waiter)
         except ValueError:
             return
-        waiter.priority_breaker.pending -= 1
+        waiter.priority_breaker.add_pending(-1)
 
     def connected(self, connection: PooledConnection) -> None:
         """A connection that `connect` started is open."""
@@ -93,11 +97,14 @@ class Pool:
 
     def release(self, connection: PooledConnection) -> None:
         """A connection is free (again)."""
-        if self.waiting:
+        while self.waiting:
             waiter = self.waiting.popleft()
-            waiter.priority_breaker.pending -= 1
-            waiter.upstream_ready(connection)
-        elif self.host.gone:
+            waiter.priority_breaker.add_pending(-1)
+            if waiter.priority_breaker.may_request():
+                waiter.upstream_ready(connection)
+                return
+            waiter.upstream_overflowed()
+        if self.host.gone:
             connection.close_idle()
         else:
             self.idle.append(connection)
@@ -110,7 +117,7 @@ class Pool:
         waiting, self.waiting = self.waiting, deque()
         self.cluster.slots[self.cluster.stats.upstream_rq_pending_failure_eject] += len(waiting)
         for waiter in waiting:
-            waiter.priority_breaker.pending -= 1
+            waiter.priority_breaker.add_pending(-1)
             waiter.upstream_unavailable(reason, failure)
 
     def closed(self, connection: PooledConnection) -> None:
@@ -131,9 +138,9 @@ class Pool:
         self.connecting += 1
         self.total += 1
         self.host.connects += 1
-        self.breaker.connections += 1
+        self.breaker.add_connections(1)
         self.connect(self)
 
     def _lost(self) -> None:
         self.total -= 1
-        self.breaker.connections -= 1
+        self.breaker.add_connections(-1)

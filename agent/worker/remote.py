@@ -12,15 +12,16 @@ import logging
 import signal
 import socket
 import sys
-from typing import Any
 
 import trio
 
+from agent.limits.region import LimitsRegion, Shares
 from agent.table.build import TableBuilder
+from agent.table.snapshot import Table
 from agent.telemetry.stats import StatsRegion
-from agent.upstream.view import cluster_view
-from agent.worker import control
+from agent.worker import control, orders
 from agent.worker.connect import MARK
+from agent.worker.tls_contexts import TlsError
 from agent.worker.worker import Worker
 
 ORPHAN_SECONDS = 30.0
@@ -31,21 +32,33 @@ _log = logging.getLogger("hostmesh.worker")
 
 
 def main() -> None:
-    """Serve the socketpair whose descriptor is the first argument."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    """Serve the socketpair whose descriptor is the first argument. Where there are other workers, the second is the
+    descriptor of their limits, and the third this worker's number."""
     sock = socket.socket(fileno=int(sys.argv[1]))
-    region = StatsRegion.create()
-    socket.send_fds(sock, [control.encode(control.STATS)], [region.fd])
-    trio.run(RemoteWorker(trio.socket.from_stdlib_socket(sock), region).run, strict_exception_groups=True)
+    shares = None
+    if len(sys.argv) > 2:
+        shares = Shares(LimitsRegion.attach(int(sys.argv[2])), int(sys.argv[3]))
+    serve(RemoteWorker(sock, shares))
+
+
+def serve(worker: RemoteWorker) -> None:
+    """Run until drained."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    trio.run(worker.run, strict_exception_groups=True)
 
 
 class RemoteWorker:
     """One worker and its conversation. Invariant: every configuration gets one verdict, every question one answer."""
 
-    def __init__(self, sock: trio.socket.SocketType, region: StatsRegion) -> None:
-        self._socket, self._region = sock, region
+    added_via_api = True
+    """What /clusters says of the clusters."""
+
+    def __init__(self, sock: socket.socket, shares: Shares | None = None) -> None:
+        self._region = StatsRegion.create()
+        socket.send_fds(sock, [control.encode(control.STATS)], [self._region.fd])
+        self._socket = trio.socket.from_stdlib_socket(sock)
+        self._shares = shares
         self._sending = trio.Lock()
         self._worker: Worker | None = None
         self._builders: dict[str, TableBuilder] = {}
@@ -61,8 +74,7 @@ class RemoteWorker:
             await self._listen(nursery)
             # The host process is gone, or has closed its end.
             if not self._draining:
-                await self._drain(ORPHAN_SECONDS)
-            nursery.cancel_scope.cancel()
+                await self._drain(ORPHAN_SECONDS, nursery)
 
     async def _listen(self, nursery: trio.Nursery) -> None:
         reader = control.FrameReader()
@@ -75,18 +87,19 @@ class RemoteWorker:
                 return
             for kind, payload in reader.feed(data):
                 await self._handle(kind, payload, nursery)
-                if self._draining and kind == control.DRAIN:
-                    return
 
     async def _handle(self, kind: bytes, payload: bytes, nursery: trio.Nursery) -> None:
         if kind == control.CONFIG:
             await self._configure(control.Config.decode(payload), nursery)
         elif kind == control.DRAIN:
             self._draining = True
-            await self._drain(float(control.decode_json(payload)["seconds"]))
+            nursery.start_soon(self._drain, float(control.decode_json(payload)["seconds"]), nursery)
         elif kind == control.QUERY:
             question = control.decode_json(payload)
-            answer = self._answer(str(question["what"]))
+            answer = None
+            if self._worker is not None:
+                what = str(question["what"])
+                answer = orders.obey(self._worker, what, question, added_via_api=self.added_via_api)
             await self._send(control.encode_json(control.ANSWER, id=question["id"], answer=answer))
         elif kind == control.REOPEN and self._worker is not None:
             for error in self._worker.sinks.reopen():
@@ -94,38 +107,35 @@ class RemoteWorker:
 
     async def _configure(self, config: control.Config, nursery: trio.Nursery) -> None:
         if self._worker is None:
-            self._worker = Worker(self._region, mark=_may_mark())
+            self._worker = self._new_worker()
             await nursery.start(self._worker.run)
         for key, side in config.settings.get("sides", {}).items():
             if key not in self._worker.spaces:
                 self._worker.describe(key, side["node"], side["principal"])
         try:
-            tables = {}
-            for workload in config.workloads:
-                builder = self._builders.setdefault(workload.key, TableBuilder())
-                tables[workload.key] = builder.build(workload.resources)
-            self._worker.apply(tables)
-        except (OSError, ValueError) as error:
+            self._worker.apply(self._tables(config))
+        except (OSError, ValueError, TlsError) as error:
             frame = control.encode_json(control.REFUSED, generation=config.generation, reason=str(error))
         else:
             frame = control.encode_json(control.APPLIED, generation=config.generation)
         await self._send(frame)
 
-    async def _drain(self, seconds: float) -> None:
+    def _new_worker(self) -> Worker:
+        return Worker(self._region, mark=_may_mark(), shares=self._shares)
+
+    def _tables(self, config: control.Config) -> dict[str, Table]:
+        """What the host process wants to be served, by workload."""
+        tables = {}
+        for workload in config.workloads:
+            builder = self._builders.setdefault(workload.key, TableBuilder())
+            tables[workload.key] = builder.build(workload.resources)
+        return tables
+
+    async def _drain(self, seconds: float, nursery: trio.Nursery) -> None:
+        """Let connections finish, and end; a second order may leave them less time."""
         if self._worker is not None:
             await self._worker.drain(seconds)
-
-    def _answer(self, what: str) -> Any:
-        spaces = self._worker.spaces if self._worker is not None else {}
-        if what == "clusters":
-            return [
-                cluster_view(cluster, added_via_api=True)
-                for space in spaces.values()
-                for cluster in space.clusters.values()
-            ]
-        if what == "connections":
-            return {key: space.connections() for key, space in spaces.items()}
-        return None
+        nursery.cancel_scope.cancel()
 
     async def _send(self, frame: bytes) -> None:
         async with self._sending:

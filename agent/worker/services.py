@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from agent.limits.region import Shares
 from agent.telemetry.access_log import Sinks
 from agent.telemetry.series import Recorder
 from agent.upstream.cluster import ClusterRuntime
@@ -22,3 +23,5 @@ class Services:
     """RANDOM_BITS random bits."""
     resolve: Callable[[ClusterRuntime], None]
     """Begin (or go on) to resolve the names of a DNS cluster."""
+    shares: Shares | None = None
+    """What limits is counted with the host's other workers; None where there are none."""

@@ -8,16 +8,18 @@ Not for: what the objects do; where tables come from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from agent.exchange.local_reply import compile_rewrite
 from agent.exchange.setting import Setting
 from agent.filters import FilterState, compile_steps
+from agent.filters.names import Names
 from agent.filters.network import compile_network
 from agent.http.intake import compile_intake
 from agent.http.outgoing import compile_outgoing
+from agent.limits.tally import Tally
 from agent.routing.compile import Router, compile_routes
 from agent.routing.normalise import compile_normaliser
 from agent.table.cluster import Cluster, Endpoint
@@ -25,6 +27,7 @@ from agent.table.listener import FilterChain, FixedAnswer, HttpManager, Listener
 from agent.table.route import RouteConfiguration
 from agent.table.snapshot import Table
 from agent.table.tls import UpstreamTls
+from agent.upstream import breaker
 from agent.upstream.cluster import ClusterRuntime
 from agent.upstream.host import Host
 from agent.upstream.pool import Pool
@@ -60,7 +63,7 @@ class Space:
         self.leaving: list[AnyStation] = []
         self._by_address: dict[tuple[str, int], ListenerRuntime] = {}
         self._stations: dict[str, list[AnyStation]] = {}
-        self._filter_state = FilterState()
+        self._filter_state = FilterState(services.shares)
         self._unsettled = 0
         """Clusters whose first health checks keep the listeners waiting."""
         self._client_tls: dict[tuple[str, UpstreamTls], ClientTls] = {}
@@ -70,6 +73,10 @@ class Space:
     def apply(self, table: Table) -> None:
         """Take a table. Raises TlsError, OSError or ValueError (ConfigError) with everything as it was."""
         tls = self._prepare_tls(table)
+        names = None
+        if self.services.shares is not None:
+            names = Names(table.routes)
+            self._filter_state.names = names.by_identity
         clusters = {
             name: self.clusters.get(name) or self._new_cluster(cluster)
             for name, cluster in table.clusters.items()
@@ -78,7 +85,7 @@ class Space:
         runtimes: dict[str, ListenerRuntime] = {}
         routers: list[tuple[HttpStation, Router, RouteConfiguration]] = []
         for name, listener in table.listeners.items():
-            runtimes[name], stations[name] = self._listener(name, listener, table, routers)
+            runtimes[name], stations[name] = self._listener(name, listener, table, routers, names)
         sockets = self._bind(runtimes)
         self._commit(table, clusters, tls, runtimes, stations, routers, sockets)
 
@@ -102,8 +109,18 @@ class Space:
         services = self.services
         stats = services.recorder.cluster(config.alt_stat_name or config.name)
         return ClusterRuntime(
-            config, self._connect, stats, services.recorder.slots, services.random() & 0xFFFF
+            config,
+            self._connect,
+            stats,
+            services.recorder.slots,
+            services.random() & 0xFFFF,
+            self._tallies(config),
         )
+
+    def _tallies(self, config: Cluster) -> Sequence[Tally] | None:
+        """What the breakers of a cluster count in, if not on their own."""
+        shares = self.services.shares
+        return None if shares is None else shares.tallies(f"cluster|{config.name}", 2 * breaker.COUNTS)
 
     def _connect(self, pool: Pool) -> None:
         self.dialer.dial(pool.host, pool.cluster.config, H1Upstream(pool))
@@ -122,6 +139,7 @@ class Space:
         listener: Listener,
         table: Table,
         routers: list[tuple[HttpStation, Router, RouteConfiguration]],
+        names: Names | None,
     ) -> tuple[ListenerRuntime, list[AnyStation]]:
         """The runtime of a listener, with the stations of unchanged filter chains."""
         known = self.listeners.get(name)
@@ -134,6 +152,9 @@ class Space:
         chains = [*listener.chains, *([listener.default_chain] if listener.default_chain is not None else [])]
         for chain in chains:
             station = next((held for held in old if held.chain is chain or held.chain == chain), None)
+            if names is not None:
+                former = station.setting.manager if isinstance(station, HttpStation) else None
+                names.chain(name, chain, former)
             if station is None:
                 station = self._station(chain, listener, table)
             else:

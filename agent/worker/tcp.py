@@ -192,7 +192,7 @@ class TcpConnection(TransportOwner):
         outcome.upstream_address = host.name
         outcome.upstream_host = host.endpoint.hostname
         outcome.upstream_metadata = host.endpoint.metadata
-        breaker.connections += 1
+        breaker.add_connections(1)
         host.active += 1
         station.dialer.dial(host, cluster.config, _UpstreamSide(self), bulk=True)
 
@@ -325,7 +325,7 @@ class TcpConnection(TransportOwner):
         """The breaker and the host are given back what a dial took."""
         cluster, host = self.cluster, self.host
         if cluster is not None and host is not None:
-            cluster.breakers[0].connections -= 1
+            cluster.breakers[0].add_connections(-1)
             host.active -= 1
 
     def _over(self) -> None:

@@ -1,7 +1,7 @@
 """A worker: the reactor, and the spaces of the workloads that it serves.
 
 Rule: runs until drained or cancelled, in one process with nothing but its own nursery; applying a table is all or nothing
-for each space. Not for: where tables come from (standalone, remote).
+for each space. Not for: where tables come from (standalone, remote, forked).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import trio
 
 from agent.http.request import RANDOM_BITS
+from agent.limits.region import Shares
 from agent.table.snapshot import Table
 from agent.telemetry.access_log import FLUSH_SECONDS, Sinks
 from agent.telemetry.series import Recorder
@@ -73,8 +74,11 @@ class Worker:
         *,
         mark: bool = False,
         flush_seconds: float = FLUSH_SECONDS,
+        shares: Shares | None = None,
     ) -> None:
+        """`shares`: what is counted with the host's other workers, if there are any."""
         self.reactor = Reactor()
+        self._shares = shares
         self._flush_seconds = flush_seconds
         """Between two writes of the access logs."""
         self.recorder = Recorder(region, node_metadata)
@@ -142,17 +146,24 @@ class Worker:
 
     def _services_of(self, key: str) -> Services:
         assert self._services is not None
-        recorder = self._recorders.get(key)
-        return self._services if recorder is None else replace(self._services, recorder=recorder)
+        return replace(
+            self._services,
+            recorder=self._recorders.get(key, self.recorder),
+            shares=None if self._shares is None else self._shares.of(key),
+        )
 
     async def drain(self, seconds: float) -> None:
         """Accept no more, let requests finish for so long at most, then end `run`."""
-        self.reactor.call(self._drain_spaces)
+        self.drain_listeners()
         with trio.move_on_after(seconds):
             while any(space.connections() for space in self.spaces.values()):  # noqa: ASYNC110 (the reactor has no events)
                 await trio.sleep(0.05)
         self.drained.set()
         self.reactor.stop()
+
+    def drain_listeners(self) -> None:
+        """Accept no more; the worker goes on."""
+        self.reactor.call(self._drain_spaces)
 
     def _drain_spaces(self) -> None:
         for space in self.spaces.values():

@@ -33,6 +33,7 @@ HOT = (
     "agent/exchange/*.py",
     "agent/filters/*.py",
     "agent/http/*.py",
+    "agent/limits/tally.py",
     "agent/routing/*.py",
     "agent/table/cluster.py",
     "agent/table/listener.py",

@@ -23,7 +23,13 @@ class Proxy:
     """One running proxy. `ports` are its listeners by the name that the bootstrap's placeholders use."""
 
     def __init__(
-        self, kind: str, template: str, names: list[str], fixed: dict[str, str], folder: Path
+        self,
+        kind: str,
+        template: str,
+        names: list[str],
+        fixed: dict[str, str],
+        folder: Path,
+        workers: int = 1,
     ) -> None:
         self.kind = kind
         self.ports = {name: free_port() for name in [*names, "admin"]}
@@ -41,12 +47,12 @@ class Proxy:
         if kind == "envoy":
             command = [
                 str(BIN / "envoy"), "-c", str(self.config), "--base-id", str(next(_base_ids)),
-                "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "1",
+                "--concurrency", str(workers), "--log-level", "warning", "--drain-time-s", "1",
                 "--file-flush-interval-msec", "10",
             ]  # fmt: skip
         else:
             command = [
-                str(BIN / "hostmesh-agent"), "proxy", "--config", str(self.config),
+                str(BIN / "hostmesh-agent"), "proxy", "--config", str(self.config), "--workers", str(workers),
                 "--file-flush-interval-msec", "10",
             ]  # fmt: skip
         with self.log.open("wb") as log:
@@ -85,6 +91,15 @@ class Proxy:
     def logged(self) -> int:
         """Bytes of access log so far."""
         return self.access.stat().st_size if self.access.exists() else 0
+
+    @property
+    def pid(self) -> int:
+        """The process that was started."""
+        return self._process.pid
+
+    def wait_for_end(self, seconds: float = 20.0) -> int:
+        """Its exit status."""
+        return self._process.wait(seconds)
 
     @property
     def running(self) -> bool:

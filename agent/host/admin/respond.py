@@ -228,15 +228,19 @@ class AdminPages:
     async def _logging(self, query: Query) -> Page:
         for setting in filter(None, query.get("paths", "").split(",")):
             name, _, level = setting.partition(":")
-            logging.getLogger(f"hostmesh.{name}").setLevel(_level(level))
+            await self._set_level(f"hostmesh.{name}", _level(level))
         if "level" in query:
-            logging.getLogger("hostmesh").setLevel(_level(query["level"]))
+            await self._set_level("hostmesh", _level(query["level"]))
         names = sorted(name for name in logging.root.manager.loggerDict if name.startswith("hostmesh."))
         lines = [
             f"  {name.removeprefix('hostmesh.')}: {_level_name(logging.getLogger(name).getEffectiveLevel())}\n"
             for name in names
         ]
         return Page(200, _TEXT, ("active loggers:\n" + "".join(lines)).encode())
+
+    async def _set_level(self, logger: str, level: int) -> None:
+        logging.getLogger(logger).setLevel(level)
+        await self._sources.set_level(logger, level)
 
     async def _fail(self, query: Query) -> Page:
         self._failing = True

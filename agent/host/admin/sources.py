@@ -42,6 +42,10 @@ async def _nobody(what: str) -> list[Any]:
     return []
 
 
+async def _nothing(logger: str, level: int) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
     """Where the pages' contents come from."""
@@ -62,6 +66,8 @@ class Sources:
     """Seconds since the epoch."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """command_line_options of /server_info."""
+    set_level: Callable[[str, int], Awaitable[None]] = _nothing
+    """Have every worker's logger of this name log from that level on; this process's own is done already."""
     actions: Mapping[str, Action] = field(default_factory=dict)
     """What POST pages do: `healthcheck/fail`, `healthcheck/ok`, `drain_listeners`, `quitquitquit`,
     `reset_counters`, `reopen_logs`. A page without its action answers 501."""

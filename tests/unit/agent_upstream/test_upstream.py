@@ -50,6 +50,9 @@ class Waiting:
     def upstream_ready(self, connection: Any) -> None:
         self.told.append(connection)
 
+    def upstream_overflowed(self) -> None:
+        self.told.append(reset.OVERFLOW)
+
     def upstream_unavailable(self, reason: str, failure: str) -> None:
         self.told.append(reason)
 
@@ -196,6 +199,17 @@ def test_the_breaker_bounds_who_may_wait_and_what_may_be_opened() -> None:
     assert len(connections.asked) == 1
     pool.withdraw(waiting[0])
     assert cluster.breakers[0].pending == 1
+
+
+def test_who_waited_is_refused_when_others_have_used_up_the_requests() -> None:
+    cluster = runtime(endpoint(1), default_thresholds=Thresholds(max_requests=1))
+    pool, breaker = cluster.hosts[0].pool, cluster.breakers[0]
+    waiting, connection = [Waiting(cluster), Waiting(cluster)], Connection()
+    assert [pool.request(one) for one in waiting] == [True, True]
+    breaker.add_requests(1)
+    pool.connected(connection)
+    assert [one.told for one in waiting] == [[reset.OVERFLOW]] * 2
+    assert pool.idle == [connection] and breaker.pending == 0
 
 
 def test_connections_of_a_host_that_left_are_closed_when_they_are_free() -> None:
