@@ -63,18 +63,17 @@ def launch(registry: str, keep: bool) -> int:
     process: subprocess.Popen[bytes] | None = None
     try:
         folder.chmod(0o755)
+        if keep and not _claim(folder):
+            print("make demo: one is running already; `make demo-down` ends it", file=sys.stderr)
+            folder.rmdir()
+            return 1
         environment = {**environment_inside(), _FOLDER: str(folder)}
         command = command_to_enter([sys.executable, "-m", "tests.hosts.demo"])
         process = subprocess.Popen(command, env=environment, start_new_session=keep)
         (folder / _PID).write_text(str(process.pid))
-        if keep and not _claim(folder):
-            print("make demo: one is running already; `make demo-down` ends it", file=sys.stderr)
-            end(process.pid)
-            status = 1
-        elif keep and _ready(process, folder):
+        if keep and _ready(process, folder):
             return 1 if (folder / _FAILED).exists() else 0
-        else:
-            status = process.wait()
+        status = process.wait()
     except KeyboardInterrupt:
         if process is not None:
             end(process.pid)
@@ -136,12 +135,14 @@ def _remove(folder: Path) -> None:
 
 
 def _claim(folder: Path) -> bool:
-    """Make this demo the one that KEEP=1 left running; False when there is one."""
+    """Make this demo the one that KEEP=1 left running; False when there is one. It is this process until it has begun."""
     if _kept() is None:
         _KEPT.unlink(missing_ok=True)
+    (folder / _PID).write_text(str(os.getpid()))
     try:
         _KEPT.symlink_to(folder)
     except FileExistsError:
+        (folder / _PID).unlink()
         return False
     return True
 

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -44,15 +45,16 @@ def command_to_enter(argv: Sequence[str]) -> list[str]:
 
 def end(entered: int, seconds: float = 10.0) -> None:
     """End what `command_to_enter` started: ask its first process, kill it when it takes longer than `seconds`. Returns
-    when the kernel has ended everything inside."""
+    when the kernel has ended everything inside. The first process of a namespace does not get a signal before it has a
+    handler for it: it is asked until it has heard."""
+    deadline = time.monotonic() + seconds
     with _descriptor(entered) as outer:
         while outer is not None and not _ended(outer, 0):
             with _descriptor(_child(entered) or entered) as first:
-                if first is not None:
-                    signal.pidfd_send_signal(first, signal.SIGTERM)
-                    if not _ended(first, seconds):
-                        signal.pidfd_send_signal(first, signal.SIGKILL)
-                        _ended(first, None)
+                while first is not None and not _ended(first, 0):
+                    late = time.monotonic() > deadline
+                    signal.pidfd_send_signal(first, signal.SIGKILL if late else signal.SIGTERM)
+                    _ended(first, None if late else 0.1)
 
 
 @contextmanager
