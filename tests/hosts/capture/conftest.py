@@ -13,6 +13,8 @@ from subprocess import PIPE, Popen
 
 import pytest
 
+from tests.hosts.lab.namespaces import user_namespace
+
 ROOT = Path(__file__).parents[3]
 TOOL = Path(__file__).with_name("traffic.py")
 
@@ -71,7 +73,7 @@ def _end(process: Popen[str]) -> None:
 
 
 def _namespace(stack: ExitStack, prefix: list[str], *, user: bool) -> int:
-    flags = ["--user", "--map-root-user"] if user else []
+    flags = user_namespace() if user else []
     process = Popen(
         [*prefix, "unshare", *flags, "--net", "sh", "-c", "echo $$; exec sleep 600"], stdout=PIPE, text=True
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.hosts.lab.namespaces import has_other_users
 
 pytestmark = pytest.mark.netns
 
@@ -111,7 +112,9 @@ def test_nobody_else_can_change_the_table_and_down_removes_it(hosts: Any, tmp_pa
 
 def test_two_workloads_are_told_apart_by_their_users(hosts: Any, tmp_path: Path) -> None:
     host, peer = hosts
-    assert os.geteuid() == 0, "several users need root (or a range of uids) here"
+    assert has_other_users(), (
+        "several users need root, or uidmap and a range of ids in /etc/subuid and /etc/subgid"
+    )
     host.serve("15001", "15006", "15101", "15106", "9080", "7000", "15053", "15153")
     peer.serve("80")
     host.hold(TWO, tmp_path, "--agent-uid", "990")

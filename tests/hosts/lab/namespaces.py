@@ -37,10 +37,18 @@ def command_to_enter(argv: Sequence[str]) -> list[str]:
     """The command that runs argv as the first process of fresh namespaces; all die with it."""
     flags = ["--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if os.geteuid() != 0:
-        flags += ["--user", "--map-root-user"]
-        if shutil.which("newuidmap", path=_PATH) and _has_subordinate_ids():
-            flags.append("--map-auto")
+        flags += user_namespace()
     return ["unshare", *flags, "--", *argv]
+
+
+def user_namespace() -> list[str]:
+    """What unshare needs to be told to make the caller root, with other users beside it where that can be."""
+    return ["--user", "--map-root-user", *(["--map-auto"] if has_other_users() else [])]
+
+
+def has_other_users() -> bool:
+    """Whether this process can become other users, or can in a user namespace: subordinate ids and newuidmap."""
+    return os.geteuid() == 0 or (shutil.which("newuidmap", path=_PATH) is not None and _has_subordinate_ids())
 
 
 def end(entered: int, seconds: float = 10.0) -> None:
