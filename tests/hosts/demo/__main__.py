@@ -20,7 +20,7 @@ from tests.hosts.demo.board import Board
 from tests.hosts.demo.observers import machine_fingerprint
 from tests.hosts.demo.story import Story
 from tests.hosts.lab.mesh import BIN, Mesh
-from tests.hosts.lab.namespaces import command_to_enter, end, environment_inside, inside
+from tests.hosts.lab.namespaces import command_to_enter, end, environment_inside, has_other_users, inside
 
 _FOLDER = "HOSTMESH_DEMO_FOLDER"
 _KEPT = Path(tempfile.gettempdir()) / f"hostmesh-demo-{os.getuid()}"
@@ -91,6 +91,8 @@ def _obstacle() -> str:
     missing = [tool for tool in _TOOLS if shutil.which(tool, path=environment_inside()["PATH"]) is None]
     if missing:
         return f"not installed: {', '.join(missing)}"
+    if not has_other_users():
+        return "its hosts have several users: run it as root, or with uidmap and a range in /etc/subuid and /etc/subgid"
     done = subprocess.run(command_to_enter(["true"]), capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return ""
