@@ -73,13 +73,15 @@ class Exchange(Attempts):
         elif head.expects_continue:
             ctx.headers[b"expect"] = b"100-continue"
         if not head.has_host:
-            client.closing = True
             self.answer(replies.MISSING_HOST)
             return
         if head.path[:1] != b"/" and not head.upgrade:
             self.answer(replies.ABSOLUTE_PATH)
             return
-        setting.intake(ctx, head, client.certificate_element)
+        denied = setting.intake(ctx, head, client.certificate_element)
+        if denied is not None:
+            self.answer(denied)
+            return
         refused = setting.normalise(ctx)
         if refused is not None:
             self.count_refused_path(refused.status)
@@ -415,7 +417,7 @@ class Exchange(Attempts):
         outcome.flags.extend([flag for flag in reply.flags if flag not in outcome.flags])
         ctx.details = reply.details
         self.name_cluster()
-        if not self.request_ended or reply.status == 400:
+        if not self.request_ended or (reply.status == 400 and not setting.manager.keep_after_bad_request):
             # A 400 of the proxy's own speaks of a client that is not understood: Envoy ends its connection, always.
             self.client.closing = True
         head, body = replies.build(ctx, reply, outcome, setting.rewrite)

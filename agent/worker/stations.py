@@ -47,6 +47,7 @@ class HttpStation(Station, H1Station):
         self._limits = Limits(
             manager.max_request_headers_kb * 1024, manager.max_headers_count, manager.underscores,
             manager.allow_absolute_url, manager.enable_trailers, manager.allow_custom_methods, manager.allow_chunked_length,
+            manager.accept_http_10, manager.preserve_case,
         )  # fmt: skip
 
     def server_codec(self, sink: RequestSink) -> ServerCodec:
