@@ -17,8 +17,11 @@ import trio
 
 from agent.host import pages
 from agent.host.admin import AdminPages, Certificates, Sources
+from agent.host.admin.respond import resident
+from agent.host.admin.standing import complete
 from agent.telemetry.reading import Statistics
 from agent.upstream.view import cluster_view
+from agent.worker.space import stat_name
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -50,6 +53,7 @@ class _Proxy:
 
     def __init__(self, path: Path, bootstrap: Bootstrap, worker: Worker) -> None:
         self._path, self._bootstrap, self._worker = path, bootstrap, worker
+        self._started = time.time()
 
     def sources(self) -> Sources:
         """See agent.host.admin."""
@@ -62,7 +66,7 @@ class _Proxy:
             bootstrap=self._message,
             certificates=self._certificates,
             node_id=self._bootstrap.node.id,
-            started=time.time(),
+            started=self._started,
             options={"config_path": str(self._path), "concurrency": 1},
             actions={
                 "quitquitquit": self._quit,
@@ -75,6 +79,11 @@ class _Proxy:
     def _statistics(self) -> Statistics:
         found = Statistics()
         found.read(self._worker.recorder.region)
+        table = self._bootstrap.table
+        complete(
+            found, table, listener_names=[stat_name(listener) for listener in table.listeners.values()],
+            uptime=int(time.time() - self._started), resident=resident(), live=bool(self._worker.spaces),
+        )  # fmt: skip
         return found
 
     async def _query(self, what: str) -> list[Any]:

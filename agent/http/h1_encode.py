@@ -26,6 +26,7 @@ _BODILESS: Final = frozenset((b"GET", b"HEAD", b"DELETE", b"TRACE", b"CONNECT"))
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus} | {
     302: "Found", 413: "Payload Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable",
     418: "Unknown", 422: "Unprocessable Entity", 509: "Bandwidth Limit Exceeded",
+    599: "Last Unassigned Server Error Code",
 }  # fmt: skip
 _LINES: Final[dict[int, bytes]] = {
     status: b"HTTP/1.1 %d %s\r\n" % (status, _REASONS.get(status, "Unknown").encode())

@@ -103,6 +103,11 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
             slots[stats.upstream_cx_destroy_remote] += 1
         self.pool.failed(reason, failure)
 
+    def _write(self, data: bytes) -> None:
+        cluster = self.pool.cluster
+        cluster.slots[cluster.tx_bytes] += len(data)
+        self.transport.write(data)
+
     # From the exchange
 
     def full(self) -> bool:
@@ -126,12 +131,12 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
         data, self._framing = h1_encode.request_head(
             method, path, authority, headers, ended or bool(upgrade), self._proper_case
         )
-        self.transport.write(data)
+        self._write(data)
 
     def send_data(self, data: bytes) -> None:
         """See UpstreamStream."""
         if data:
-            self.transport.write(h1_encode.chunk(data) if self._framing == h1_encode.CHUNKS else data)
+            self._write(h1_encode.chunk(data) if self._framing == h1_encode.CHUNKS else data)
 
     def send_end(self, trailers: Headers | None) -> None:
         """See UpstreamStream. Unless the cluster says `enable_trailers`, they end here."""
@@ -140,7 +145,7 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
             return
         self._request_done = True
         if self._framing == h1_encode.CHUNKS:
-            self.transport.write(h1_encode.last_chunk(trailers if self._trailers else None))
+            self._write(h1_encode.last_chunk(trailers if self._trailers else None))
 
     def cancel(self) -> None:
         """See UpstreamStream. HTTP/1.1 has no other way than to close."""
@@ -163,6 +168,8 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
 
     def received(self, data: bytes) -> None:
         """See TransportOwner."""
+        cluster = self.pool.cluster
+        cluster.slots[cluster.rx_bytes] += len(data)
         exchange = self.exchange
         if exchange is None:
             self._close()
