@@ -195,6 +195,9 @@ class Attempts(ExchangeState):
             return
         if plan.attempt_count_in_request:
             self.ctx.headers.set(b"x-envoy-attempt-count", b"%d" % (self.outcome.attempts + 1))
+        if plan.tell_timeout_retry:
+            self.ctx.headers.set(b"x-envoy-is-timeout-retry", b"true" if self.try_timed_out else b"false")
+        self.try_timed_out = False
         if not self.setting.strip_envoy_headers and self.total_timeout:
             left = (
                 max(self.total_at - self.setting.clock.now, 0.001)
@@ -216,6 +219,7 @@ class Attempts(ExchangeState):
             self.host.rq_timeout += 1
         self.blame_host()
         state = self.retry
+        self.try_timed_out = True
         if state is not None and state.of_reset(reset.LOCAL_RESET, True) and self.try_again():
             return
         self.time_out(replies.PER_TRY_IDLE if idle else replies.PER_TRY_TIMEOUT)

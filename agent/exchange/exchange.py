@@ -73,17 +73,12 @@ class Exchange(Attempts):
         elif head.expects_continue:
             ctx.headers[b"expect"] = b"100-continue"
         if not head.has_host:
-            client.closing = True
             self.answer(replies.MISSING_HOST)
             return
         if head.path[:1] != b"/" and not head.upgrade:
             self.answer(replies.ABSOLUTE_PATH)
             return
-        setting.intake(ctx, head, client.certificate_element)
-        refused = setting.normalise(ctx)
-        if refused is not None:
-            self.count_refused_path(refused.status)
-            self.answer(refused)
+        if self.refused_as_it_is(head):
             return
         plan = self.plan = ctx.route = setting.router.route(ctx)
         if head.upgrade and not self.upgrade_allowed(head.upgrade, plan):
@@ -208,6 +203,8 @@ class Exchange(Attempts):
             if self.buffered > self.whole_body:
                 self.whole_body = -1
                 self.answer(replies.TOO_LARGE)
+            return
+        if self.keeps_too_much():
             return
         if self.buffered > self.setting.listener.buffer_limit:
             if upstream is None or self.ctx.upgrade:
@@ -415,7 +412,7 @@ class Exchange(Attempts):
         outcome.flags.extend([flag for flag in reply.flags if flag not in outcome.flags])
         ctx.details = reply.details
         self.name_cluster()
-        if not self.request_ended or reply.status == 400:
+        if not self.request_ended or (reply.status == 400 and not setting.manager.keep_after_bad_request):
             # A 400 of the proxy's own speaks of a client that is not understood: Envoy ends its connection, always.
             self.client.closing = True
         head, body = replies.build(ctx, reply, outcome, setting.rewrite)
@@ -440,10 +437,10 @@ class Exchange(Attempts):
         now = setting.clock.now
         self.describe(now, setting.clock.wall(), "HTTP/1.1")
         self.count_begun()
-        outcome.flags.extend(reply.flags)
         ctx.details = reply.details
         self.client.closing = True
-        head, body = replies.build(None, reply, outcome, setting.rewrite)
+        head, body = replies.build(ctx, reply, outcome, setting.rewrite)
+        outcome.flags.extend(reply.flags)  # unknown to a rewrite's filters, as in Envoy
         setting.outgoing(ctx, head, setting.clock.http_date())
         self._send_own(head, body, b"GET")
 

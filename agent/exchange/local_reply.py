@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
+from agent.http.grpc import percent_encoded
 from agent.http.headers import Headers
 from agent.http.mutation import compile_response_changes
 from agent.http.request import LocalReply, RequestContext, ResponseHead
@@ -19,7 +20,7 @@ from agent.telemetry.format import compile_format, compile_json
 from agent.telemetry.log_filter import compile_filter
 from agent.telemetry.outcome import Outcome
 
-Rewrite: TypeAlias = Callable[[RequestContext | None, ResponseHead, bytes, Outcome], bytes]
+Rewrite: TypeAlias = Callable[[RequestContext, ResponseHead, bytes, Outcome], bytes]
 """Changes a local answer's head in place and returns its body."""
 
 NO_ROUTE: Final = LocalReply(404, flags=("NR",), details="route_not_found")
@@ -72,13 +73,13 @@ def reset_reply(reason: str, failure: str, flag: str, status: int, *, retried: b
 
 
 def build(
-    ctx: RequestContext | None, reply: LocalReply, outcome: Outcome, rewrite: Rewrite | None
+    ctx: RequestContext, reply: LocalReply, outcome: Outcome, rewrite: Rewrite | None
 ) -> tuple[ResponseHead, bytes]:
     """Head and body of a local answer."""
     headers = Headers()
     body = reply.body
     head = ResponseHead(reply.status, headers, True, outcome)
-    if ctx is not None and _is_grpc(ctx):
+    if _is_grpc(ctx):
         status = next((value for name, value in reply.headers if name == b"grpc-status"), None)
         if rewrite is not None:
             outcome.response_code = reply.status
@@ -86,7 +87,7 @@ def build(
         headers[b"content-type"] = b"application/grpc"
         headers[b"grpc-status"] = status or b"%d" % _GRPC_OF_STATUS.get(head.status, 2)
         if body:
-            headers[b"grpc-message"] = body
+            headers[b"grpc-message"] = percent_encoded(body.removesuffix(b"\n"))
         for name, value in reply.headers:
             headers.set(name, value)
         head.status = 200
@@ -128,8 +129,9 @@ def compile_rewrite(config: LocalReplyConfig | None) -> Rewrite | None:
         for mapper in config.mappers
     ]
 
-    def rewrite(ctx: RequestContext | None, head: ResponseHead, body: bytes, outcome: Outcome) -> bytes:
+    def rewrite(ctx: RequestContext, head: ResponseHead, body: bytes, outcome: Outcome) -> bytes:
         render = general
+        typed = False
         for test, status, text, own, change in mappers:
             if not test(outcome):
                 continue
@@ -137,14 +139,17 @@ def compile_rewrite(config: LocalReplyConfig | None) -> Rewrite | None:
                 body = text
             if status is not None:
                 head.status = outcome.response_code = status
-            if change is not None and ctx is not None:
+            if change is not None:
+                before = head.headers.get(b"content-type")
                 change(ctx, head)
+                typed = head.headers.get(b"content-type") != before
             render = own or general
             break
         if render is None:
             return body
         make, content_type = render
-        head.headers[b"content-type"] = content_type
+        if not typed:
+            head.headers[b"content-type"] = content_type
         outcome.local_body = body
         made = make(outcome).encode("utf-8", "surrogateescape")
         outcome.local_body = b""

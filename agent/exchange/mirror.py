@@ -59,6 +59,11 @@ def send_mirrors(exchange: Exchange, plan: RoutePlan) -> None:
     for number, mirror in enumerate(plan.mirrors):
         if (original.random >> (number * 5 + 1)) % mirror.denominator >= mirror.numerator:
             continue
+        cluster = mirror.cluster
+        if mirror.cluster_header:
+            cluster = original.headers.get(mirror.cluster_header, b"").decode("latin-1")
+        if cluster not in exchange.setting.clusters:
+            continue
         client = _NoClient(original.connection)
         copy = Copy(exchange.setting.silent(), client)
         client.timer = exchange.setting.clock.timer(copy.timer_fired)
@@ -71,12 +76,18 @@ def send_mirrors(exchange: Exchange, plan: RoutePlan) -> None:
             random=original.random,
             started_at=exchange.setting.clock.now,
         )
+        ctx.headers.set(b"x-envoy-internal", b"true")  # what Envoy's own client says of itself
+        host_address = exchange.setting.host_address
+        if host_address:
+            forwarded = ctx.headers.joined(b"x-forwarded-for")
+            own = host_address.encode()
+            ctx.headers.set(b"x-forwarded-for", own if not forwarded else forwarded + b"," + own)
         copy.outcome.request = ctx
         copy.outcome.flags = ctx.flags
         copy.request_ended = True
         copy.body = list(exchange.body)
         copy.trailers = exchange.trailers
-        copy.plan = ctx.route = RoutePlan("", "", cluster=mirror.cluster, timeout=plan.timeout)
+        copy.plan = ctx.route = RoutePlan("", "", cluster=cluster, timeout=plan.timeout)
         copy.forward(copy.plan)
 
 

@@ -63,9 +63,9 @@ class Setting:
 
     __slots__ = (
         "_silent",
-        "clock", "clusters", "intake", "listener", "logs", "manager", "normalise", "outgoing", "random", "raw_pool",
-        "record", "rewrite", "router", "rq_active", "rq_http1", "rq_routed", "rq_total", "slots", "stats", "strip_envoy_headers",
-        "upgrades",
+        "clock", "clusters", "host_address", "intake", "listener", "logs", "manager", "normalise", "outgoing", "random",
+        "raw_pool", "record", "rewrite", "router", "rq_active", "rq_http1", "rq_routed", "rq_total", "rx_bytes", "slots", "stats",
+        "strip_envoy_headers", "tx_bytes", "upgrades",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +86,7 @@ class Setting:
         clock: Clock,
         random: Callable[[], int],
         raw_pool: Callable[[Host], Pool],
+        host_address: str = "",
     ) -> None:
         self.manager = manager
         self.listener = listener
@@ -102,9 +103,13 @@ class Setting:
         self.rq_active: int = stats.downstream_rq_active
         self.rq_http1: int = stats.downstream_rq_http1_total
         self.rq_routed: int = stats.rq_total
+        self.rx_bytes: int = stats.downstream_cx_rx_bytes_total
+        self.tx_bytes: int = stats.downstream_cx_tx_bytes_total
         """Slots that every request counts in, as compiled integers."""
         self.slots = slots
         self.clock = clock
+        self.host_address = host_address
+        """What this proxy says is its own address, where it makes requests itself."""
         self.raw_pool = raw_pool
         """A pool of one TCP connection, for a CONNECT that ends here."""
         self.random = random
@@ -132,6 +137,7 @@ class Setting:
                 clock=self.clock,
                 random=self.random,
                 raw_pool=self.raw_pool,
+                host_address=self.host_address,
             )
         return self._silent
 

@@ -17,6 +17,7 @@ from agent.upstream.pool import Waiter
 if TYPE_CHECKING:
     from agent.exchange.setting import Setting
     from agent.exchange.streams import ClientStream, UpstreamStream
+    from agent.http.h1_message import RequestHead
     from agent.http.headers import Headers
     from agent.http.request import LocalReply, RequestContext
     from agent.routing.plan import RoutePlan
@@ -33,8 +34,8 @@ class ExchangeState(Waiter):
     __slots__ = (
         "body", "buffered", "client", "cluster", "ctx", "head_sent", "host", "idle_at", "idle_timeout", "keep_body",
         "max_at", "outcome", "over", "plan", "priority_breaker", "request_ended", "resume_at", "retry", "setting",
-        "step", "total_at", "total_timeout", "trailers", "tried", "try_at", "try_idle", "try_idle_at", "try_timeout",
-        "tunnel", "upstream", "waiting_in", "whole_body",
+        "step", "total_at", "total_timeout", "trailers", "tried", "try_at", "try_idle", "try_idle_at", "try_timed_out",
+        "try_timeout", "tunnel", "upstream", "waiting_in", "whole_body",
     )  # fmt: skip
 
     def __init__(self, setting: Setting, client: ClientStream) -> None:
@@ -67,6 +68,8 @@ class ExchangeState(Waiter):
         self.idle_timeout = setting.manager.stream_idle_timeout
         self.total_timeout = 0.0
         self.try_timeout = 0.0
+        self.try_timed_out = False
+        """The last attempt did."""
         self.try_idle = 0.0
         """The route's per_try_idle_timeout."""
         self.idle_at = self.total_at = self.try_at = self.try_idle_at = self.max_at = self.resume_at = inf
@@ -77,6 +80,32 @@ class ExchangeState(Waiter):
         self.ctx.headers.set(b"content-length", b"%d" % self.buffered)
         self.ctx.headers.remove(b"transfer-encoding")
         self.resume()
+
+    def keeps_too_much(self) -> bool:
+        """Is there more body than the route keeps? Then it is sent once, and neither retried nor mirrored."""
+        plan = self.plan
+        if plan is None or not self.keep_body or not 0 <= plan.buffer_limit < self.buffered:
+            return False
+        self.keep_body = False
+        self.retry = None
+        if self.upstream is not None:
+            self.body = []
+            self.buffered = 0
+        return True
+
+    def refused_as_it_is(self, head: RequestHead) -> bool:
+        """Clean headers, path and host; answers where that cannot be done."""
+        setting = self.setting
+        refused = setting.intake(self.ctx, head, self.client.certificate_element)
+        if refused is not None:
+            setting.slots[setting.stats.downstream_rq_rejected_via_ip_detection] += 1
+        else:
+            refused = setting.normalise(self.ctx)
+            if refused is None:
+                return False
+            self.count_refused_path(refused.status)
+        self.answer(refused)
+        return True
 
     # Output has room again
 

@@ -58,11 +58,15 @@ def compile(placed: Placed) -> Steps | None:
 
 def _applies(config: Fault) -> RequestPredicate | None:
     headers = compile_request_headers(config.headers)
-    cluster = config.upstream_cluster
-    if not cluster:
+    cluster, nodes = config.upstream_cluster, config.nodes
+    if not cluster and not nodes:
         return headers
 
     def applies(ctx: RequestContext) -> bool:
+        if nodes and ctx.headers.get(b"x-envoy-downstream-service-node", b"") not in nodes:
+            return False
+        if not cluster:
+            return headers is None or headers(ctx)
         plan = ctx.route
         return plan is not None and plan.cluster == cluster and (headers is None or headers(ctx))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from urllib.parse import quote
 
+from agent.http.grpc import percent_encoded
 from agent.http.request import LocalReply, RequestContext
 
 
@@ -13,7 +13,7 @@ def grpc_reply(ctx: RequestContext, reply: LocalReply, status: int) -> LocalRepl
     kind = ctx.headers.get(b"content-type", b"")
     if kind != b"application/grpc" and not kind.startswith(b"application/grpc+"):
         return reply
-    message = quote(reply.body, safe=" !\"#$&'()*+,-./0123456789:;<=>?@[\\]^_`{|}~").encode()
+    message = percent_encoded(reply.body)
     return replace(
         reply,
         status=200,

@@ -19,8 +19,11 @@ import trio
 
 from agent.host import pages
 from agent.host.admin import AdminPages, Certificates, Sources
+from agent.host.admin.respond import resident
+from agent.host.admin.standing import complete
 from agent.telemetry.reading import Statistics
 from agent.worker import orders
+from agent.worker.space import stat_name
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -106,12 +109,13 @@ class _Proxy:
 
     def __init__(self, path: Path, bootstrap: Bootstrap, workers: Workers) -> None:
         self._path, self._bootstrap, self._workers = path, bootstrap, workers
+        self._started = time.time()
 
     def sources(self) -> Sources:
         """See agent.host.admin."""
         workers = self._workers
         return Sources(
-            statistics=workers.statistics,
+            statistics=self._statistics,
             ready=workers.ready,
             draining=workers.draining,
             query=self._query,
@@ -119,7 +123,7 @@ class _Proxy:
             bootstrap=self._message,
             certificates=self._certificates,
             node_id=self._bootstrap.node.id,
-            started=time.time(),
+            started=self._started,
             options={"config_path": str(self._path), "concurrency": workers.count},
             actions={
                 "quitquitquit": self._quit,
@@ -128,6 +132,15 @@ class _Proxy:
                 "reopen_logs": self._reopen,
             },
         )
+
+    def _statistics(self) -> Statistics:
+        found = self._workers.statistics()
+        table = self._bootstrap.table
+        complete(
+            found, table, listener_names=[stat_name(listener) for listener in table.listeners.values()],
+            uptime=int(time.time() - self._started), resident=resident(), live=self._workers.ready(),
+        )  # fmt: skip
+        return found
 
     async def _query(self, what: str) -> list[Any]:
         return [answer for answer in await self._workers.ask(what) if isinstance(answer, list)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Final
 
-from agent.http.headers import Headers
+from agent.http.headers import Headers, proper_case
 
 FIXED: Final = 0
 """The body has a content-length, or there is none: its bytes are written as they are."""
@@ -26,6 +26,7 @@ _BODILESS: Final = frozenset((b"GET", b"HEAD", b"DELETE", b"TRACE", b"CONNECT"))
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus} | {
     302: "Found", 413: "Payload Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable",
     418: "Unknown", 422: "Unprocessable Entity", 509: "Bandwidth Limit Exceeded",
+    599: "Last Unassigned Server Error Code",
 }  # fmt: skip
 _LINES: Final[dict[int, bytes]] = {
     status: b"HTTP/1.1 %d %s\r\n" % (status, _REASONS.get(status, "Unknown").encode())
@@ -35,7 +36,7 @@ _COLON: Final = b": ".join
 
 
 def response_head(
-    status: int, headers: Headers, method: bytes, ended: bool, old: bool, proper_case: bool = False
+    status: int, headers: Headers, method: bytes, ended: bool, old: bool, proper: bool = False
 ) -> tuple[bytes, int]:
     """The bytes of a response head to a request with `method`, and the framing of its body.
 
@@ -55,7 +56,7 @@ def response_head(
     line = _LINES[status]
     if old:
         line = line.replace(b"1.1", b"1.0", 1)
-    return line + _fields(headers, proper_case), framing
+    return line + _fields(headers, proper), framing
 
 
 def tunnel_head(status: int, headers: Headers) -> bytes:
@@ -64,23 +65,22 @@ def tunnel_head(status: int, headers: Headers) -> bytes:
 
 
 def request_head(
-    method: bytes, path: bytes, authority: bytes, headers: Headers, ended: bool, proper_case: bool = False
+    method: bytes, path: bytes, authority: bytes, headers: Headers, ended: bool, proper: bool = False
 ) -> tuple[bytes, int]:
     """The bytes of a request head, and the framing of its body. `headers` stays as it is, for another attempt."""
     framing = FIXED
     added = b""
     if b"content-length" not in headers:
         if not ended:
-            added = b"Transfer-Encoding: chunked\r\n" if proper_case else b"transfer-encoding: chunked\r\n"
+            added = b"%b: chunked\r\n" % _written(b"transfer-encoding", headers, proper)
             framing = CHUNKS
         elif method not in _BODILESS:
-            added = b"Content-Length: 0\r\n" if proper_case else b"content-length: 0\r\n"
-    host = b"Host" if proper_case else b"host"
-    line = b"%b %b HTTP/1.1\r\n%b: %b\r\n" % (method, path, host, authority)
+            added = b"%b: 0\r\n" % _written(b"content-length", headers, proper)
+    line = b"%b %b HTTP/1.1\r\n%b: %b\r\n" % (method, path, _written(b"host", headers, proper), authority)
     if added:
-        fields = _fields(headers, proper_case)
+        fields = _fields(headers, proper)
         return (line + fields[:-2] + added + b"\r\n" if headers else line + added + b"\r\n"), framing
-    return line + _fields(headers, proper_case), framing
+    return line + _fields(headers, proper), framing
 
 
 def chunk(data: bytes) -> bytes:
@@ -95,16 +95,24 @@ def last_chunk(trailers: Headers | None) -> bytes:
     return b"0\r\n" + _fields(trailers, False)
 
 
-def _fields(headers: Headers, proper_case: bool) -> bytes:
-    if proper_case:
+def _fields(headers: Headers, proper: bool) -> bytes:
+    cases = headers.cases
+    if cases is not None:
         return (
-            b"".join([b"%b: %b\r\n" % (_proper(name), value) for name, value in headers.fields()]) + b"\r\n"
+            b"".join([b"%b: %b\r\n" % (cases.of(name), value) for name, value in headers.fields()]) + b"\r\n"
+        )
+    if proper:
+        return (
+            b"".join([b"%b: %b\r\n" % (proper_case(name), value) for name, value in headers.fields()])
+            + b"\r\n"
         )
     if not headers:
         return b"\r\n"
     return b"\r\n".join(map(_COLON, headers.fields())) + b"\r\n\r\n"
 
 
-def _proper(name: bytes) -> bytes:
-    """`content-length` as `Content-Length` (Envoy ProperCaseHeaderKeyFormatter)."""
-    return b"-".join([part[:1].upper() + part[1:] for part in name.split(b"-")])
+def _written(name: bytes, headers: Headers, proper: bool) -> bytes:
+    """The spelling of a name among these headers."""
+    if headers.cases is not None:
+        return headers.cases.of(name)
+    return proper_case(name) if proper else name

@@ -21,8 +21,11 @@ from agent.http.h1_message import (
     RequestSink,
     ResponseSink,
     ServerCodec,
+    as_http11,
     classify_refused,
     classify_request_error,
+    drop_length,
+    headers_of_wire,
     judge_authority,
     judge_request,
     judge_response,
@@ -41,7 +44,6 @@ _Informational = h11r.InformationalResponse
 _DONE: Final = h11r.State.DONE
 _HOST: Final = ((b"host", b"-"),)
 _MARK: Final = b"host: " + NO_HOST + b"\r\n"
-_LENGTH_FIELD: Final = re.compile(rb"(?i)(?<=\n)content-length:[^\n]*\n")
 _HOSTS: Final = re.compile(rb"^host:([^\r\n]*)", re.MULTILINE)
 _H11R_HEADERS: Final = 65535
 
@@ -50,7 +52,7 @@ class FastServerCodec(ServerCodec):
     """Reads requests. Invariant: `_parser` reads the request in progress and has seen no byte of an earlier one; while
     `_plain`, it has seen nothing, `_left` bytes of the body are to come, and `_rest` is what follows them."""
 
-    __slots__ = ("_between", "_first", "_left", "_limits", "_parser", "_plain", "_rest", "_sink")
+    __slots__ = ("_between", "_first", "_left", "_limits", "_old", "_parser", "_plain", "_rest", "_sink")
 
     def __init__(self, sink: RequestSink, limits: Limits) -> None:
         self._sink = sink
@@ -60,6 +62,8 @@ class FastServerCodec(ServerCodec):
         self._plain = False
         self._left = 0
         self._rest = b""
+        self._old = False
+        """The head is of another version, and was changed to one of HTTP/1.1 for the parser."""
         self._parser = self._new()
 
     def _new(self) -> h11r.Connection:
@@ -73,8 +77,8 @@ class FastServerCodec(ServerCodec):
             self._plain_data(data)
             return
         if self._between:
-            if not self._first:
-                limits = self._limits
+            limits = self._limits
+            if not self._first and not limits.cases:
                 plain = plain_request(data, limits.max_head_bytes, limits.max_headers)
                 if plain is not None:
                     self._plain_head(plain, data)
@@ -132,18 +136,35 @@ class FastServerCodec(ServerCodec):
         self._parser = self._new()
         self._between = True
         self._first = b""
+        self._old = False
         if rest:
             self.receive(rest)
 
     def _trouble(self, error: h11r.RemoteProtocolError, data: bytes) -> None:
         """The parser refuses: what it is too strict about is read in another way, the rest is a violation."""
         text = str(error)
+        if self._between and self._limits.accept_old and not self._old:
+            changed = as_http11(self._first)
+            if changed is not None:
+                self._old = True
+                self._read_old(changed)
+                return
         if self._between and "Host field" in text:
             self._read_without_host(error)
         elif self._between and self._limits.chunked_length and "cannot be combined" in text:
-            self._read_again(_LENGTH_FIELD.sub(b"", self._first))
+            self._read_again(drop_length(self._first))
         else:
             raise self._violation(error, data) from None
+
+    def _read_old(self, data: bytes) -> None:
+        """Read a head of another version, changed to one of HTTP/1.1."""
+        parser = self._parser = self._new()
+        self._first = data
+        try:
+            parser.receive_data(data)
+            self._advance(parser)
+        except h11r.RemoteProtocolError as error:
+            self._trouble(error, data)
 
     def _read_without_host(self, error: h11r.RemoteProtocolError) -> None:
         """A request that h11r refuses for its Host field. Where there is none, Envoy logs the request and answers it, or
@@ -183,8 +204,10 @@ class FastServerCodec(ServerCodec):
                     raise too_many("too_many_headers")
                 self._between = False
                 self._first = b""
-                old = event.http_version != b"1.1"
-                head = judge_request(event.method, event.target, Headers.of_wire(fields), old, limits, 0)
+                old = self._old or event.http_version != b"1.1"
+                head = judge_request(
+                    event.method, event.target, headers_of_wire(fields, limits), old, limits, 0
+                )
                 sink.request_head(head)
                 if head.ended and not head.upgrade and not parser.buffered_nbytes:
                     # What follows is known: a request without a body ends with its head.
@@ -248,8 +271,8 @@ class FastClientCodec(ClientCodec):
         """See ClientCodec."""
         if self._awaiting:
             self._awaiting = False
-            if not self._upgrade and self._method != b"HEAD":
-                limits = self._limits
+            limits = self._limits
+            if not self._upgrade and self._method != b"HEAD" and not limits.cases:
                 plain = plain_response(data, limits.max_head_bytes, limits.max_headers)
                 if plain is not None:
                     self._plain_head(plain, data)
@@ -332,7 +355,10 @@ class FastClientCodec(ClientCodec):
                     raise H1Violation(502, "http1.too_many_headers", "too many headers")
                 sink.response_head(
                     judge_response(
-                        event.status_code, Headers.of_wire(fields), event.http_version != b"1.1", self._method
+                        event.status_code,
+                        headers_of_wire(fields, self._limits),
+                        event.http_version != b"1.1",
+                        self._method,
                     )
                 )
             elif kind is _Data:

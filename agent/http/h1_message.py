@@ -15,7 +15,7 @@ from typing import Final
 
 from mypy_extensions import trait
 
-from agent.http.headers import Headers
+from agent.http.headers import Cases, Headers
 from agent.http.single import SINGLE_IN_REQUESTS, SINGLE_IN_RESPONSES
 
 CHUNKED: Final = -1
@@ -36,6 +36,8 @@ METHODS: Final = frozenset(
 _AUTHORITY: Final = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:@\[\]]*\Z")
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _VERSION_AT_END: Final = re.compile(rb"([^ ]+) +([^ ]+)(?: +HTTP/(\d)\.(\d))?\Z")
+_LENGTH_FIELD: Final = re.compile(rb"(?i)(?<=\n)content-length:[^\n]*\n")
+_CODING_FIELD: Final = re.compile(rb"(?i)(?<=\n)transfer-encoding:([^\r\n]*)")
 _FIELD: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\x00-\x08\x0a-\x1f\x7f]*)\Z")
 
 
@@ -62,6 +64,10 @@ class Limits:
     custom_methods: bool = False
     chunked_length: bool = False
     """Ignore a Content-Length beside chunked transfer encoding instead of refusing both (allow_chunked_length)."""
+    accept_old: bool = False
+    """Take other versions than HTTP/1.1, or none, for HTTP/1.0 (accept_http_10)."""
+    cases: str = ""
+    """Remember how header names are written: `keep`, or `proper` to write those of the proxy's own properly."""
 
 
 class RequestHead:
@@ -201,6 +207,45 @@ def judge_request(
     return head
 
 
+def headers_of_wire(fields: list[tuple[bytes, bytes]], limits: Limits) -> Headers:
+    """The header map of fields as a codec found them, with their spelling if that is to be kept."""
+    headers = Headers.of_wire(fields)
+    if limits.cases:
+        headers.cases = Cases([name for name, _ in fields], limits.cases == "proper")
+    return headers
+
+
+def as_http11(data: bytes) -> bytes | None:
+    """A head of another version, or of none, as one of HTTP/1.1; None where something else is wrong with it. Envoy with
+    accept_http_10 takes all of them for HTTP/1.0, and lets them have chunks."""
+    data = data.lstrip(b"\r\n")
+    if classify_request_error(data) is None:
+        return None
+    line, _, rest = data.partition(b"\n")
+    match = _VERSION_AT_END.match(line.rstrip(b"\r"))
+    if match is None:
+        return None
+    if match[3] is None:
+        rest = b"\r\n"  # no version, no fields (HTTP/0.9)
+    return b"%b %b HTTP/1.1\r\n%b" % (match[1], match[2], rest)
+
+
+def drop_length(data: bytes) -> bytes:
+    """A head without its Content-Length, for allow_chunked_length. Raises H1Violation where it is not about chunks, or
+    where there is more than one length."""
+    head = data.partition(b"\r\n\r\n")[0] + b"\r\n"
+    coding = _CODING_FIELD.findall(head)
+    if len(_LENGTH_FIELD.findall(head)) > 1:
+        raise H1Violation(400, "http1.codec_error", "more than one content-length")
+    if len(coding) != 1 or coding[0].strip().lower() != b"chunked":
+        raise H1Violation(
+            400,
+            "http1.content_length_and_chunked_not_allowed",
+            "content-length with another transfer-encoding",
+        )
+    return _LENGTH_FIELD.sub(b"", data, count=1)
+
+
 def judge_authority(authority: bytes) -> None:
     """Envoy HeaderUtility::authorityIsValid. Raises H1Violation. The good ones are remembered, because few names are asked
     for often."""
@@ -238,7 +283,10 @@ def _judge_framing(head: RequestHead, headers: Headers, old: bool) -> None:
     connection = headers.get(b"connection")
     if old:
         head.old = True
-        head.keep_alive = connection is not None and b"keep-alive" in _tokens(headers)
+        tokens = _tokens(headers)
+        head.keep_alive = b"keep-alive" in tokens
+        if b"upgrade" in tokens and b"upgrade" in headers:
+            _note_upgrade(head, headers)
     elif connection is not None and (connection != b"keep-alive" or headers.repeated is not None):
         tokens = _tokens(headers)
         head.keep_alive = b"close" not in tokens
@@ -246,7 +294,7 @@ def _judge_framing(head: RequestHead, headers: Headers, old: bool) -> None:
             _note_upgrade(head, headers)
     if b"proxy-connection" in headers and b"close" in _tokens(headers, b"proxy-connection"):
         head.keep_alive = False
-    if b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and not old:
+    if b"expect" in headers and headers[b"expect"].lower() == b"100-continue":
         head.expects_continue = True
         headers.remove(b"expect")
 

@@ -19,8 +19,11 @@ from agent.http.h1_message import (
     RequestSink,
     ResponseSink,
     ServerCodec,
+    as_http11,
     classify_refused,
     classify_request_error,
+    drop_length,
+    headers_of_wire,
     judge_request,
     judge_response,
     too_many,
@@ -29,7 +32,6 @@ from agent.http.headers import Headers
 
 _HOST: Final = [(b"host", b"-")]
 _MARK: Final = b"host: " + NO_HOST + b"\r\n"
-_LENGTH_FIELD: Final = re.compile(rb"(?i)(?<=\n)content-length:[^\n]*\n")
 _FOLDED: Final = re.compile(rb"\n[ \t]")
 _BARE_CR: Final = re.compile(rb"\r(?=[^\n])")
 _LENGTH_LIST: Final = re.compile(rb"(?i)\ncontent-length:[^\n]*,")
@@ -47,6 +49,8 @@ class ReferenceServerCodec(ServerCodec):
         self._first = b""
         self._rest = b""
         self._done = False
+        self._old = False
+        """The head is of another version, and was changed to one of HTTP/1.1 for the parser."""
         self._parser = self._new()
 
     def _new(self) -> h11.Connection:
@@ -60,6 +64,10 @@ class ReferenceServerCodec(ServerCodec):
         if self._between:
             # h11 is given heads whole: what it repairs in them is refused first.
             self._first = (self._first + data).lstrip(b"\r\n") if not self._first else self._first + data
+            if self._limits.accept_old and _HEAD_END.search(self._first):
+                changed = as_http11(self._first)
+                if changed is not None:
+                    self._first, self._old = changed, True
             self._refuse_repairs(self._first)
             if not _HEAD_END.search(self._first):
                 return
@@ -75,7 +83,7 @@ class ReferenceServerCodec(ServerCodec):
         rest = self._parser.trailing_data[0] + self._rest
         self._parser = self._new()
         self._between = True
-        self._done = False
+        self._done = self._old = False
         self._first = self._rest = b""
         if rest:
             self.receive(rest)
@@ -109,7 +117,7 @@ class ReferenceServerCodec(ServerCodec):
                 line, _, rest = self._first.partition(b"\n")
                 self._read_again(line + b"\n" + _MARK + rest)
             elif self._between and self._limits.chunked_length and b"chunked" in self._first.lower():
-                self._read_again(_LENGTH_FIELD.sub(b"", self._first))
+                self._read_again(drop_length(self._first))
             else:
                 raise self._violation(error, data) from None
 
@@ -131,8 +139,8 @@ class ReferenceServerCodec(ServerCodec):
                 if len(fields) > self._limits.max_headers:
                     raise too_many("too_many_headers")
                 head = judge_request(
-                    bytes(event.method), bytes(event.target), Headers.of_wire(fields), event.http_version != b"1.1",
-                    self._limits, 0,
+                    bytes(event.method), bytes(event.target), headers_of_wire(fields, self._limits),
+                    self._old or event.http_version != b"1.1", self._limits, 0,
                 )  # fmt: skip
                 self._between = False
                 self._first = b""
@@ -221,7 +229,10 @@ class ReferenceClientCodec(ClientCodec):
                     raise H1Violation(502, "http1.too_many_headers", "too many headers")
                 self._sink.response_head(
                     judge_response(
-                        event.status_code, Headers.of_wire(fields), event.http_version != b"1.1", self._method
+                        event.status_code,
+                        headers_of_wire(fields, self._limits),
+                        event.http_version != b"1.1",
+                        self._method,
                     )
                 )
             elif isinstance(event, h11.Data):

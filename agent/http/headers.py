@@ -13,17 +13,43 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Final, overload
 
 
+class Cases:
+    """Header names as a peer wrote them (Envoy PreserveCaseHeaderFormatter): the first spelling of each counts."""
+
+    __slots__ = ("_proper", "_written")
+
+    def __init__(self, written: Iterable[bytes], proper: bool) -> None:
+        self._written: dict[bytes, bytes] = {}
+        self._proper = proper
+        for name in written:
+            self._written.setdefault(name.lower(), name)
+
+    def of(self, name: bytes) -> bytes:
+        """The spelling of a lower-case name; names that the peer did not send stay, or are written properly."""
+        found = self._written.get(name)
+        if found is not None:
+            return found
+        return proper_case(name) if self._proper else name
+
+
+def proper_case(name: bytes) -> bytes:
+    """`content-length` as `Content-Length` (Envoy ProperCaseHeaderKeyFormatter)."""
+    return b"-".join([part[:1].upper() + part[1:] for part in name.split(b"-")])
+
+
 class Headers:
     """`first` occurrences as a dictionary, later ones in `repeated` (None while every name is unique).
 
     Code that runs for every request may read `first` itself; changes go through the methods, which know of `repeated`."""
 
-    __slots__ = ("first", "repeated")
+    __slots__ = ("cases", "first", "repeated")
 
     def __init__(self, fields: Iterable[tuple[bytes, bytes]] = ()) -> None:
         first: dict[bytes, bytes] = {}
         self.first = first
         self.repeated: list[tuple[bytes, bytes]] | None = None
+        self.cases: Cases | None = None
+        """How the names were written, where they are to be written so again."""
         for name, value in fields:
             if name not in first:
                 first[name] = value
@@ -146,6 +172,7 @@ class Headers:
     def duplicate(self) -> Headers:
         """An independent copy, for a retry or a mirror."""
         copy = Headers(self.first.items())
+        copy.cases = self.cases
         if self.repeated is not None:
             copy.repeated = list(self.repeated)
         return copy

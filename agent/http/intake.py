@@ -10,17 +10,16 @@ settings. Not for: path and host normalisation (agent/routing), changes that a r
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final, TypeAlias
 from urllib.parse import quote
 
+from agent.http.detection import compile_detection, from_the_end, is_internal
 from agent.http.h1_message import RequestHead, connection_tokens
 from agent.http.headers import Headers
-from agent.http.request import ConnectionInfo, RequestContext
+from agent.http.request import ConnectionInfo, LocalReply, RequestContext
 from agent.table.listener import HttpManager
 
-Intake: TypeAlias = Callable[[RequestContext, RequestHead, "bytes | None"], None]
+Intake: TypeAlias = Callable[[RequestContext, RequestHead, "bytes | None"], LocalReply | None]
 
 INTERNAL_ONLY: Final = (
     b"x-envoy-internal",
@@ -37,11 +36,6 @@ EDGE_ONLY: Final = (
 )  # fmt: skip
 """Fields that no client outside may send."""
 
-_INTERNAL_NETWORKS: Final[tuple[IPv4Network | IPv6Network, ...]] = tuple(
-    ip_network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fd00::/8")
-)
-"""Envoy's default internal_address_config (RFC 1918, RFC 4193)."""
-
 
 def compile_intake(manager: HttpManager, host_address: str = "") -> Intake:
     """The function that cleans and completes a request. Its third argument is the connection's XFCC element, if any.
@@ -55,10 +49,11 @@ def compile_intake(manager: HttpManager, host_address: str = "") -> Intake:
     preserve = manager.preserve_external_request_id
     via = manager.via
     port = manager.append_x_forwarded_port
-    user_agent = manager.add_user_agent
+    user_agent, user_node = manager.user_agent, manager.user_node
     scheme_overwrite = manager.scheme_overwrite
+    detect = compile_detection(manager)
 
-    def intake(ctx: RequestContext, head: RequestHead, xfcc: bytes | None) -> None:
+    def intake(ctx: RequestContext, head: RequestHead, xfcc: bytes | None) -> LocalReply | None:
         headers = ctx.headers
         connection = ctx.connection
         if b"connection" in headers:
@@ -79,23 +74,28 @@ def compile_intake(manager: HttpManager, host_address: str = "") -> Intake:
         client = connection.remote[0]
         if use_remote:
             if hops and forwarded is not None:
-                client = _from_the_end(forwarded, hops - 1) or client
-            internal = (not forwarded or bool(hops)) and is_internal(client, networks)
+                client = from_the_end(forwarded, hops - 1) or client
+            internal = forwarded is None and is_internal(client, networks)
             if append_xff:
-                own = connection.remote[0]
-                if own in _LOOPBACK and host_address:
-                    own = host_address
-                forwarded = own.encode() if not forwarded else forwarded + b"," + own.encode()
-                headers.set(b"x-forwarded-for", forwarded)
+                headers.set(b"x-forwarded-for", _with_own(forwarded, connection, host_address))
             if not hops or proto is None:
                 proto = scheme
                 headers.set(b"x-forwarded-proto", proto)
             if port and (not hops or b"x-forwarded-port" not in headers):
                 headers.set(b"x-forwarded-port", b"%d" % connection.local[1])
+        elif detect is not None:
+            found = detect(ctx, forwarded)
+            if found.refused is not None:
+                return found.refused
+            if found.address is not None:
+                client = found.address
+                internal = found.trusted and is_internal(client, networks)
+            if found.append:
+                headers.set(b"x-forwarded-for", _with_own(forwarded, connection, host_address))
         elif forwarded is not None:
             if headers.repeated is not None:
                 headers.set(b"x-forwarded-for", forwarded)
-            told = _from_the_end(forwarded, hops)
+            told = from_the_end(forwarded, hops)
             if told is not None:
                 client = told
                 internal = b"," not in forwarded and is_internal(told, networks)
@@ -103,7 +103,10 @@ def compile_intake(manager: HttpManager, host_address: str = "") -> Intake:
             ctx.client = (client, 0)
         if proto is None:
             headers[b"x-forwarded-proto"] = proto = scheme
-        ctx.scheme = scheme_overwrite or (proto if proto == b"http" or proto == b"https" else scheme)
+        if scheme_overwrite:
+            proto = scheme_overwrite
+            headers.set(b"x-forwarded-proto", proto)
+        ctx.scheme = proto if proto == b"http" or proto == b"https" else scheme
         edge = use_remote and not internal
         if internal:
             headers.set(b"x-envoy-internal", b"true")
@@ -117,8 +120,12 @@ def compile_intake(manager: HttpManager, host_address: str = "") -> Intake:
                         headers.remove(name)
             if edge:
                 headers.set(b"x-envoy-external-address", client.encode())
-        if user_agent and b"user-agent" not in headers:
-            headers[b"user-agent"] = b"envoy"
+        if user_agent is not None:
+            headers.set(b"x-envoy-downstream-service-cluster", user_agent)
+            if not headers.get(b"user-agent"):
+                headers[b"user-agent"] = user_agent
+            if user_node:
+                headers.set(b"x-envoy-downstream-service-node", user_node)
         if b"x-forwarded-client-cert" in headers or xfcc is not None:
             _client_certificate(headers, forward, xfcc, connection)
         request_id = headers.get(b"x-request-id")
@@ -127,8 +134,17 @@ def compile_intake(manager: HttpManager, host_address: str = "") -> Intake:
         ctx.request_id = request_id or b""
         if via:
             headers.set(b"via", headers[b"via"] + b", " + via if b"via" in headers else via)
+        return None
 
     return intake
+
+
+def _with_own(forwarded: bytes | None, connection: ConnectionInfo, host_address: str) -> bytes:
+    """X-Forwarded-For with the connection's own address at the end."""
+    own = connection.remote[0]
+    if own in _LOOPBACK and host_address:
+        own = host_address
+    return own.encode() if not forwarded else forwarded + b"," + own.encode()
 
 
 _LOOPBACK: Final = frozenset(("127.0.0.1", "::1"))
@@ -144,36 +160,6 @@ def make_request_id(random: int) -> bytes:
     return b"%b-%b-4%b-%x%b-%b" % (
         text[:8], text[8:12], text[13:16], 8 | (random & 3), text[17:20], text[20:],
     )  # fmt: skip
-
-
-def is_internal(address: str, networks: tuple[IPv4Network | IPv6Network, ...] | None) -> bool:
-    """Whether Envoy takes requests from this address for internal ones; `networks` None: private addresses."""
-    return _is_internal(address, _INTERNAL_NETWORKS if networks is None else networks)
-
-
-@lru_cache(maxsize=1024)
-def _is_internal(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:
-    try:
-        ip = ip_address(address)
-    except ValueError:
-        return False
-    return any(ip in network for network in networks)
-
-
-def _from_the_end(forwarded: bytes, skip: int) -> str | None:
-    """The address of X-Forwarded-For that `skip` trusted proxies stand behind; None where there is none."""
-    parts = forwarded.split(b",")
-    if skip >= len(parts):
-        return None
-    return _address(parts[-1 - skip].strip().decode("ascii", "replace"))
-
-
-@lru_cache(maxsize=1024)
-def _address(text: str) -> str | None:
-    try:
-        return str(ip_address(text))
-    except ValueError:
-        return None
 
 
 def _drop_nominated(headers: Headers, head: RequestHead) -> None:

@@ -114,6 +114,7 @@ class RequestContext:
         "filter_notes",
         "flags",
         "headers",
+        "health_check",
         "http_version",
         "method",
         "original_path",
@@ -141,6 +142,8 @@ class RequestContext:
         started_at: float = 0.0,
         received_at: float = 0.0,
     ) -> None:
+        self.health_check = False
+        """A load balancer's, that the health check filter let through."""
         self.method = method
         self.path = path
         """Path and query, after normalisation."""

@@ -232,6 +232,8 @@ class _Builder:
             ),
             attempt_count_in_request=vhost.attempt_count_in_request,
             attempt_count_in_response=vhost.attempt_count_in_response,
+            tell_timeout_retry=vhost.tell_timeout_retry,
+            buffer_limit=_first_limit(route.buffer_limit, vhost.buffer_limit),
             metadata=route.metadata,
             decorator=route.decorator,
             virtual_host_metadata=vhost.metadata,
@@ -307,9 +309,15 @@ def _virtual_cluster(clusters: Sequence[VirtualCluster]) -> Callable[[RequestCon
 
 
 def _mirror(policy: MirrorPolicy) -> Mirror:
+    share = policy.fraction
     return Mirror(
-        policy.cluster, policy.fraction.numerator, policy.fraction.denominator, policy.shadow_suffix
+        policy.cluster, policy.cluster_header, share.numerator, share.denominator, policy.shadow_suffix
     )
+
+
+def _first_limit(route: int | None, vhost: int | None) -> int:
+    limit = vhost if route is None else route
+    return -1 if limit is None else limit
 
 
 def _not_for_proxies(ctx: RequestContext) -> LocalReply:

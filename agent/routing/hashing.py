@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from agent.http.matching import query_parameters
+from agent.http.regex_substitution import compile_substitution
 from agent.http.request import RequestContext, ResponseHead
 from agent.http.xxhash import rotate, xxhash64
-from agent.routing.substitution import compile_substitution
 from agent.table.route import HashPolicy
 
 HashKey: TypeAlias = Callable[[RequestContext], int | None]

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 import re2
 
-from agent.routing.substitution import compile_substitution
+from agent.http.regex_substitution import compile_substitution
 from agent.table.matchers import compile_pattern
 from agent.table.route import RouteMatch, Substitution
 

@@ -53,6 +53,10 @@ class RoutePlan:
     """A CONNECT goes on as plain TCP."""
     attempt_count_in_request: bool = False
     attempt_count_in_response: bool = False
+    tell_timeout_retry: bool = False
+    """A retry says whether the attempt before it timed out (include_is_timeout_retry_header)."""
+    buffer_limit: int = -1
+    """Bytes of body that may be kept for a retry or a mirror; -1: the listener's limit."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     decorator: str = ""
     virtual_host_metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -65,6 +69,7 @@ class Mirror:
     """A share of requests copied to another cluster (Envoy request_mirror_policies)."""
 
     cluster: str
+    cluster_header: bytes
     numerator: int
     denominator: int
     shadow_suffix: bool = True

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.http.mutation import RequestChange
+from agent.http.regex_substitution import compile_substitution
 from agent.http.request import RequestContext
 from agent.http.substitution import compile_value
 from agent.routing.paths import bare_path, compile_rewrite
-from agent.routing.substitution import compile_substitution
 from agent.table.route import ClusterWeight, Forward, RouteMatch
 
 

@@ -64,7 +64,7 @@ def load(
         r.without_effect("stats_flush_interval", "enable_dispatcher_stats", "watchdogs", "watchdog")
         r.without_effect("node_context_params", "memory_allocator_manager")  # xDS requests; Envoy's allocator
         node = _node(r.child("node"))
-        context.node_cluster = node.cluster
+        context.node_cluster, context.node_id = node.cluster, node.id
         admin = _admin(r.child("admin"))
         listeners: dict[str, Listener] = {}
         clusters: dict[str, Cluster] = {}

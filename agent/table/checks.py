@@ -51,4 +51,5 @@ def _clusters(config: RouteConfiguration) -> Iterator[tuple[str, str]]:
                 if weight.cluster:
                     yield f"{where}.weighted_clusters.clusters[{index}].name", weight.cluster
             for index, mirror in enumerate(route.action.mirrors):
-                yield f"{where}.request_mirror_policies[{index}].cluster", mirror.cluster
+                if mirror.cluster:
+                    yield f"{where}.request_mirror_policies[{index}].cluster", mirror.cluster

@@ -203,6 +203,9 @@ class Cluster:
     """Probes, idle seconds, seconds between probes; 0: the kernel's own."""
     filters: tuple[FilterConfig, ...] = ()
     proper_case_headers: bool = False
+    preserve_case: str = ""
+    """How names of responses are written to clients: `keep` as the upstream did, `proper` for those of the proxy's own."""
+    send_full_url: bool = False
     enable_trailers: bool = False
     http2: Mapping[str, int | float | bool] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)

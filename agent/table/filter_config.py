@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.table.matchers import EVERYTHING, NOTHING, Fraction, HeaderMatch, StringMatch
-from agent.table.route import HeaderOption
+from agent.table.route import HeaderOption, Substitution
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,8 @@ class Fault:
     upstream_cluster: str = ""
     headers: tuple[HeaderMatch, ...] = ()
     max_active: int | None = None
+    nodes: frozenset[bytes] = frozenset()
+    """Only requests of these nodes (x-envoy-downstream-service-node), if any are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +211,45 @@ class BufferFilter:
 
 @dataclass(frozen=True, slots=True)
 class HealthCheckFilter:
-    """envoy.filters.http.health_check, answering here (pass_through_mode false)."""
+    """envoy.filters.http.health_check."""
 
     headers: tuple[HeaderMatch, ...] = ()
     node_cluster: str = ""
     """What x-envoy-upstream-healthchecked-cluster says."""
+    pass_through: bool = False
+    """The upstream answers, not the filter."""
+    cache_time: float = 0.0
+    """Seconds for which an answer that was passed through stands for later ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataValue:
+    """What a rule of header_to_metadata sets. An empty `value`: the header's own, as `substitution` changes it."""
+
+    namespace: str
+    key: str
+    value: str = ""
+    substitution: Substitution | None = None
+    number: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataRule:
+    """One rule of header_to_metadata: of a header or a cookie, for when it is there and for when it is not."""
+
+    header: bytes
+    cookie: bytes = b""
+    present: MetadataValue | None = None
+    missing: MetadataValue | None = None
+    remove: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderToMetadata:
+    """envoy.filters.http.header_to_metadata."""
+
+    request: tuple[MetadataRule, ...] = ()
+    response: tuple[MetadataRule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,24 @@ class Upgrade:
 
 
 @dataclass(frozen=True, slots=True)
+class XffDetection:
+    """The client's address from X-Forwarded-For, behind `hops` trusted proxies or those of `networks`."""
+
+    hops: int = 0
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    skip_append: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderDetection:
+    """The client's address from a header; `reject_status` where it is not there or no address (0: go on)."""
+
+    name: bytes
+    trusted: bool = False
+    reject_status: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class HttpManager:
     """Envoy HttpConnectionManager; defaults are Envoy's."""
 
@@ -117,8 +135,8 @@ class HttpManager:
     use_remote_address: bool = False
     xff_trusted_hops: int = 0
     skip_xff_append: bool = False
-    internal_networks: tuple[IPv4Network | IPv6Network, ...] | None = None
-    """None: Envoy's default notion of internal addresses."""
+    internal_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Requests from these are internal ones; without internal_address_config, none are."""
     via: bytes = b""
     generate_request_id: bool = True
     preserve_external_request_id: bool = False
@@ -155,12 +173,19 @@ class HttpManager:
     allow_chunked_length: bool = False
     allow_custom_methods: bool = False
     proper_case_headers: bool = False
+    preserve_case: str = ""
+    """How names of requests are written upstream: `keep` as the client did, `proper` for those of the proxy's own."""
+    keep_after_bad_request: bool = False
+    """A 400 of the proxy's own leaves the connection open (stream_error_on_invalid_http_message)."""
     proxy_100_continue: bool = False
     local_reply: Any = None
     """agent.table.filter_config.LocalReplyConfig or None."""
     router: Any = None
     """agent.table.filter_config.RouterConfig (suppress_envoy_headers, strict header checks, upstream log)."""
-    add_user_agent: bool = False
+    user_agent: bytes | None = None
+    """The node's cluster, where add_user_agent says so; and its id."""
+    user_node: bytes = b""
+    ip_detection: tuple[XffDetection | HeaderDetection, ...] = ()
     append_x_forwarded_port: bool = False
     scheme_overwrite: bytes = b""
     http2: Any = None

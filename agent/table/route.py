@@ -131,6 +131,8 @@ class MirrorPolicy:
     fraction: Fraction = EVERYTHING
     shadow_suffix: bool = True
     """Append `-shadow` to the authority."""
+    cluster_header: bytes = b""
+    """The header that names the cluster, where `cluster` does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +233,8 @@ class Route:
     request_headers: HeaderChanges = NO_CHANGES
     response_headers: HeaderChanges = NO_CHANGES
     stat_prefix: str = ""
+    buffer_limit: int | None = None
+    """per_request_buffer_limit_bytes; None: the virtual host's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +260,8 @@ class VirtualHost:
     cors: Any = None
     attempt_count_in_request: bool = False
     attempt_count_in_response: bool = False
+    tell_timeout_retry: bool = False
+    buffer_limit: int | None = None
     retry: RetryPolicy | None = None
     rate_limits: tuple[Any, ...] = ()
     mirrors: tuple[MirrorPolicy, ...] = ()

@@ -142,7 +142,7 @@ def stats_json(statistics: Statistics, wanted: Callable[[str], bool], *, used_on
     ]
     if computed:
         stats.append({"histograms": {"supported_quantiles": list(QUANTILES), "computed_quantiles": computed}})
-    return json.dumps({"stats": stats})
+    return json.dumps({"stats": stats}, separators=(",", ":"))
 
 
 QUANTILES = (0, 25, 50, 75, 90, 95, 99, 99.5, 99.9, 100)

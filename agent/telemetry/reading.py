@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -82,6 +82,12 @@ class Statistics:
             self.histograms[name, labels] = Histogram(bounds, list(counts), total)
         else:
             found.add(counts, total)
+
+    def keep(self, wanted: Callable[[str], bool]) -> None:
+        """Forget all others."""
+        self.counters = {key: value for key, value in self.counters.items() if wanted(key[0])}
+        self.gauges = {key: value for key, value in self.gauges.items() if wanted(key[0])}
+        self.histograms = {key: value for key, value in self.histograms.items() if wanted(key[0])}
 
     def add(self, other: Statistics) -> None:
         """Add counters and histograms of another one."""

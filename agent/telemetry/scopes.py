@@ -175,6 +175,8 @@ class HttpStats(Scope):
     downstream_cx_destroy_local: int
     downstream_cx_destroy_remote: int
     downstream_cx_destroy_active_rq: int
+    downstream_cx_destroy_local_active_rq: int
+    downstream_cx_destroy_remote_active_rq: int
     downstream_cx_drain_close: int
     downstream_cx_idle_timeout: int
     downstream_cx_max_duration_reached: int

@@ -28,7 +28,8 @@ class ClusterRuntime:
 
     __slots__ = (
         "_connect", "_overprovisioning", "_seed", "_subsets", "_tls_of", "breakers", "by_endpoint", "config",
-        "detector", "hosts", "name", "rotation", "rq_active", "rq_total", "slots", "stats", "warm", "watch",
+        "detector", "hosts", "name", "rotation", "rq_active", "rq_total", "rx_bytes", "slots", "stats", "tx_bytes", "warm",
+        "watch",
     )  # fmt: skip
 
     def __init__(
@@ -50,6 +51,8 @@ class ClusterRuntime:
         self.stats = stats
         self.rq_total: int = stats.upstream_rq_total
         self.rq_active: int = stats.upstream_rq_active
+        self.rx_bytes: int = stats.upstream_cx_rx_bytes_total
+        self.tx_bytes: int = stats.upstream_cx_tx_bytes_total
         """Slots that every request counts in, as compiled integers."""
         self.slots = slots
         self.watch: Callable[[], None] | None = None

@@ -42,8 +42,8 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
     """See the module. Invariant: `exchange` is the request whose response is due; `request_done` is about its request."""
 
     __slots__ = (
-        "_again", "_discarding", "_framing", "_hold_body", "_hold_next", "_in_codec", "_max_age", "_polite", "_tunnel",
-        "_upgrading", "_winding_down", "certificate_element", "closing", "codec", "connection", "exchange",
+        "_again", "_discarding", "_framing", "_hold_body", "_hold_next", "_in_codec", "_max_age", "_polite", "_remote",
+        "_tunnel", "_upgrading", "_winding_down", "certificate_element", "closing", "codec", "connection", "exchange",
         "old", "request_done", "requests", "setting",
         "station", "timer", "transport",
     )  # fmt: skip
@@ -68,6 +68,8 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
         self._upgrading = False
         self._winding_down = False
         self._polite = False
+        self._remote = False
+        """The client ended the connection."""
         self._discarding = False
         self._in_codec = False
         self._again = False
@@ -92,6 +94,8 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
     def received(self, data: bytes) -> None:
         """See TransportOwner."""
         exchange = self.exchange
+        setting = self.setting
+        setting.slots[setting.rx_bytes] += len(data)
         if self._tunnel:
             if exchange is not None:
                 exchange.request_data(data)
@@ -114,6 +118,7 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
 
     def ended(self) -> None:
         """See TransportOwner. A client that closes its side has gone, as for Envoy."""
+        self._remote = True
         self.lost("")
         self.transport.close()
 
@@ -121,9 +126,15 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
         """See TransportOwner."""
         exchange, self.exchange = self.exchange, None
         self.closing = self._discarding = True
+        self._remote = self._remote or reason != "drained"
         if exchange is not None:
-            slots = self.setting.slots
-            slots[self.setting.stats.downstream_cx_destroy_active_rq] += 1
+            slots, stats = self.setting.slots, self.setting.stats
+            slots[stats.downstream_cx_destroy_active_rq] += 1
+            slots[stats.downstream_rq_rx_reset] += 1
+            if self._remote:
+                slots[stats.downstream_cx_destroy_remote_active_rq] += 1
+            else:
+                slots[stats.downstream_cx_destroy_local_active_rq] += 1
             exchange.client_gone()
         self._gone()
 
@@ -175,6 +186,11 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
             # Answered from the head alone: the next request may be taken up.
             self._again = True
 
+    def _write(self, data: bytes) -> None:
+        setting = self.setting
+        setting.slots[setting.tx_bytes] += len(data)
+        self.transport.write(data)
+
     # From the exchange
 
     def full(self) -> bool:
@@ -196,12 +212,12 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
 
     def send_continue(self) -> None:
         """See ClientStream."""
-        self.transport.write(h1_encode.CONTINUE)
+        self._write(h1_encode.CONTINUE)
 
     def send_informational(self, status: int, headers: Headers) -> None:
         """See ClientStream."""
         data, _ = h1_encode.response_head(status, headers, b"GET", True, False)
-        self.transport.write(data)
+        self._write(data)
 
     def send_head(self, head: ResponseHead, method: bytes, ended: bool, tunnel: bool) -> None:
         """See ClientStream."""
@@ -230,7 +246,7 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
             )
         if self.exchange is not None:
             self.exchange.outcome.response_headers_bytes = len(data)
-        self.transport.write(data)
+        self._write(data)
         if tunnel:
             self._hold_next = False
             if not self._hold_body:
@@ -242,12 +258,12 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
     def send_data(self, data: bytes) -> None:
         """See ClientStream."""
         if data:
-            self.transport.write(h1_encode.chunk(data) if self._framing == h1_encode.CHUNKS else data)
+            self._write(h1_encode.chunk(data) if self._framing == h1_encode.CHUNKS else data)
 
     def send_end(self, trailers: Headers | None) -> None:
         """See ClientStream."""
         if self._framing == h1_encode.CHUNKS:
-            self.transport.write(h1_encode.last_chunk(trailers))
+            self._write(h1_encode.last_chunk(trailers))
             self._framing = h1_encode.FIXED
 
     def abort(self) -> None:
@@ -385,4 +401,8 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
             slots, stats = self.setting.slots, self.setting.stats
             slots[stats.downstream_cx_active] -= 1
             slots[stats.downstream_cx_destroy] += 1
+            if self._remote:
+                slots[stats.downstream_cx_destroy_remote] += 1
+            else:
+                slots[stats.downstream_cx_destroy_local] += 1
             self.station.connection_closed(self)

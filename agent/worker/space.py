@@ -172,12 +172,9 @@ class Space:
         index = ChainIndex(
             [(chain.match, station) for chain, station in made if station is not default], default
         )
-        address = listener.address
-        stat_name = listener.stat_prefix or f"{address.host}_{address.port}"
         recorder = self.services.recorder
-        runtime = ListenerRuntime(
-            listener, index, recorder.listener(stat_name), recorder.slots, self._owner_of
-        )
+        stats = recorder.listener(stat_name(listener))
+        runtime = ListenerRuntime(listener, index, stats, recorder.slots, self._owner_of)
         return runtime, stations
 
     def _station(self, chain: FilterChain, listener: Listener, table: Table) -> AnyStation:
@@ -201,9 +198,10 @@ class Space:
             outgoing=compile_outgoing(terminal),
             rewrite=compile_rewrite(terminal.local_reply), logs=logs, record=services.recorder.record,
             stats=services.recorder.http(terminal.stat_prefix), slots=services.recorder.slots, clock=services.reactor,
-            random=services.random, raw_pool=self._raw_pool,
+            random=services.random, raw_pool=self._raw_pool, host_address=host_address(),
         )  # fmt: skip
-        return HttpStation(chain, setting, routes, tls, gate)
+        stats = services.recorder.listener(stat_name(listener))
+        return HttpStation(chain, setting, routes, tls, gate, stats)
 
     def _router(self, manager: HttpManager, routes: RouteConfiguration) -> Router:
         suppress = manager.router is not None and manager.router.suppress_envoy_headers
@@ -396,3 +394,9 @@ def route_configuration(manager: HttpManager, table: Table) -> RouteConfiguratio
 
 
 _EMPTY_ROUTES: dict[str, RouteConfiguration] = {}
+
+
+def stat_name(listener: Listener) -> str:
+    """What follows `listener.` in the names of its statistics."""
+    address = listener.address
+    return listener.stat_prefix or f"{address.host}_{address.port}"

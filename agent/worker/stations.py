@@ -15,6 +15,7 @@ from agent.http.intake import client_certificate_element
 from agent.http.request import ConnectionInfo
 from agent.table.listener import FilterChain
 from agent.table.route import RouteConfiguration
+from agent.telemetry.scopes import ListenerStats
 from agent.worker.accept import Station
 from agent.worker.downstream import H1Downstream, H1Station
 from agent.worker.refusal import Refusal
@@ -34,7 +35,9 @@ class HttpStation(Station, H1Station):
         routes: RouteConfiguration,
         tls: ServerTls | None,
         gate: NetworkGate | None,
+        stats: ListenerStats,
     ) -> None:
+        self.stats = stats
         self.chain = chain
         self.setting = setting
         self.routes = routes
@@ -47,6 +50,7 @@ class HttpStation(Station, H1Station):
         self._limits = Limits(
             manager.max_request_headers_kb * 1024, manager.max_headers_count, manager.underscores,
             manager.allow_absolute_url, manager.enable_trailers, manager.allow_custom_methods, manager.allow_chunked_length,
+            manager.accept_http_10, manager.preserve_case,
         )  # fmt: skip
 
     def server_codec(self, sink: RequestSink) -> ServerCodec:
@@ -61,12 +65,16 @@ class HttpStation(Station, H1Station):
         element = client_certificate_element(self.setting.manager, connection)
         downstream = H1Downstream(self, connection, element, transport)
         self.connections.add(downstream)
+        self.setting.slots[self.stats.downstream_cx_active] += 1
         transport.owner = downstream
 
     def connection_closed(self, connection: H1Downstream) -> None:
         """See downstream.Station."""
         if connection in self.connections:
             self.connections.remove(connection)
+            slots = self.setting.slots
+            slots[self.stats.downstream_cx_active] -= 1
+            slots[self.stats.downstream_cx_destroy] += 1
             if self.gate is not None:
                 self.gate.leave()
 

@@ -25,8 +25,8 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
     """See the module. Invariant: `exchange` is set from `begin` until its response is over."""
 
     __slots__ = (
-        "_answered", "_framing", "_keep_alive", "_max_age", "_proper_case", "_remote", "_request_done", "_trailers", "_tunnel",
-        "_upgrade", "closed",
+        "_answered", "_framing", "_full_url", "_keep_alive", "_max_age", "_proper_case", "_remote", "_request_done", "_trailers",
+        "_tunnel", "_upgrade", "closed",
         "codec", "connected_at", "exchange", "local_address", "peer", "pool", "requests", "reused", "timer", "transport",
     )  # fmt: skip
 
@@ -49,6 +49,7 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
         self._tunnel = False
         self._upgrade = b""
         self._max_age: Timer | None = None
+        self._full_url = False
         self._proper_case = False
         self._trailers = False
         self._remote = False
@@ -65,6 +66,7 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
         self.connected_at = now
         self.timer = transport.reactor.timer(self._idle_too_long)
         config = self.pool.cluster.config
+        self._full_url = config.send_full_url
         self._proper_case = config.proper_case_headers
         self._trailers = config.enable_trailers
         if config.max_connection_duration:
@@ -79,8 +81,9 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
         self.peer = peer
         config = self.pool.cluster.config
         limits = Limits(
-            config.max_response_headers_kb * 1024, config.max_headers_count, trailers=config.enable_trailers
-        )
+            config.max_response_headers_kb * 1024, config.max_headers_count, trailers=config.enable_trailers,
+            cases=config.preserve_case,
+        )  # fmt: skip
         name = transport.socket.getsockname()
         self.local_address = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
         self.open(transport, CLIENT_CODEC(self, limits), transport.reactor.now)
@@ -100,6 +103,11 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
             slots[stats.upstream_cx_destroy_remote] += 1
         self.pool.failed(reason, failure)
 
+    def _write(self, data: bytes) -> None:
+        cluster = self.pool.cluster
+        cluster.slots[cluster.tx_bytes] += len(data)
+        self.transport.write(data)
+
     # From the exchange
 
     def full(self) -> bool:
@@ -117,15 +125,18 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
         self._request_done = ended
         self._upgrade = upgrade
         self.codec.expect(method, upgrade)
+        if self._full_url and path[:1] == b"/":
+            scheme = b"https" if self.pool.host.tls is not None else b"http"
+            path = b"%b://%b%b" % (scheme, authority, path)
         data, self._framing = h1_encode.request_head(
             method, path, authority, headers, ended or bool(upgrade), self._proper_case
         )
-        self.transport.write(data)
+        self._write(data)
 
     def send_data(self, data: bytes) -> None:
         """See UpstreamStream."""
         if data:
-            self.transport.write(h1_encode.chunk(data) if self._framing == h1_encode.CHUNKS else data)
+            self._write(h1_encode.chunk(data) if self._framing == h1_encode.CHUNKS else data)
 
     def send_end(self, trailers: Headers | None) -> None:
         """See UpstreamStream. Unless the cluster says `enable_trailers`, they end here."""
@@ -134,7 +145,7 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
             return
         self._request_done = True
         if self._framing == h1_encode.CHUNKS:
-            self.transport.write(h1_encode.last_chunk(trailers if self._trailers else None))
+            self._write(h1_encode.last_chunk(trailers if self._trailers else None))
 
     def cancel(self) -> None:
         """See UpstreamStream. HTTP/1.1 has no other way than to close."""
@@ -157,6 +168,8 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
 
     def received(self, data: bytes) -> None:
         """See TransportOwner."""
+        cluster = self.pool.cluster
+        cluster.slots[cluster.rx_bytes] += len(data)
         exchange = self.exchange
         if exchange is None:
             self._close()

@@ -51,7 +51,7 @@ def build(request: dict[str, object]) -> bytes:
 
 def converse(
     port: int, payloads: list[bytes], *, expected: int, timeout: float = 8.0, heads: tuple[bool, ...] = (),
-    shut: bool = False,
+    shut: bool = False, linger: float = 0.2,
 ) -> Conversation:  # fmt: skip
     """Send the payloads (the next one after an answer began), read up to `expected` answers, see how it ends."""
     answers: list[Answer] = []
@@ -77,7 +77,7 @@ def converse(
             return Conversation(answers, "reset", bytes(reader.buffer))
         if answers and answers[-1].status == 101:
             return Conversation(answers, "tunnel", bytes(reader.buffer))
-        return Conversation(answers, reader.ending(), bytes(reader.buffer))
+        return Conversation(answers, reader.ending(linger), bytes(reader.buffer))
 
 
 class _Reader:
@@ -166,11 +166,11 @@ class _Reader:
         self.buffer.clear()
         return answer
 
-    def ending(self) -> str:
+    def ending(self, linger: float) -> str:
         if self.eof:
             return "closed"
         try:
-            self.more(0.2)
+            self.more(linger)
         except ConnectionResetError:
             return "reset"
         return "closed" if self.eof else "open"

@@ -104,11 +104,13 @@ def _stand(stands: dict[str, Any], path: Path, folders: pytest.TempPathFactory) 
 
 
 def _payloads(call: dict[str, Any]) -> tuple[list[bytes], int, tuple[bool, ...]]:
-    """Payloads to send in turn, how many answers to read, which of them answer a HEAD."""
+    """Payloads to send in turn, how many answers to read, which of them have no body whatever their head says."""
     if "raw" in call:
         raw = call["raw"] if isinstance(call["raw"], list) else [call["raw"]]
         payloads = [part.encode("latin-1").decode("unicode_escape").encode("latin-1") for part in raw]
-        return payloads, int(call.get("answers", len(payloads))), ()
+        # A 2xx to CONNECT has no body (RFC 9110 section 9.3.6): what follows is the tunnel's.
+        bodiless = tuple(payload.startswith(b"CONNECT ") for payload in payloads)
+        return payloads, int(call.get("answers", len(payloads))), bodiless
     requests = call.get("requests") or [call.get("request", {})]
     requests = [request for request in requests for _ in range(int(request.get("repeat", 1)))]
     heads = tuple(request.get("method") == "HEAD" for request in requests)
@@ -163,7 +165,7 @@ def _run(stand: Stand, kind: str, call: dict[str, Any]) -> dict[str, Any]:
     logged = proxy.logged()
     conversation: Conversation = converse(
         proxy.ports[listener], payloads, expected=expected, heads=heads, shut=bool(call.get("shut")),
-        timeout=float(call.get("timeout", 8)),
+        timeout=float(call.get("timeout", 8)), linger=float(call.get("linger", 0.2)),
     )  # fmt: skip
     ignore = {name.lower() for name in call.get("ignore", [])}
     received = [request for backend in backends for request in backend.received]

@@ -55,6 +55,13 @@ class AdminPages:
                 self._config_dump,
                 "configuration in use (resource, name_regex, include_eds, workload)",
             ),
+            "/contention": (self._contention, "dump current contention stats (if enabled)"),
+            "/hot_restart_version": (
+                self._hot_restart_version,
+                "print the hot restart compatibility version",
+            ),
+            "/init_dump": (self._init_dump, "dump current init manager information"),
+            "/runtime": (self._runtime, "print runtime values"),
             "/help": (self._help, "print out list of admin commands"),
             "/listeners": (self._listeners, "listeners and their addresses (format=json)"),
             "/memory": (self._memory, "memory of this process"),
@@ -108,7 +115,7 @@ class AdminPages:
                     return Page(405, _TEXT, f"Method {method} not allowed, POST required.".encode())
                 return await self._changing[name][0](parameters)
         except _BadRequest as error:
-            return Page(400, _TEXT, f"{error}\n".encode())
+            return Page(400, _TEXT, str(error).encode())
         return Page(404, _TEXT, f"invalid path {name}\n\n".encode() + self._help_text())
 
     def _help_text(self) -> bytes:
@@ -144,11 +151,23 @@ class AdminPages:
         )
 
     async def _memory(self, query: Query) -> Page:
-        with open("/proc/self/statm", "rb") as file:  # noqa: ASYNC230, PTH123 (a file that never blocks)
-            resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        return _json(
-            {"allocated": str(resident), "heap_size": str(resident), "total_physical_bytes": str(resident)}
+        size = str(resident())
+        return _json({"allocated": size, "heap_size": size, "total_physical_bytes": size})
+
+    async def _runtime(self, query: Query) -> Page:
+        return _json({"entries": {}, "layers": []})
+
+    async def _init_dump(self, query: Query) -> Page:
+        return _json({})
+
+    async def _contention(self, query: Query) -> Page:
+        text = (
+            b"Mutex contention tracing is not enabled. To enable, run Envoy with flag --enable-mutex-tracing."
         )
+        return Page(200, _TEXT, text)
+
+    async def _hot_restart_version(self, query: Query) -> Page:
+        return Page(200, _TEXT, b"disabled")
 
     async def _stats(self, query: Query) -> Page:
         used_only = "usedonly" in query
@@ -156,12 +175,12 @@ class AdminPages:
         if form == "prometheus":
             return await self._prometheus(query)
         if form not in ("text", "json"):
-            raise _BadRequest(f"format {form!r}: one of text, json, prometheus")
+            return Page(400, _TEXT, b"usage: /stats?format=(html|active-html|json|prometheus|text)\n\n")
         wanted = _filter(query, "filter")
         statistics = self._sources.statistics()
         kind = query.get("type", "All").lower()
         if kind not in ("all", "counters", "gauges", "histograms"):
-            raise _BadRequest(f"type {kind!r}: one of All, Counters, Gauges, Histograms")
+            return Page(400, _TEXT, b"invalid &type= param")
         if kind not in ("all", "counters"):
             statistics.counters = {}
         if kind not in ("all", "gauges"):
@@ -173,7 +192,10 @@ class AdminPages:
         return Page(200, _TEXT, stats_text(statistics, wanted, used_only=used_only).encode())
 
     async def _prometheus(self, query: Query) -> Page:
-        text = exposition(self._sources.statistics(), used_only="usedonly" in query)
+        statistics = self._sources.statistics()
+        if "filter" in query:
+            statistics.keep(_filter(query, "filter"))
+        text = exposition(statistics, used_only="usedonly" in query)
         return Page(200, CONTENT_TYPE, text.encode())
 
     async def _clusters(self, query: Query) -> Page:
@@ -216,7 +238,7 @@ class AdminPages:
         return (
             _json(part)
             if part is not None
-            else Page(404, _TEXT, f"{field} not found in config dump\n".encode())
+            else Page(404, _TEXT, f"{field} not found in config dump".encode())
         )
 
     async def _certs(self, query: Query) -> Page:
@@ -265,8 +287,14 @@ class AdminPages:
         return Page(200, _TEXT, b"OK\n")
 
 
+def resident() -> int:
+    """Bytes of memory of this process."""
+    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 (a file that never blocks)
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _json(value: object) -> Page:
-    return Page(200, _JSON, json.dumps(value, indent=1).encode())
+    return Page(200, _JSON, json.dumps(value, indent=1).encode() + b"\n")
 
 
 def _filter(query: Query, name: str) -> Callable[[str], bool]:
@@ -279,7 +307,9 @@ def _filter(query: Query, name: str) -> Callable[[str], bool]:
     try:
         search = re2.compile(pattern, options).search
     except re2.error as error:
-        raise _BadRequest(f"{name}: {error}") from None
+        told = error.args[0] if error.args else error
+        reason = told.decode("utf-8", "replace") if isinstance(told, bytes) else told
+        raise _BadRequest(f"Invalid re2 regex: {reason}") from None
     return lambda text: search(text) is not None
 
 

@@ -194,13 +194,14 @@ def mirrors(reader: Reader) -> tuple[MirrorPolicy, ...]:
     for item in reader.children("request_mirror_policies"):
         with item as r:
             r.without_effect("trace_sampled")  # there are no spans
-            if not r.has("cluster"):
-                r.fail("cluster", "required")
+            if r.has("cluster") == r.has("cluster_header"):
+                r.fail("cluster", "exactly one of cluster and cluster_header is required")
             found.append(
                 MirrorPolicy(
                     cluster=r.text("cluster"),
                     fraction=runtime_fraction(r.child("runtime_fraction"), EVERYTHING),
                     shadow_suffix=not r.boolean("disable_shadow_host_suffix_append"),
+                    cluster_header=r.text("cluster_header").lower().encode(),
                 )
             )
     return tuple(found)

@@ -16,6 +16,7 @@ from agent.table.decode.matchers import (
     header_options,
     runtime_fraction,
     string_match,
+    substitution,
 )
 from agent.table.decode.message import Reader, seconds, tree
 from agent.table.decode.rate_limits import rate_limits
@@ -29,8 +30,11 @@ from agent.table.filter_config import (
     FaultAbort,
     FaultDelay,
     HeaderMutation,
+    HeaderToMetadata,
     HealthCheckFilter,
     LocalRateLimit,
+    MetadataRule,
+    MetadataValue,
     Mutation,
     QueryMutation,
     RouterConfig,
@@ -100,6 +104,7 @@ def _fault(reader: Reader) -> Fault:
             upstream_cluster=r.text("upstream_cluster"),
             headers=header_matches(r, "headers"),
             max_active=r.optional_integer("max_active_faults"),
+            nodes=frozenset(node.encode() for node in r.texts("downstream_nodes")),
         )
 
 
@@ -250,9 +255,50 @@ def _csrf(reader: Reader) -> Csrf:
 
 def _health_check(reader: Reader) -> HealthCheckFilter:
     with reader as r:
-        if r.boolean("pass_through_mode"):
-            r.fail("pass_through_mode", "unsupported value true")
-        return HealthCheckFilter(header_matches(r, "headers"), r.context.node_cluster)
+        passes = r.boolean("pass_through_mode")
+        cache_time = r.seconds("cache_time")
+        if cache_time and not passes:
+            r.fail("cache_time", "only with pass_through_mode")
+        return HealthCheckFilter(header_matches(r, "headers"), r.context.node_cluster, passes, cache_time)
+
+
+def _header_to_metadata(reader: Reader) -> HeaderToMetadata:
+    with reader as r:
+        request = tuple(_metadata_rule(item) for item in r.children("request_rules"))
+        return HeaderToMetadata(request, tuple(_metadata_rule(item) for item in r.children("response_rules")))
+
+
+def _metadata_rule(reader: Reader) -> MetadataRule:
+    with reader as r:
+        header, cookie = r.text("header"), r.text("cookie")
+        if bool(header) == bool(cookie):
+            r.fail("header", "exactly one of header and cookie is required")
+        present, missing = r.child("on_header_present"), r.child("on_header_missing")
+        if present is None and missing is None:
+            r.fail("", "one of on_header_present and on_header_missing is required")
+        remove = r.boolean("remove")
+        if remove and cookie:
+            r.fail("remove", "a cookie cannot be removed")
+        return MetadataRule(
+            header=header.lower().encode(),
+            cookie=cookie.encode(),
+            present=None if present is None else _metadata_value(present),
+            missing=None if missing is None else _metadata_value(missing),
+            remove=remove,
+        )
+
+
+def _metadata_value(reader: Reader) -> MetadataValue:
+    with reader as r:
+        kind = r.choice("type", {"STRING": "string", "NUMBER": "number"})
+        r.choice("encode", {"NONE": ""})
+        return MetadataValue(
+            namespace=r.text("metadata_namespace") or "envoy.filters.http.header_to_metadata",
+            key=r.text("key"),
+            value=r.text("value"),
+            substitution=substitution(r.child("regex_value_rewrite")),
+            number=kind == "number",
+        )
 
 
 def _buffer(reader: Reader) -> BufferFilter:
@@ -289,6 +335,7 @@ HTTP_FILTERS: Mapping[str, tuple[str, Decode]] = {
     f"{_HTTP}header_mutation.v3.HeaderMutation": ("header_mutation", _mutations),
     f"{_HTTP}csrf.v3.CsrfPolicy": ("csrf", _csrf),
     f"{_HTTP}health_check.v3.HealthCheck": ("health_check", _health_check),
+    f"{_HTTP}header_to_metadata.v3.Config": ("header_to_metadata", _header_to_metadata),
     f"{_HTTP}set_metadata.v3.Config": ("set_metadata", _set_metadata),
 }
 
@@ -301,4 +348,5 @@ PER_ROUTE: Mapping[str, Decode] = {
     f"{_HTTP}local_ratelimit.v3.LocalRateLimit": _local_rate_limit,
     f"{_HTTP}header_mutation.v3.HeaderMutationPerRoute": _mutations,
     f"{_HTTP}csrf.v3.CsrfPolicy": _csrf,
+    f"{_HTTP}header_to_metadata.v3.Config": _header_to_metadata,
 }

@@ -13,7 +13,7 @@ from agent.table.decode.protocols import http1_options, http2_options
 from agent.table.decode.routes import route_configuration
 from agent.table.decode.tls import config_source
 from agent.table.filter_config import LocalReplyConfig, ReplyMapper
-from agent.table.listener import HttpManager, Upgrade
+from agent.table.listener import HeaderDetection, HttpManager, Upgrade, XffDetection
 from agent.table.route import RouteConfiguration
 
 _CODECS = {"AUTO": "auto", "HTTP1": "http1"}
@@ -41,6 +41,7 @@ def http_manager(reader: Reader) -> HttpManager:
         filters, router = http_filters(r, "http_filters")
         values: dict[str, Any] = {"filters": filters, "router": router, "route": _route(r)}
         values.update(_common(r))
+        values["keep_after_bad_request"] = bool(r.optional_boolean("stream_error_on_invalid_http_message"))
         http1 = r.child("http_protocol_options")
         values.update(http1_options(http1))
         if (http2 := r.child("http2_protocol_options")) is not None:
@@ -51,7 +52,6 @@ def http_manager(reader: Reader) -> HttpManager:
             _tracing(tracing)
         _request_id(r)
         r.only("http1_safe_max_connection_duration", False)
-        r.only("stream_error_on_invalid_http_message", False)
         r.without_effect("append_local_overload")  # there is no overload manager
         r.only("represent_ipv4_remote_address_as_ipv4_mapped_ipv6", False)
         r.without_effect("add_proxy_protocol_connection_state")  # listeners with proxy_protocol are refused
@@ -86,7 +86,9 @@ def http_manager(reader: Reader) -> HttpManager:
             max_request_headers_kb=r.integer("max_request_headers_kb", 60),
             proxy_100_continue=r.boolean("proxy_100_continue"),
             local_reply=_local_reply(r),
-            add_user_agent=r.boolean("add_user_agent"),
+            user_agent=r.context.node_cluster.encode() if r.boolean("add_user_agent") else None,
+            user_node=r.context.node_id.encode(),
+            ip_detection=_ip_detection(r),
             append_x_forwarded_port=r.boolean("append_x_forwarded_port"),
             **values,
         )
@@ -125,7 +127,7 @@ def _scheme(r: Reader) -> dict[str, Any]:
     if scheme is None:
         return {}
     with scheme as s:
-        s.only("match_upstream", False)
+        s.without_effect("match_upstream")  # changes :scheme, which HTTP/1.1 does not carry upstream
         return {"scheme_overwrite": s.text("scheme_to_overwrite").encode()}
 
 
@@ -151,10 +153,54 @@ def _tracing(reader: Reader) -> None:
         )  # fmt: skip
 
 
+_DETECTION = "envoy.extensions.http.original_ip_detection."
+
+
+def _ip_detection(r: Reader) -> tuple[XffDetection | HeaderDetection, ...]:
+    found: list[XffDetection | HeaderDetection] = []
+    for item in r.children("original_ip_detection_extensions"):
+        with item as extension:
+            extension.without_effect("name")  # the type decides
+            typed: Any = extension.typed("typed_config") or extension.fail("typed_config", "required")
+            with typed as t:
+                if t.type == f"{_DETECTION}xff.v3.XffConfig":
+                    found.append(_xff_detection(t))
+                elif t.type == f"{_DETECTION}custom_header.v3.CustomHeaderConfig":
+                    found.append(_header_detection(t))
+                else:
+                    t.fail("", f"unsupported type {t.type}")
+    if found and (r.boolean("use_remote_address") or r.integer("xff_num_trusted_hops")):
+        name = "use_remote_address" if r.boolean("use_remote_address") else "xff_num_trusted_hops"
+        r.fail(name, "excludes original_ip_detection_extensions")
+    return tuple(found)
+
+
+def _xff_detection(t: Reader) -> XffDetection:
+    trusted = t.child("xff_trusted_cidrs")
+    if trusted is not None and t.integer("xff_num_trusted_hops"):
+        t.fail("xff_num_trusted_hops", "excludes xff_trusted_cidrs")
+    ranges: Any = ()
+    if trusted is not None:
+        with trusted as c:
+            ranges = networks(c, "cidrs")
+    skip = t.optional_boolean("skip_xff_append")
+    return XffDetection(t.integer("xff_num_trusted_hops"), ranges or (), True if skip is None else skip)
+
+
+def _header_detection(t: Reader) -> HeaderDetection:
+    status = 0
+    if (rejected := t.child("reject_with_status")) is not None:
+        with rejected as s:
+            code = int(s.take("code") or 0)
+            status = code if code >= 400 else 403
+    trusted = t.boolean("allow_extension_to_set_address_as_trusted")
+    return HeaderDetection(t.text("header_name").lower().encode(), trusted, status)
+
+
 def _internal(r: Reader) -> Any:
     config = r.child("internal_address_config")
     if config is None:
-        return None
+        return ()
     with config as c:
         c.only("unix_sockets", False)
         return networks(c, "cidr_ranges")

@@ -35,6 +35,7 @@ class Context:
     runtime: Mapping[str, Any] = field(default_factory=dict)
     runtime_used: set[str] = field(default_factory=set)
     node_cluster: str = ""
+    node_id: str = ""
 
 
 class Reader:

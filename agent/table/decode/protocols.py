@@ -12,16 +12,19 @@ def http1_options(reader: Reader | None) -> dict[str, Any]:
     if reader is None:
         return {}
     with reader as r:
-        r.only("override_stream_error_on_invalid_http_message", False)
         r.without_effect("use_balsa_parser")  # which parser Envoy uses inside
-        r.only("send_fully_qualified_url", False)
+        r.without_effect("send_fully_qualified_url")  # only for requests to an upstream
+        proper, preserve = _key_format(r)
+        override = r.optional_boolean("override_stream_error_on_invalid_http_message")
         return {
+            **({} if override is None else {"keep_after_bad_request": override}),
             "allow_absolute_url": r.boolean("allow_absolute_url", True),
             "accept_http_10": r.boolean("accept_http_10"),
             "default_host_for_http_10": r.text("default_host_for_http_10").encode(),
             "enable_trailers": r.boolean("enable_trailers"),
             "allow_chunked_length": r.boolean("allow_chunked_length"),
-            "proper_case_headers": _key_format(r),
+            "proper_case_headers": proper,
+            "preserve_case": preserve,
             "allow_custom_methods": r.boolean("allow_custom_methods"),
         }
 
@@ -37,23 +40,38 @@ def upstream_http1_options(reader: Reader | None) -> dict[str, Any]:
         )
         r.without_effect("allow_custom_methods", "override_stream_error_on_invalid_http_message")
         r.only("allow_chunked_length", False)
-        r.only("send_fully_qualified_url", False)
+        proper, preserve = _key_format(r)
         return {
+            "send_full_url": r.boolean("send_fully_qualified_url"),
             "enable_trailers": r.boolean("enable_trailers"),
-            "proper_case_headers": _key_format(r),
+            "proper_case_headers": proper,
+            "preserve_case": preserve,
         }
 
 
-def _key_format(r: Reader) -> bool:
+_PRESERVE = "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig"
+
+
+def _key_format(r: Reader) -> tuple[bool, str]:
+    """Whether all names are written properly, and how those are that a peer sent."""
     key_format = r.child("header_key_format")
     if key_format is None:
-        return False
+        return False, ""
     with key_format as k:
         kind = k.which("header_format")
-        if kind != "proper_case_words":
-            k.fail(kind, "unsupported field")
-        with k.must(kind):
-            return True
+        if kind == "proper_case_words":
+            with k.must(kind):
+                return True, ""
+        with k.must(kind) as extension:
+            extension.without_effect("name")  # the type decides
+            typed: Any = extension.typed("typed_config") or extension.fail("typed_config", "required")
+            if typed.type != _PRESERVE:
+                typed.fail("", f"unsupported type {typed.type}")
+            with typed as t:
+                t.only("forward_reason_phrase", False)
+                return False, t.choice(
+                    "formatter_type_on_envoy_headers", {"DEFAULT": "keep", "PROPER_CASE": "proper"}
+                )
 
 
 def http2_options(reader: Reader) -> dict[str, int | float | bool]:

@@ -86,7 +86,6 @@ def virtual_host(reader: Reader) -> VirtualHost:
     """VirtualHost."""
     with reader as r:
         cors = r.child("cors")
-        r.only("include_is_timeout_retry_header", False)
         return VirtualHost(
             name=r.text("name"),
             domains=r.texts("domains"),
@@ -98,6 +97,8 @@ def virtual_host(reader: Reader) -> VirtualHost:
             cors=None if cors is None else cors_policy(cors),
             attempt_count_in_request=r.boolean("include_request_attempt_count"),
             attempt_count_in_response=r.boolean("include_attempt_count_in_response"),
+            tell_timeout_retry=r.boolean("include_is_timeout_retry_header"),
+            buffer_limit=r.optional_integer("per_request_buffer_limit_bytes"),
             retry=retry_policy(r.child("retry_policy")),
             rate_limits=rate_limits(r, "rate_limits"),
             mirrors=mirrors(r),
@@ -129,6 +130,7 @@ def route(reader: Reader) -> Route:
             request_headers=header_changes(r, "request"),
             response_headers=header_changes(r, "response"),
             stat_prefix=r.text("stat_prefix"),
+            buffer_limit=r.optional_integer("per_request_buffer_limit_bytes"),
         )
 
 
