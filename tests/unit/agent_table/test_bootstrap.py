@@ -135,8 +135,8 @@ def test_json_and_camel_case_names_are_read_too() -> None:
         ),
         (
             f"{_HCM}.http_filters[0].typed_config",
-            {"@type": _TYPE + "extensions.filters.http.fault.v3.HTTPFault", "downstream_nodes": ["node"]},
-            f"{_HCM}.http_filters[0].typed_config.downstream_nodes",
+            {"@type": _TYPE + "extensions.filters.http.fault.v3.HTTPFault", "response_rate_limit": {"percentage": {}}},
+            f"{_HCM}.http_filters[0].typed_config.response_rate_limit",
             "unsupported",
         ),
         (
