@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -207,7 +208,7 @@ def judge_request(
     return head
 
 
-def headers_of_wire(fields: list[tuple[bytes, bytes]], limits: Limits) -> Headers:
+def headers_of_wire(fields: Collection[tuple[bytes, bytes]], limits: Limits) -> Headers:
     """The header map of fields as a codec found them, with their spelling if that is to be kept."""
     headers = Headers.of_wire(fields)
     if limits.cases:

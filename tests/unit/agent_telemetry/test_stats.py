@@ -328,6 +328,4 @@ def test_envoys_stats_page_lists_names_and_values() -> None:
     used = stats_text(statistics, lambda name: name.startswith("http."), used_only=True)
     assert "downstream_cx_total" not in used
     assert "http.outbound_0.0.0.0_9080.downstream_rq_time: P0(" in used
-    assert '{"name": "http.ingress.downstream_rq_total", "value": 4}' in stats_json(
-        statistics, lambda _: True
-    )
+    assert '{"name":"http.ingress.downstream_rq_total","value":4}' in stats_json(statistics, lambda _: True)
