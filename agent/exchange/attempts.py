@@ -127,8 +127,9 @@ class Attempts(ExchangeState):
 
     # Retries
 
-    def retried(self, state: RetryState, head: ResponseHead) -> bool:
-        """Does this response make another attempt begin? Then it counts as a retry's, and goes no further."""
+    def retried(self, state: RetryState, head: ResponseHead, whole: bool) -> bool:
+        """Does this response make another attempt begin? Then it counts as a retry's, and goes no further. `whole`: the
+        head is all of it."""
         cluster = self.cluster
         assert cluster is not None
         if not state.of_response(head):
@@ -137,7 +138,7 @@ class Attempts(ExchangeState):
             return False
         if state.plan.reset_headers:
             state.read_reset(head.headers, self.setting.clock.wall())
-        if not self.try_again():
+        if not self.try_again(whole=whole):
             return False
         state.told_delay = 0.0
         host = self.tried[-1]
@@ -149,7 +150,7 @@ class Attempts(ExchangeState):
         cluster.count_retried(head.status)
         return True
 
-    def try_again(self) -> bool:
+    def try_again(self, *, whole: bool = False) -> bool:
         """Another attempt after a pause, if number and budget allow."""
         state, cluster = self.retry, self.cluster
         assert state is not None and cluster is not None
@@ -173,7 +174,12 @@ class Attempts(ExchangeState):
         state.attempts += 1
         if not self.tried:
             self.priority_breaker.add_retries(1)
-        self.drop_upstream()
+        if whole and self.request_ended and self.upstream is not None:
+            upstream = self.upstream
+            self.left_upstream()
+            upstream.let_go()
+        else:
+            self.drop_upstream()
         self.tried.append(self.host)
         self.try_idle_at = inf
         outcome = self.outcome

@@ -284,7 +284,7 @@ class Exchange(Attempts):
         ctx, plan = self.ctx, self.plan
         assert plan is not None
         state = self.retry
-        if state is not None and self.retried(state, head):
+        if state is not None and self.retried(state, head, inbound.length == 0):
             return
         if ctx.upgrade and ctx.upgrade != b"connect" and 200 <= status < 300:
             self.client.closing = True

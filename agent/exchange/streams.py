@@ -104,6 +104,10 @@ class UpstreamStream(PooledConnection):
     def send_end(self, trailers: Headers | None) -> None: ...
 
     @abstractmethod
+    def let_go(self) -> None:
+        """Nobody wants the response, but it has no body: its end, which follows at once, frees the connection."""
+
+    @abstractmethod
     def cancel(self) -> None:
         """The exchange wants no more of this response."""
 

@@ -10,6 +10,7 @@ import hashlib
 import ssl
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 from agent.http.request import PeerIdentity
 from agent.table.matchers import compile_string
@@ -20,8 +21,8 @@ Judge = Callable[[PeerIdentity], bool]
 
 
 @lru_cache(maxsize=2048)
-def identity(der: bytes) -> PeerIdentity:
-    """The identity in a DER certificate. Raises DerError."""
+def identity(der: bytes, others: tuple[bytes, ...] = ()) -> PeerIdentity:
+    """The identity in a DER certificate; `others` came with it. Raises DerError."""
     names = read_names(der)
     pem = ssl.DER_cert_to_PEM_cert(der)
     return PeerIdentity(
@@ -32,8 +33,21 @@ def identity(der: bytes) -> PeerIdentity:
         serial=names.serial,
         sha256=hashlib.sha256(der).hexdigest(),
         pem=pem,
-        chain_pem=pem,
+        chain_pem=pem + "".join(map(ssl.DER_cert_to_PEM_cert, others)),
     )
+
+
+def presented_with(connection: ssl.SSLObject | ssl.SSLSocket, der: bytes) -> tuple[bytes, ...]:
+    """The other certificates that the peer of a connection sent, in DER. Python shows them publicly from 3.13 on."""
+    chain = getattr(connection, "get_unverified_chain", None)
+    if chain is not None:
+        return tuple(one for one in chain() if one != der)
+    held: Any = getattr(connection, "_sslobj", None)
+    shown = getattr(held, "get_unverified_chain", None)
+    if shown is None:
+        return ()
+    found = (ssl.PEM_cert_to_DER_cert(one.public_bytes()) for one in shown() or ())
+    return tuple(one for one in found if one != der)
 
 
 def compile_judge(sans: Sequence[SanMatch]) -> Judge | None:

@@ -83,6 +83,10 @@ class RawUpstream(Caller, UpstreamStream):
         """See UpstreamStream."""
         self.transport.finish()
 
+    def let_go(self) -> None:
+        """See UpstreamStream. There is no response that could be whole."""
+        self.cancel()
+
     def cancel(self) -> None:
         """See UpstreamStream."""
         self.exchange = None

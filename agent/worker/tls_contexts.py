@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agent.http.request import PeerIdentity
 from agent.table.tls import DataSource, DownstreamTls, Secret, TlsSettings, UpstreamTls
-from agent.worker.certificates import compile_judge, identity
+from agent.worker.certificates import compile_judge, identity, presented_with
 from agent.worker.der import DerError
 from agent.worker.tls_sessions import Sessions
 
@@ -82,7 +82,8 @@ class Tls:
             required = isinstance(self.settings, DownstreamTls) and self.settings.require_client_certificate
             return None, "no certificate" if required else ""
         try:
-            peer = identity(der)
+            others = presented_with(connection, der) if isinstance(self.settings, DownstreamTls) else ()
+            peer = identity(der, others)
         except DerError as error:
             return None, f"unreadable certificate: {error}"
         if connection.session_reused and self._valid_until(der, connection) <= time.time():

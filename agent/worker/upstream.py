@@ -25,8 +25,8 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
     """See the module. Invariant: `exchange` is set from `begin` until its response is over."""
 
     __slots__ = (
-        "_answered", "_framing", "_full_url", "_keep_alive", "_max_age", "_proper_case", "_remote", "_request_done", "_trailers",
-        "_tunnel", "_upgrade", "closed",
+        "_answered", "_framing", "_full_url", "_keep_alive", "_let_go", "_max_age", "_proper_case", "_remote", "_request_done",
+        "_trailers", "_tunnel", "_upgrade", "closed",
         "codec", "connected_at", "exchange", "local_address", "peer", "pool", "requests", "reused", "timer", "transport",
     )  # fmt: skip
 
@@ -50,6 +50,7 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
         self._upgrade = b""
         self._max_age: Timer | None = None
         self._full_url = False
+        self._let_go = False
         self._proper_case = False
         self._trailers = False
         self._remote = False
@@ -146,6 +147,11 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
         self._request_done = True
         if self._framing == h1_encode.CHUNKS:
             self._write(h1_encode.last_chunk(trailers if self._trailers else None))
+
+    def let_go(self) -> None:
+        """See UpstreamStream."""
+        self.exchange = None
+        self._let_go = True
 
     def cancel(self) -> None:
         """See UpstreamStream. HTTP/1.1 has no other way than to close."""
@@ -247,8 +253,9 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
     def response_end(self, trailers: Headers | None) -> None:
         """See ResponseSink."""
         exchange, self.exchange = self.exchange, None
-        if exchange is None:
+        if exchange is None and not self._let_go:
             return
+        self._let_go = False
         transport = self.transport
         config = self.pool.cluster.config
         if (
@@ -269,7 +276,8 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
             self.pool.release(self)
         else:
             self._close()
-        exchange.upstream_end(trailers)
+        if exchange is not None:
+            exchange.upstream_end(trailers)
 
     # The end
 

@@ -207,6 +207,9 @@ class Wire:
     def _still_wanted(self) -> bool:
         return self._exchange is not None
 
+    def let_go(self) -> None:
+        self.cancel()
+
     def cancel(self) -> None:
         self._exchange = None
         self._close()

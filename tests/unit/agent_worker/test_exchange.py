@@ -78,6 +78,22 @@ def test_a_failed_response_is_tried_again_after_a_pause_with_the_body_sent_again
     stage.close()
 
 
+def test_a_response_without_a_body_that_is_tried_again_leaves_its_connection_usable(tmp_path: Path) -> None:
+    stage = staged(tmp_path, "[{match: {prefix: /}, route: {cluster: a, retry_policy: {retry_on: 5xx}}}]")
+    client = stage.client()
+    client.owner.received(GET)
+    first = stage.dials.accept()
+    first.take()
+    first.owner.received(b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n")
+    stage.later(0.025)
+    assert not first.closed
+    second = stage.dials.accept() if stage.dials.asked else first
+    assert second.take().startswith(b"GET /x ")
+    second.owner.received(OK)
+    assert status(client) == 200
+    stage.close()
+
+
 def test_retries_end(tmp_path: Path) -> None:
     stage = staged(tmp_path, "[{match: {prefix: /}, route: {cluster: a, retry_policy: {retry_on: reset}}}]")
     client = stage.client()
