@@ -135,7 +135,10 @@ def test_json_and_camel_case_names_are_read_too() -> None:
         ),
         (
             f"{_HCM}.http_filters[0].typed_config",
-            {"@type": _TYPE + "extensions.filters.http.fault.v3.HTTPFault", "response_rate_limit": {"fixed_limit": {"limit_kbps": 1}}},
+            {
+                "@type": _TYPE + "extensions.filters.http.fault.v3.HTTPFault",
+                "response_rate_limit": {"fixed_limit": {"limit_kbps": 1}},
+            },
             f"{_HCM}.http_filters[0].typed_config.response_rate_limit",
             "unsupported",
         ),
