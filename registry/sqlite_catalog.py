@@ -64,8 +64,9 @@ class SqliteCatalog(Catalog):
                 encode_service(latest),
             )
             connection.execute(
-                "INSERT INTO instances (id, namespace, service, body) VALUES (?1, ?2, ?3, ?4)"
-                " ON CONFLICT (id) DO UPDATE SET namespace = ?2, service = ?3, body = ?4 WHERE body != ?4",
+                "INSERT INTO instances (id, namespace, service, body) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
+                " namespace = excluded.namespace, service = excluded.service, body = excluded.body"
+                " WHERE body != excluded.body",
                 (instance.id, instance.namespace, instance.service, encode_instance(instance)),
             )
             return served(latest, ())

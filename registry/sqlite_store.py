@@ -41,9 +41,9 @@ class SqliteStore(ConfigStore):
         def read(connection: sqlite3.Connection) -> tuple[Resource, ...]:
             rows = connection.execute(
                 "SELECT kind, namespace, name, version, body FROM resources"
-                " WHERE (?1 IS NULL OR kind = ?1) AND (?2 IS NULL OR namespace = ?2)"
+                " WHERE (:kind IS NULL OR kind = :kind) AND (:namespace IS NULL OR namespace = :namespace)"
                 " ORDER BY kind, namespace, name",
-                (kind, namespace),
+                {"kind": kind, "namespace": namespace},
             )
             return tuple(
                 decode_resource(body, str(version), str(ResourceKey(*key))) for *key, version, body in rows
