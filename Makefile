@@ -18,7 +18,7 @@ native: .venv/.ready ## compile the data plane's hot modules (part of setup); fa
 .venv/.ready: packaging/requirements/dev.txt pyproject.toml .ci/setup .ci/system-packages
 	@.ci/setup
 
-demo: setup ## four hosts, a mesh between them, every line measured (KEEP=1, REGISTRY=consul)
+demo: .venv/.ready ## four hosts, a mesh between them, every line measured (KEEP=1, REGISTRY=consul)
 	@$(PY) -m tests.hosts.demo
 
 demo-down: ## end a demo that KEEP=1 left running
@@ -27,7 +27,7 @@ demo-down: ## end a demo that KEEP=1 left running
 test: setup ## all tests, with the real Envoy, Consul, nftables and network namespaces
 	@.ci/test
 
-lint: setup ## ruff, mypy --strict, the direction of imports
+lint: .venv/.ready ## ruff, mypy --strict, the direction of imports
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
 
 check: lint test ## lint and test: what to run before a commit
