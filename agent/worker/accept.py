@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import socket
 import struct
-from abc import abstractmethod
 from collections.abc import Callable
 from itertools import count
 from typing import Any, Final
 
-from mypy_extensions import trait
-
 from agent.http.request import ConnectionInfo, PeerIdentity
-from agent.table.listener import FilterChain, Listener
+from agent.table.listener import Listener
 from agent.telemetry.scopes import ListenerStats
 from agent.worker.chain_match import ChainIndex, Seen, inspected
 from agent.worker.proxy_header import BadHeader, read_header
 from agent.worker.reactor import ERR, ET, HUP, IN, RDHUP, Handler, Reactor
 from agent.worker.sniff import MAX_HELLO, NOT_TLS, client_hello, http_version
-from agent.worker.tls_contexts import ServerTls
+from agent.worker.station import Station
 from agent.worker.tls_transport import BulkTlsTransport, TlsOwner, TlsTransport
 from agent.worker.transport import PlainTransport, TransportOwner
 
@@ -33,20 +30,6 @@ _ORIGINAL_DST: Final = 80
 _BATCH: Final = 64
 _connection_ids: Final = count(1)
 _PEEK: Final = 16 * 1024 + 64
-
-
-@trait
-class Station:
-    """The end of a filter chain."""
-
-    bulk: bool
-    """Opaque bytes: TLS in the shape for many records."""
-    tls: ServerTls | None
-    chain: FilterChain
-
-    @abstractmethod
-    def open(self, transport: PlainTransport, connection: ConnectionInfo) -> None:
-        """Take the connection over; the transport has been started if it is TLS."""
 
 
 class ListenerRuntime:
@@ -62,7 +45,6 @@ class ListenerRuntime:
         self.slots = slots
         self.owner_of = owner_of
         """The listener that owns an original destination."""
-        self.active = 0
 
 
 class Acceptor(Handler):

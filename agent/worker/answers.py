@@ -5,61 +5,40 @@ Rule: as the other stations; bytes of the client are passed through the transpor
 
 from __future__ import annotations
 
-from agent.filters.network import NetworkGate
 from agent.http.request import ConnectionInfo
-from agent.table.listener import FilterChain, FixedAnswer
-from agent.worker.accept import Station
+from agent.table.listener import FixedAnswer
 from agent.worker.refusal import Refusal
-from agent.worker.tls_contexts import ServerTls
+from agent.worker.station import Door, Station
 from agent.worker.transport import PlainTransport, TransportOwner
 
 
 class AnswerStation(Station):
     """The end of such a chain."""
 
-    bulk = False
-
-    def __init__(
-        self, chain: FilterChain, answer: FixedAnswer, tls: ServerTls | None, gate: NetworkGate | None
-    ) -> None:
-        self.chain = chain
+    def __init__(self, door: Door, answer: FixedAnswer) -> None:
+        super().__init__(door)
         self.answer = answer
-        self.tls = tls
-        self.gate = gate
-        self.draining = False
-        self.connections: set[AnswerConnection] = set()
 
     def open(self, transport: PlainTransport, connection: ConnectionInfo) -> None:
-        """See accept.Station."""
-        if self.gate is not None and self.gate.enter(connection, transport.reactor.now) is not None:
-            Refusal(transport)
+        """See Station."""
+        if not self.admits(transport, connection):
             return
         taken = AnswerConnection(self, transport)
-        self.connections.add(taken)
+        self.enter(taken)
         transport.owner = taken
         if self.answer.data is not None:
             transport.write(self.answer.data)
             taken.end()
 
-    def closed(self, connection: AnswerConnection) -> None:
-        """A connection has ended."""
-        if connection in self.connections:
-            self.connections.remove(connection)
-            if self.gate is not None:
-                self.gate.leave()
-
-    def drain(self) -> None:
-        """Opaque connections cannot be told to end."""
-        self.draining = True
-
     def close_idle(self) -> None:
         """Nothing is known to be idle."""
 
     def close_all(self) -> None:
-        """The time is over."""
-        for connection in tuple(self.connections):
-            connection.transport.close()
-            self.closed(connection)
+        """See Station."""
+        for taken in tuple(self.inside):
+            assert isinstance(taken, AnswerConnection)
+            taken.transport.close()
+            self.leave(taken)
 
 
 class AnswerConnection(TransportOwner):
@@ -73,7 +52,7 @@ class AnswerConnection(TransportOwner):
 
     def end(self) -> None:
         """Everything is said: an orderly end."""
-        self._station.closed(self)
+        self._station.leave(self)
         Refusal(self.transport)
 
     def received(self, data: bytes) -> None:
@@ -92,4 +71,4 @@ class AnswerConnection(TransportOwner):
 
     def lost(self, reason: str) -> None:
         """See TransportOwner."""
-        self._station.closed(self)
+        self._station.leave(self)

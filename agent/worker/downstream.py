@@ -35,7 +35,7 @@ class H1Station:
     def server_codec(self, sink: RequestSink) -> ServerCodec: ...
 
     @abstractmethod
-    def connection_closed(self, connection: H1Downstream) -> None: ...
+    def leave(self, owner: TransportOwner) -> None: ...
 
 
 class H1Downstream(TransportOwner, RequestSink, ClientStream):
@@ -405,4 +405,4 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
                 slots[stats.downstream_cx_destroy_remote] += 1
             else:
                 slots[stats.downstream_cx_destroy_local] += 1
-            self.station.connection_closed(self)
+            self.station.leave(self)

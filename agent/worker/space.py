@@ -39,6 +39,7 @@ from agent.worker.health import ClusterChecks
 from agent.worker.listen import bind, host_address
 from agent.worker.raw import RawUpstream
 from agent.worker.services import Services
+from agent.worker.station import Door, Station
 from agent.worker.stations import HttpStation
 from agent.worker.tcp import TcpStation
 from agent.worker.tls_contexts import ClientTls, ServerTls
@@ -46,7 +47,6 @@ from agent.worker.upstream import H1Upstream
 
 DRAIN_SECONDS = 60.0
 """How long connections of a filter chain that left the table may go on."""
-AnyStation = HttpStation | TcpStation | AnswerStation
 
 
 class Space:
@@ -60,9 +60,9 @@ class Space:
         """The same dictionary for life: stations look names up in it for each request."""
         self.listeners: dict[str, ListenerRuntime] = {}
         self.acceptors: dict[tuple[str, int, str], Acceptor] = {}
-        self.leaving: list[AnyStation] = []
+        self.leaving: list[Station] = []
         self._by_address: dict[tuple[str, int], ListenerRuntime] = {}
-        self._stations: dict[str, list[AnyStation]] = {}
+        self._stations: dict[str, list[Station]] = {}
         self._filter_state = FilterState(services.shares)
         self._unsettled = 0
         """Clusters whose first health checks keep the listeners waiting."""
@@ -81,7 +81,7 @@ class Space:
             name: self.clusters.get(name) or self._new_cluster(cluster)
             for name, cluster in table.clusters.items()
         }
-        stations: dict[str, list[AnyStation]] = {}
+        stations: dict[str, list[Station]] = {}
         runtimes: dict[str, ListenerRuntime] = {}
         routers: list[tuple[HttpStation, Router, RouteConfiguration]] = []
         for name, listener in table.listeners.items():
@@ -140,7 +140,7 @@ class Space:
         table: Table,
         routers: list[tuple[HttpStation, Router, RouteConfiguration]],
         names: Names | None,
-    ) -> tuple[ListenerRuntime, list[AnyStation]]:
+    ) -> tuple[ListenerRuntime, list[Station]]:
         """The runtime of a listener, with the stations of unchanged filter chains."""
         known = self.listeners.get(name)
         same = known is not None and known.listener is listener
@@ -148,7 +148,7 @@ class Space:
             old = list(self._stations.get(name, ()))
         else:
             old = []
-        made: list[tuple[FilterChain, AnyStation]] = []
+        made: list[tuple[FilterChain, Station]] = []
         chains = [*listener.chains, *([listener.default_chain] if listener.default_chain is not None else [])]
         for chain in chains:
             station = next((held for held in old if held.chain is chain or held.chain == chain), None)
@@ -177,19 +177,22 @@ class Space:
         runtime = ListenerRuntime(listener, index, stats, recorder.slots, self._owner_of)
         return runtime, stations
 
-    def _station(self, chain: FilterChain, listener: Listener, table: Table) -> AnyStation:
+    def _station(self, chain: FilterChain, listener: Listener, table: Table) -> Station:
         services = self.services
         terminal = chain.terminal
         is_http = isinstance(terminal, HttpManager)
         tls = ServerTls(chain.tls, table.secrets, http=is_http) if chain.tls is not None else None
         gate = compile_network(chain.network_filters, self._filter_state)
+        door = Door(
+            chain, tls, gate, services.recorder.listener(stat_name(listener)), services.recorder.slots
+        )
         if isinstance(terminal, FixedAnswer):
-            return AnswerStation(chain, terminal, tls, gate)
+            return AnswerStation(door, terminal)
         logs = services.sinks.compile((*terminal.access_logs, *listener.access_logs))
         if not isinstance(terminal, HttpManager):
             return TcpStation(
-                chain, terminal, listener, self.clusters, tls=tls, gate=gate, logs=logs,
-                recorder=services.recorder, dialer=self.dialer, random=services.random,
+                door, terminal, listener, self.clusters, logs=logs, recorder=services.recorder, dialer=self.dialer,
+                random=services.random,
             )  # fmt: skip
         routes = route_configuration(terminal, table)
         setting = Setting(
@@ -200,8 +203,7 @@ class Space:
             stats=services.recorder.http(terminal.stat_prefix), slots=services.recorder.slots, clock=services.reactor,
             random=services.random, raw_pool=self._raw_pool, host_address=host_address(),
         )  # fmt: skip
-        stats = services.recorder.listener(stat_name(listener))
-        return HttpStation(chain, setting, routes, tls, gate, stats)
+        return HttpStation(door, setting, routes)
 
     def _router(self, manager: HttpManager, routes: RouteConfiguration) -> Router:
         suppress = manager.router is not None and manager.router.suppress_envoy_headers
@@ -238,7 +240,7 @@ class Space:
 
     def _commit(
         self, table: Table, clusters: dict[str, ClusterRuntime], tls: dict[tuple[str, UpstreamTls], ClientTls],
-        runtimes: dict[str, ListenerRuntime], stations: dict[str, list[AnyStation]],
+        runtimes: dict[str, ListenerRuntime], stations: dict[str, list[Station]],
         routers: list[tuple[HttpStation, Router, RouteConfiguration]], sockets: dict[tuple[str, int, str], Acceptor],
     ) -> None:  # fmt: skip
         """Swap. Nothing here may fail."""
@@ -302,7 +304,7 @@ class Space:
                 acceptor.stop()
         self.acceptors = {key: acceptor for key, acceptor in acceptors.items() if key in wanted}
 
-    def _let_go(self, stations: list[AnyStation]) -> None:
+    def _let_go(self, stations: list[Station]) -> None:
         for station in stations:
             station.drain()
         self.leaving.extend(stations)
@@ -367,13 +369,13 @@ class Space:
         for station in self.every_station():
             station.close_all()
 
-    def every_station(self) -> list[AnyStation]:
+    def every_station(self) -> list[Station]:
         """Of the table and those that are leaving."""
         return [*(station for held in self._stations.values() for station in held), *self.leaving]
 
     def connections(self) -> int:
         """Open client connections."""
-        return sum(len(station.connections) for station in self.every_station())
+        return sum(len(station.inside) for station in self.every_station())
 
 
 def same_but_chains(old: Listener, new: Listener) -> bool:

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import Final
 
-from agent.filters.network import NetworkGate
 from agent.http.request import ConnectionInfo, PeerIdentity
 from agent.http.xxhash import xxhash64
 from agent.table.cluster import Endpoint
-from agent.table.listener import Address, FilterChain, Listener, TcpProxy
+from agent.table.listener import Address, Listener, TcpProxy
 from agent.tcp.relay import Relay
 from agent.telemetry.outcome import Outcome
 from agent.telemetry.scopes import TcpStats
@@ -22,10 +21,8 @@ from agent.telemetry.series import Recorder
 from agent.upstream import reset
 from agent.upstream.cluster import ClusterRuntime
 from agent.upstream.host import Host
-from agent.worker.accept import Station
 from agent.worker.connect import Caller, Dialer
-from agent.worker.refusal import Refusal
-from agent.worker.tls_contexts import ServerTls
+from agent.worker.station import Door, Station
 from agent.worker.transport import PlainTransport, TransportOwner
 
 RECEIVE: Final = 262144
@@ -38,32 +35,26 @@ class TcpStation(Station):
     bulk = True
 
     def __init__(
-        self, chain: FilterChain, proxy: TcpProxy, listener: Listener, clusters: Mapping[str, ClusterRuntime], *,
-        tls: ServerTls | None, gate: NetworkGate | None, logs: tuple[Callable[[Outcome], None], ...],
-        recorder: Recorder, dialer: Dialer, random: Callable[[], int],
+        self, door: Door, proxy: TcpProxy, listener: Listener, clusters: Mapping[str, ClusterRuntime], *,
+        logs: tuple[Callable[[Outcome], None], ...], recorder: Recorder, dialer: Dialer, random: Callable[[], int],
     ) -> None:  # fmt: skip
-        self.chain = chain
+        super().__init__(door)
         self.proxy = proxy
         self.listener = listener
         self.clusters = clusters
-        self.tls = tls
-        self.gate = gate
         self.logs = logs
         self.recorder = recorder
         self.stats: TcpStats = recorder.tcp(proxy.stat_prefix)
         self.dialer = dialer
         self.random = random
-        self.draining = False
-        self.connections: set[TcpConnection] = set()
         self._total = sum(destination.weight for destination in proxy.clusters)
 
     def open(self, transport: PlainTransport, connection: ConnectionInfo) -> None:
-        """A connection has arrived."""
-        if self.gate is not None and self.gate.enter(connection, transport.reactor.now) is not None:
-            Refusal(transport)
+        """See Station."""
+        if not self.admits(transport, connection):
             return
         tcp = TcpConnection(self, transport, connection)
-        self.connections.add(tcp)
+        self.enter(tcp)
         transport.owner = tcp
         transport.receive_size = RECEIVE
         transport.pause()
@@ -81,24 +72,14 @@ class TcpStation(Station):
                 return destination.cluster
         return clusters[-1].cluster
 
-    def closed(self, connection: TcpConnection) -> None:
-        """A connection has ended."""
-        if connection in self.connections:
-            self.connections.remove(connection)
-            if self.gate is not None:
-                self.gate.leave()
-
-    def drain(self) -> None:
-        """Opaque connections cannot be told to end; they may go on until the time is over."""
-        self.draining = True
-
     def close_idle(self) -> None:
         """Nothing is known to be idle."""
 
     def close_all(self) -> None:
-        """The time is over."""
-        for connection in tuple(self.connections):
-            connection.stop("")
+        """See Station."""
+        for tcp in tuple(self.inside):
+            assert isinstance(tcp, TcpConnection)
+            tcp.stop("")
 
 
 class _UpstreamSide(Caller):
@@ -353,4 +334,4 @@ class TcpConnection(TransportOwner):
             station.recorder.record_tcp_closed(self._series)
         for log in station.logs:
             log(outcome)
-        station.closed(self)
+        station.leave(self)

@@ -62,6 +62,7 @@ HOT = (
     "agent/worker/raw.py",
     "agent/worker/reactor.py",
     "agent/worker/refusal.py",
+    "agent/worker/station.py",
     "agent/worker/stations.py",
     "agent/worker/tcp.py",
     "agent/worker/timers.py",

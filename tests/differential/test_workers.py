@@ -125,6 +125,7 @@ def test_connections_that_a_filter_lets_in(kind: str, host: Make) -> None:
     at = host(kind, {"listeners": {"main": _tcp(limit)}})
 
     assert sum(_connected(at) for _ in range(CLIENTS)) == 6
+    at.counted(f"listener.127.0.0.1_{at.port}.downstream_cx_active", 6)
     for client in [each for each in at.clients if not each.ended]:
         at.leave(client)
     at.until("their ends upstream", lambda: at.ended == 6)
