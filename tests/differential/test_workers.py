@@ -286,6 +286,26 @@ def test_one_admin_port_speaks_for_all_workers(kind: str, host: Make) -> None:
     assert at.proxy.wait_for_end() == 0
 
 
+@both
+def test_every_worker_follows_a_rotation_of_the_access_log(kind: str, host: Make) -> None:
+    at = host(kind, {"virtual_hosts": _DIRECT})
+    log = at.proxy.access
+    rotated = log.with_suffix(".1")
+
+    def lines(file: Path) -> int:
+        return file.read_text().count("\n") if file.exists() else 0
+
+    assert _asked(at, "x-nothing: 1") == CLIENTS
+    every_worker_has_some(kind, at)
+    at.until("a line for each", lambda: lines(log) == CLIENTS)
+    log.rename(rotated)
+    at.page("reopen_logs", "POST")
+    for client in at.clients:
+        client.send()
+    at.until("a line for each in the new file", lambda: lines(log) == CLIENTS)
+    assert lines(rotated) == CLIENTS
+
+
 def test_when_a_worker_is_killed_the_proxy_ends_for_its_supervisor_to_see(host: Make) -> None:
     at = host("ours", {"virtual_hosts": _FORWARD, "clusters": _thresholds(max_requests=7)})
     assert sum(at.call() for _ in range(CLIENTS)) == 7
