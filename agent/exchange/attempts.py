@@ -11,7 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, cast
 
 from agent.exchange import local_reply as replies
-from agent.exchange.state import ExchangeState
+from agent.exchange.reception import Reception
 from agent.exchange.target import host_for, tell_timeout
 from agent.routing.rewrite import rewrite_authority
 from agent.upstream import reset
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from agent.upstream.retry import RetryState
 
 
-class Attempts(ExchangeState):
+class Attempts(Reception):
     """See the module."""
 
     __slots__ = ()

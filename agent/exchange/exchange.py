@@ -1,6 +1,6 @@
 """The life of one request, from its head to the line in the access log. Read it from top to bottom.
 
-    begin          head → cleaned (intake) → path normalised → route
+    begin          head → cleaned (intake) → path normalised (reception.py) → route
     decide         request steps (filters), which may answer or wait
     forward        the decision: cluster, timeouts, retries; then an attempt at a host (attempts.py)
     request_*      the client's body: passed on, kept for a retry, or kept back while nothing can take it

@@ -17,7 +17,6 @@ from agent.upstream.pool import Waiter
 if TYPE_CHECKING:
     from agent.exchange.setting import Setting
     from agent.exchange.streams import ClientStream, UpstreamStream
-    from agent.http.h1_message import RequestHead
     from agent.http.headers import Headers
     from agent.http.request import LocalReply, RequestContext
     from agent.routing.plan import RoutePlan
@@ -74,50 +73,6 @@ class ExchangeState(Waiter):
         """The route's per_try_idle_timeout."""
         self.idle_at = self.total_at = self.try_at = self.try_idle_at = self.max_at = self.resume_at = inf
 
-    def complete_body(self) -> None:
-        """The body that a filter waited for is here: its length is known, and the next step's turn has come."""
-        self.whole_body = -1
-        self.ctx.headers.set(b"content-length", b"%d" % self.buffered)
-        self.ctx.headers.remove(b"transfer-encoding")
-        self.resume()
-
-    def keeps_too_much(self) -> bool:
-        """Is there more body than the route keeps? Then it is sent once, and neither retried nor mirrored."""
-        plan = self.plan
-        if plan is None or not self.keep_body or not 0 <= plan.buffer_limit < self.buffered:
-            return False
-        self.keep_body = False
-        self.retry = None
-        if self.upstream is not None:
-            self.body = []
-            self.buffered = 0
-        return True
-
-    def refused_as_it_is(self, head: RequestHead) -> bool:
-        """Clean headers, path and host; answers where that cannot be done."""
-        setting = self.setting
-        refused = setting.intake(self.ctx, head, self.client.certificate_element)
-        if refused is not None:
-            setting.slots[setting.stats.downstream_rq_rejected_via_ip_detection] += 1
-        else:
-            refused = setting.normalise(self.ctx)
-            if refused is None:
-                return False
-            self.count_refused_path(refused.status)
-        self.answer(refused)
-        return True
-
-    # Output has room again
-
-    def client_drained(self) -> None:
-        """Towards the client."""
-        if self.upstream is not None:
-            self.upstream.resume()
-
-    def upstream_drained(self) -> None:
-        """Towards the upstream."""
-        self.client.resume()
-
     # What the rest of the exchange does when time is up
 
     @abstractmethod
@@ -139,17 +94,6 @@ class ExchangeState(Waiter):
     @abstractmethod
     def blame_host(self) -> None:
         """The host did not answer in time."""
-
-    def upgrade_allowed(self, token: bytes, plan: RoutePlan | None) -> bool:
-        """May this connection become a tunnel? Answers where it may not."""
-        allowed = self.setting.upgrades.get(token)
-        if plan is not None and token in plan.upgrades:
-            allowed = plan.upgrades[token]
-        if allowed or (token == b"connect" and plan is None):
-            return True
-        self.client.closing = True
-        self.answer(replies.UPGRADE_FAILED)
-        return False
 
     # Time
 
@@ -224,14 +168,6 @@ class ExchangeState(Waiter):
         kind = fields.get(b"content-type")
         grpc = kind is not None and kind.startswith(b"application/grpc")
         return not self.outcome.flags and not grpc and b"x-envoy-internal" not in fields
-
-    def count_refused_path(self, status: int) -> None:
-        """The path was answered before it was routed."""
-        slots, stats = self.setting.slots, self.setting.stats
-        if status == 307:
-            slots[stats.downstream_rq_redirected_with_normalized_path] += 1
-        else:
-            slots[stats.downstream_rq_failed_path_normalization] += 1
 
     def name_cluster(self) -> None:
         """An answer of our own before the upstream was asked names the route's cluster all the same, as Envoy's does."""
