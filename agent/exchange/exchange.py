@@ -53,7 +53,6 @@ class Exchange(Attempts):
         outcome = self.outcome
         outcome.request = ctx
         outcome.flags = ctx.flags
-        outcome.request_headers_bytes = head.size
         self.describe(now, ctx.received_at, "HTTP/1.0" if head.old else "HTTP/1.1")
         self.count_begun()
         manager = setting.manager
@@ -490,7 +489,7 @@ class Exchange(Attempts):
             outcome.route_metadata = plan.metadata
             outcome.virtual_host_metadata = plan.virtual_host_metadata
         setting.slots[setting.rq_active] -= 1
-        outcome.plain = self.is_plain()
+        self.sum_up()
         setting.record(outcome)
         for log in setting.logs:
             log(outcome)

@@ -11,6 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from agent.exchange import local_reply as replies
+from agent.telemetry.header_fields import STATUS_BYTES
 from agent.telemetry.outcome import Outcome
 from agent.upstream.pool import Waiter
 
@@ -162,12 +163,16 @@ class ExchangeState(Waiter):
         slots[setting.rq_active] += 1
         slots[setting.rq_http1] += 1
 
-    def is_plain(self) -> bool:
-        """See Outcome.plain."""
-        fields = self.ctx.headers.first
-        kind = fields.get(b"content-type")
+    def sum_up(self) -> None:
+        """Tell the outcome what statistics ask of every request: the size of both heads, and whether it was plain."""
+        outcome, headers = self.outcome, self.ctx.headers
+        outcome.request_headers_bytes = self.ctx.size()
+        answered: Headers | None = outcome.response_headers
+        if answered is not None:
+            outcome.response_headers_bytes = STATUS_BYTES + answered.size()
+        kind = headers.get(b"content-type")
         grpc = kind is not None and kind.startswith(b"application/grpc")
-        return not self.outcome.flags and not grpc and b"x-envoy-internal" not in fields
+        outcome.plain = not outcome.flags and not grpc and b"x-envoy-internal" not in headers
 
     def name_cluster(self) -> None:
         """An answer of our own before the upstream was asked names the route's cluster all the same, as Envoy's does."""

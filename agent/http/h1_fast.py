@@ -96,7 +96,7 @@ class FastServerCodec(ServerCodec):
         self._between = False
         self._plain = True
         self._left = plain.length
-        head = judge_request(plain.method, plain.target, plain.headers, False, self._limits, 0)
+        head = judge_request(plain.method, plain.target, plain.headers, False, self._limits)
         self._sink.request_head(head)
         if not self._left:
             self._rest = data[plain.start :]
@@ -205,9 +205,7 @@ class FastServerCodec(ServerCodec):
                 self._between = False
                 self._first = b""
                 old = self._old or event.http_version != b"1.1"
-                head = judge_request(
-                    event.method, event.target, headers_of_wire(fields, limits), old, limits, 0
-                )
+                head = judge_request(event.method, event.target, headers_of_wire(fields, limits), old, limits)
                 sink.request_head(head)
                 if head.ended and not head.upgrade and not parser.buffered_nbytes:
                     # What follows is known: a request without a body ends with its head.

@@ -76,7 +76,7 @@ class RequestHead:
 
     __slots__ = (
         "authority", "ended", "expects_continue", "has_host", "headers", "keep_alive", "length", "method", "old",
-        "path", "size", "upgrade",
+        "path", "upgrade",
     )  # fmt: skip
 
     def __init__(self, method: bytes, path: bytes, headers: Headers) -> None:
@@ -95,7 +95,6 @@ class RequestHead:
         self.expects_continue = False
         self.upgrade = b""
         """Lower-case token of an Upgrade that the Connection field confirms; `connect` for CONNECT."""
-        self.size = 0
 
 
 class InboundResponse:
@@ -180,12 +179,9 @@ class ClientCodec:
         """Bytes beyond the message: a tunnel's first bytes, or garbage that forbids to use the connection again."""
 
 
-def judge_request(
-    method: bytes, target: bytes, headers: Headers, old: bool, limits: Limits, size: int
-) -> RequestHead:
+def judge_request(method: bytes, target: bytes, headers: Headers, old: bool, limits: Limits) -> RequestHead:
     """Envoy's verdict on a request head. Raises H1Violation."""
     head = RequestHead(method, target, headers)
-    head.size = size
     repeated = headers.repeated
     if repeated is not None:
         _refuse_ambiguous(repeated)

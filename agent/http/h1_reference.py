@@ -140,7 +140,7 @@ class ReferenceServerCodec(ServerCodec):
                     raise too_many("too_many_headers")
                 head = judge_request(
                     bytes(event.method), bytes(event.target), headers_of_wire(fields, self._limits),
-                    self._old or event.http_version != b"1.1", self._limits, 0,
+                    self._old or event.http_version != b"1.1", self._limits,
                 )  # fmt: skip
                 self._between = False
                 self._first = b""

@@ -169,6 +169,17 @@ class Headers:
         if self.repeated is not None:
             yield from self.repeated
 
+    def size(self) -> int:
+        """Bytes of names and values (Envoy HeaderMap::byteSize), without the framing that a codec adds for itself."""
+        total = 0
+        for name, value in self.first.items():
+            if name != b"transfer-encoding":
+                total += len(name) + len(value)
+        if self.repeated is not None:
+            for name, value in self.repeated:
+                total += len(name) + len(value)
+        return total
+
     def duplicate(self) -> Headers:
         """An independent copy, for a retry or a mirror."""
         copy = Headers(self.first.items())

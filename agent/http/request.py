@@ -177,6 +177,17 @@ class RequestContext:
         self.at_end: list[Callable[[], None]] | None = None
         """Called once each by the exchange when the request is over, however it ended."""
 
+    def size(self) -> int:
+        """Bytes of the header map with its pseudo-headers, as it is now; 0 for what never became a request."""
+        if not self.method:
+            return 0
+        pseudo = _PSEUDO_NAMES if self.path else _PSEUDO_NAMES - len(":path")
+        named = len(self.method) + len(self.scheme) + len(self.path) + len(self.authority)
+        return pseudo + named + self.headers.size()
+
+
+_PSEUDO_NAMES: Final = len(":method:scheme:path:authority")
+
 
 class ResponseHead:
     """Status and headers on their way to the client."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any
+from typing import Any, Final
 
 from agent.telemetry.outcome import Outcome
 from agent.telemetry.times import Factory, Getter
@@ -162,29 +162,20 @@ def grpc_status(outcome: Outcome) -> int | None:
 
 def request_headers_bytes(_argument: str, _absent: Any) -> Getter:
     """Names and values of the request's headers, as they are at the end (Envoy HeaderMap::byteSize)."""
-
-    def get(outcome: Outcome) -> int:
-        request = outcome.request
-        if request is None or not request.method:
-            return 0
-        pseudo = 29 + len(request.method) + len(request.scheme)
-        size = pseudo if request.path else pseudo - 5
-        return size + len(request.path) + len(request.authority) + _size(request.headers)
-
-    return get
+    return lambda outcome: 0 if outcome.request is None else outcome.request.size()
 
 
 def response_headers_bytes(_argument: str, _absent: Any) -> Getter:
     """As for the request: `:status` counts."""
-    return lambda outcome: 10 + _size(outcome.response_headers) if outcome.response_code else 0
+    return lambda outcome: STATUS_BYTES + _size(outcome.response_headers) if outcome.response_code else 0
 
 
 def response_trailers_bytes(_argument: str, _absent: Any) -> Getter:
     return lambda outcome: _size(outcome.response_trailers)
 
 
+STATUS_BYTES: Final = len(":status200")
+
+
 def _size(headers: Any) -> int:
-    """Without what the codec adds for itself."""
-    if headers is None:
-        return 0
-    return sum([len(name) + len(value) for name, value in headers.every() if name != b"transfer-encoding"])
+    return 0 if headers is None else int(headers.size())

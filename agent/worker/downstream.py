@@ -244,8 +244,6 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
             data, self._framing = h1_encode.response_head(
                 head.status, headers, method, ended, old, self.setting.manager.proper_case_headers
             )
-        if self.exchange is not None:
-            self.exchange.outcome.response_headers_bytes = len(data)
         self._write(data)
         if tunnel:
             self._hold_next = False

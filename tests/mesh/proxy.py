@@ -204,7 +204,7 @@ class Proxy:
         fields = [(b"host", sent.authority), *sent.headers.every()]
         if body and b"content-length" not in sent.headers:
             fields.append((b"content-length", b"%d" % len(body)))
-        head = judge_request(sent.method, sent.path, Headers.of_wire(fields), False, Limits(), 100)
+        head = judge_request(sent.method, sent.path, Headers.of_wire(fields), False, Limits())
         self._random = random
         self._hops[id(exchange)] = hop
         exchange.begin(head)
