@@ -6,7 +6,7 @@ answers 413 to more.
 
 from __future__ import annotations
 
-from agent.filters.chain import Placed
+from agent.filters.chain import Placed, most_specific
 from agent.filters.step import RequestStep, Steps
 from agent.http.request import RequestContext, WholeBody
 from agent.table.filter_config import BufferFilter
@@ -14,10 +14,7 @@ from agent.table.filter_config import BufferFilter
 
 def compile(placed: Placed) -> Steps | None:
     """Steps for a place in a chain; None where a route switches it off."""
-    config: BufferFilter = placed.config
-    for override in placed.overrides:
-        if isinstance(override.value, BufferFilter):
-            config = override.value
+    config = most_specific(placed, BufferFilter)
     if config.max_bytes is None:
         return None
     wanted = WholeBody(config.max_bytes)

@@ -6,12 +6,12 @@ their order; what a rule removes is gone for the next one.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from agent.filters.chain import Placed, most_specific
 from agent.filters.step import RequestStep, ResponseStep, Steps
+from agent.http.cookies import cookie
 from agent.http.headers import Headers
 from agent.http.matching import request_value
 from agent.http.regex_substitution import compile_substitution
@@ -19,7 +19,6 @@ from agent.http.request import RequestContext, ResponseHead
 from agent.table.filter_config import HeaderToMetadata, MetadataRule, MetadataValue
 
 _Apply: TypeAlias = Callable[[RequestContext, Headers], None]
-_COOKIES: Final = re.compile(rb"\s*([^=;\s]+)=([^;]*)")
 
 
 def compile(placed: Placed) -> Steps | None:
@@ -51,15 +50,15 @@ def _rules(rules: Sequence[MetadataRule]) -> tuple[_Apply, ...]:
 
 
 def _rule(rule: MetadataRule) -> _Apply:
-    header, cookie, remove = rule.header, rule.cookie, rule.remove
+    header, named, remove = rule.header, rule.cookie, rule.remove
     present = None if rule.present is None else _setter(rule.present)
     missing = None if rule.missing is None else _setter(rule.missing)
 
     pseudo = request_value(header) if header[:1] == b":" else None
 
     def apply(ctx: RequestContext, headers: Headers) -> None:
-        if cookie:
-            value = _cookie(headers, cookie)
+        if named:
+            value = cookie(headers, named)
         elif pseudo is not None:
             value = _first(pseudo(ctx))
         else:
@@ -90,24 +89,10 @@ def _setter(config: MetadataValue) -> Callable[[RequestContext, bytes], None]:
                 final = float(final)
             except ValueError:
                 return
-        if ctx.dynamic_metadata is None:
-            ctx.dynamic_metadata = {}
-        ctx.dynamic_metadata[namespace] = {**ctx.dynamic_metadata.get(namespace, {}), key: final}
+        ctx.note(namespace, {key: final})
 
     return put
 
 
 def _first(value: bytes | list[bytes] | None) -> bytes | None:
     return value[0] if isinstance(value, list) else value
-
-
-def _cookie(headers: Headers, name: bytes) -> bytes | None:
-    """The value of a cookie; quotes around it are not part of it."""
-    for field in headers.get_all(b"cookie"):
-        for found, value in _COOKIES.findall(field):
-            if found == name:
-                bare: bytes = value.strip()
-                if len(bare) > 1 and bare[:1] == bare[-1:] == b'"':
-                    bare = bare[1:-1]
-                return bare or None
-    return None

@@ -46,7 +46,7 @@ def _enforce(config: Rbac, placed: Placed) -> RequestStep:
     def enforce(ctx: RequestContext) -> LocalReply | None:
         allowed, policy = verdict(ctx)
         if logs:
-            note(ctx, "envoy.common", {"access_log_hint": bool(policy)})
+            ctx.note("envoy.common", {"access_log_hint": bool(policy)})
         if allowed:
             count_allowed()
             return None
@@ -72,13 +72,6 @@ def _shadow(config: Rbac, placed: Placed) -> RequestStep:
         noted: dict[str, object] = {f"{prefix}shadow_engine_result": "allowed" if allowed else "denied"}
         if policy:
             noted[f"{prefix}shadow_effective_policy_id"] = policy
-        note(ctx, NAMESPACE, noted)
+        ctx.note(NAMESPACE, noted)
 
     return judge
-
-
-def note(ctx: RequestContext, namespace: str, values: dict[str, object]) -> None:
-    """Add to the request's dynamic metadata."""
-    if ctx.dynamic_metadata is None:
-        ctx.dynamic_metadata = {}
-    ctx.dynamic_metadata.setdefault(namespace, {}).update(values)

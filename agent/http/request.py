@@ -177,6 +177,12 @@ class RequestContext:
         self.at_end: list[Callable[[], None]] | None = None
         """Called once each by the exchange when the request is over, however it ended."""
 
+    def note(self, namespace: str, values: dict[str, object]) -> None:
+        """Add to the dynamic metadata."""
+        if self.dynamic_metadata is None:
+            self.dynamic_metadata = {}
+        self.dynamic_metadata.setdefault(namespace, {}).update(values)
+
     def size(self) -> int:
         """Bytes of the header map with its pseudo-headers, as it is now; 0 for what never became a request."""
         if not self.method:

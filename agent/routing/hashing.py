@@ -7,8 +7,10 @@ by a rotation and an exclusive or; a terminal policy that contributed ends the l
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final, TypeAlias
 
+from agent.http.cookies import cookie
 from agent.http.matching import query_parameters
 from agent.http.regex_substitution import compile_substitution
 from agent.http.request import RequestContext, ResponseHead
@@ -41,14 +43,14 @@ def _source(policy: HashPolicy) -> Callable[[RequestContext], int | None]:
     if policy.kind == "header":
         return _header(policy)
     if policy.kind == "source_ip":
-        return lambda ctx: xxhash64(ctx.connection.remote[0].encode())
+        return lambda ctx: _of_text(ctx.connection.remote[0])
     name = policy.name.encode()
     if policy.kind == "cookie" and policy.cookie is not None:
-        return lambda ctx: xxhash64(_cookie(ctx, name) or _made(ctx, name))
-    read = _cookie if policy.kind == "cookie" else _query
+        return lambda ctx: xxhash64(cookie(ctx.headers, name) or _made(ctx, name))
+    of_cookie = policy.kind == "cookie"
 
     def value(ctx: RequestContext) -> int | None:
-        found = read(ctx, name)
+        found = cookie(ctx.headers, name) if of_cookie else query_parameters(ctx.path).get(name)
         return None if found is None else xxhash64(found)
 
     return value
@@ -78,30 +80,23 @@ def _header(policy: HashPolicy) -> Callable[[RequestContext], int | None]:
     return header
 
 
-def _query(ctx: RequestContext, name: bytes) -> bytes | None:
-    return query_parameters(ctx.path).get(name)
-
-
-def _cookie(ctx: RequestContext, name: bytes) -> bytes | None:
-    for field in ctx.headers.get_all(b"cookie"):
-        for item in field.split(b";"):
-            key, _, value = item.strip().partition(b"=")
-            if key == name:
-                return value.strip(b'"') or None
-    return None
-
-
 _NOTE: Final = "hash cookies"
 
 
 def _made(ctx: RequestContext, name: bytes) -> bytes:
     """The value of a cookie that the client is to get: one for all requests of its connection."""
     connection = ctx.connection
-    value = b"%016x" % xxhash64(f"{_text(connection.remote)}{_text(connection.local)}".encode())
+    value = b"%016x" % _of_text(_text(connection.remote) + _text(connection.local))
     if ctx.filter_notes is None:
         ctx.filter_notes = {}
     ctx.filter_notes.setdefault(_NOTE, {})[name] = value
     return value
+
+
+@lru_cache(maxsize=4096)
+def _of_text(text: str) -> int:
+    """Of addresses, which all requests of a connection share."""
+    return xxhash64(text.encode())
 
 
 def _text(address: tuple[str, int]) -> str:
