@@ -122,6 +122,7 @@ class _Proxy:
             set_level=self._set_level,
             bootstrap=self._message,
             certificates=self._certificates,
+            runtime=self._bootstrap.runtime,
             node_id=self._bootstrap.node.id,
             started=self._started,
             options={"config_path": str(self._path), "concurrency": workers.count},
@@ -138,7 +139,7 @@ class _Proxy:
         table = self._bootstrap.table
         complete(
             found, table, listener_names=[stat_name(listener) for listener in table.listeners.values()],
-            uptime=int(time.time() - self._started), resident=resident(), live=self._workers.ready(),
+            uptime=int(time.time() - self._started), resident=resident(), workers=self._workers.count * self._workers.ready(),
         )  # fmt: skip
         return found
 

@@ -45,6 +45,8 @@ class Bootstrap:
     table: Table
     admin: Address | None = None
     node: Node = Node()
+    runtime: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    """Layers of the runtime in their order: name, and what it sets (nothing for an admin layer)."""
 
 
 def load(
@@ -59,7 +61,7 @@ def load(
     check_constraints(message)
     context = Context(read_file=read_file, environment=environment or {})
     with Reader(message, "", context) as r:
-        _runtime(r)
+        runtime = _runtime(r)
         # How often statistics go to sinks (there are none), and how long a stuck thread may be stuck.
         r.without_effect("stats_flush_interval", "enable_dispatcher_stats", "watchdogs", "watchdog")
         r.without_effect("node_context_params", "memory_allocator_manager")  # xDS requests; Envoy's allocator
@@ -95,30 +97,35 @@ def load(
             r.fail("layered_runtime", f"the runtime key {unused[0]} is not supported")
     table = Table(listeners=listeners, clusters=clusters, secrets=secrets, version="bootstrap")
     check_references(table)
-    return Bootstrap(table, admin, node)
+    return Bootstrap(table, admin, node, runtime)
 
 
-def _runtime(reader: Reader) -> None:
+def _runtime(reader: Reader) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    """The layers. Later ones win; what they set is read as the fields that name it are."""
     layered = reader.child("layered_runtime")
     if layered is None:
-        return
+        return ()
+    layers: list[tuple[str, Mapping[str, Any]]] = []
     values: dict[str, Any] = {}
     with layered as runtime:
         for item in runtime.children("layers"):
             with item as layer:
-                layer.without_effect("name")  # a label
+                name = layer.text("name")
                 kind = layer.which("layer_specifier")
                 if kind == "static_layer":
-                    values.update(_flat(tree(layer.take(kind)), ""))
+                    layers.append((name, _flat(tree(layer.take(kind)), "")))
                 elif kind == "admin_layer":
                     layer.take(kind)  # runtime changes by the admin page: there is no such page here
+                    layers.append((name, {}))
                 else:
                     layer.fail(kind, "unsupported field" if kind else "a layer must say what it is")
+                values.update(layers[-1][1])
     reader.context.runtime = values
     # Switches of Envoy's own code and its process-wide limits that have no counterpart here.
     for key in values:
         if key.startswith(("envoy.reloadable_features.", "envoy.restart_features.", "re2.")):
             reader.context.runtime_used.add(key)
+    return tuple(layers)
 
 
 def _flat(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:

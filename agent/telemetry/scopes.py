@@ -165,12 +165,20 @@ class HttpStats(Scope):
     """http.<stat_prefix>.*"""
 
     prefix = "http"
-    gauges = frozenset({"downstream_cx_active", "downstream_rq_active", "downstream_cx_upgrades_active"})
+    gauges = frozenset(
+        {
+            "downstream_cx_active",
+            "downstream_cx_ssl_active",
+            "downstream_rq_active",
+            "downstream_cx_upgrades_active",
+        }
+    )
     downstream_cx_total: int
     downstream_cx_active: int
     downstream_cx_http1_total: int
     downstream_cx_http2_total: int
     downstream_cx_ssl_total: int
+    downstream_cx_ssl_active: int
     downstream_cx_destroy: int
     downstream_cx_destroy_local: int
     downstream_cx_destroy_remote: int
@@ -226,7 +234,6 @@ class ListenerStats(Scope):
     downstream_pre_cx_timeout: int
     downstream_global_cx_overflow: int
     no_filter_chain_match: int
-    connections_accepted_per_socket_event: int
     ssl_handshake: int
     ssl_connection_error: int
     ssl_fail_verify_no_cert: int

@@ -42,7 +42,7 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
     """See the module. Invariant: `exchange` is the request whose response is due; `request_done` is about its request."""
 
     __slots__ = (
-        "_again", "_discarding", "_framing", "_hold_body", "_hold_next", "_in_codec", "_max_age", "_polite", "_remote",
+        "_again", "_discarding", "_framing", "_heard", "_hold_body", "_hold_next", "_in_codec", "_max_age", "_polite", "_remote",
         "_tunnel", "_upgrading", "_winding_down", "certificate_element", "closing", "codec", "connection", "exchange",
         "old", "request_done", "requests", "setting",
         "station", "timer", "transport",
@@ -70,6 +70,8 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
         self._polite = False
         self._remote = False
         """The client ended the connection."""
+        self._heard = False
+        """It has sent something."""
         self._discarding = False
         self._in_codec = False
         self._again = False
@@ -79,9 +81,9 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
         slots, stats, manager = setting.slots, setting.stats, setting.manager
         slots[stats.downstream_cx_total] += 1
         slots[stats.downstream_cx_active] += 1
-        slots[stats.downstream_cx_http1_total] += 1
         if connection.tls:
             slots[stats.downstream_cx_ssl_total] += 1
+            slots[stats.downstream_cx_ssl_active] += 1
         now = transport.reactor.now
         if manager.idle_timeout:
             self.timer.set(now + manager.idle_timeout)
@@ -96,6 +98,9 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
         exchange = self.exchange
         setting = self.setting
         setting.slots[setting.rx_bytes] += len(data)
+        if not self._heard:
+            self._heard = True
+            setting.slots[setting.stats.downstream_cx_http1_total] += 1
         if self._tunnel:
             if exchange is not None:
                 exchange.request_data(data)
@@ -118,15 +123,22 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
 
     def ended(self) -> None:
         """See TransportOwner. A client that closes its side has gone, as for Envoy."""
-        self._remote = True
         self.lost("")
         self.transport.close()
 
     def lost(self, reason: str) -> None:
         """See TransportOwner."""
+        self._remote = True
+        self._cut()
+
+    def cut(self) -> None:
+        """End the connection now, whatever it does."""
+        self.transport.close()
+        self._cut()
+
+    def _cut(self) -> None:
         exchange, self.exchange = self.exchange, None
         self.closing = self._discarding = True
-        self._remote = self._remote or reason != "drained"
         if exchange is not None:
             slots, stats = self.setting.slots, self.setting.stats
             slots[stats.downstream_cx_destroy_active_rq] += 1
@@ -398,6 +410,8 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
             self.requests = -1
             slots, stats = self.setting.slots, self.setting.stats
             slots[stats.downstream_cx_active] -= 1
+            if self.connection.tls:
+                slots[stats.downstream_cx_ssl_active] -= 1
             slots[stats.downstream_cx_destroy] += 1
             if self._remote:
                 slots[stats.downstream_cx_destroy_remote] += 1

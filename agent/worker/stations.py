@@ -56,5 +56,4 @@ class HttpStation(Station, H1Station):
         """See Station."""
         for downstream in tuple(self.inside):
             assert isinstance(downstream, H1Downstream)
-            downstream.transport.close()
-            downstream.lost("drained")
+            downstream.cut()

@@ -155,7 +155,15 @@ class AdminPages:
         return _json({"allocated": size, "heap_size": size, "total_physical_bytes": size})
 
     async def _runtime(self, query: Query) -> Page:
-        return _json({"entries": {}, "layers": []})
+        layers = self._sources.runtime
+        entries = {}
+        for key in sorted({key for _, values in layers for key in values}):
+            told = [_runtime_text(values[key]) if key in values else "" for _, values in layers]
+            entries[key] = {
+                "final_value": next(text for text in reversed(told) if text),
+                "layer_values": told,
+            }
+        return _json({"layers": [name for name, _ in layers], "entries": entries})
 
     async def _init_dump(self, query: Query) -> Page:
         return _json({})
@@ -285,6 +293,12 @@ class AdminPages:
         elif needed:
             return Page(501, _TEXT, f"/{name} is not possible in this mode\n".encode())
         return Page(200, _TEXT, b"OK\n")
+
+
+def _runtime_text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def resident() -> int:

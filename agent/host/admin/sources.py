@@ -61,6 +61,8 @@ class Sources:
     bootstrap: Callable[[], Message | None] = lambda: None
     """envoy.config.bootstrap.v3.Bootstrap, where there is one."""
     certificates: Callable[[], Sequence[Certificates]] = tuple
+    runtime: Sequence[tuple[str, Mapping[str, Any]]] = ()
+    """Layers of the runtime, lowest first: name, and what it sets."""
     node_id: str = ""
     started: float = 0.0
     """Seconds since the epoch."""
