@@ -36,11 +36,11 @@ from agent.worker.answers import AnswerStation
 from agent.worker.chain_match import ChainIndex, owner
 from agent.worker.connect import Dialer
 from agent.worker.health import ClusterChecks
+from agent.worker.http_station import HttpStation
 from agent.worker.listen import bind, host_address
 from agent.worker.raw import RawUpstream
 from agent.worker.services import Services
 from agent.worker.station import Door, Station
-from agent.worker.stations import HttpStation
 from agent.worker.tcp import TcpStation
 from agent.worker.tls_contexts import ClientTls, ServerTls
 from agent.worker.upstream import H1Upstream

@@ -1,7 +1,7 @@
 """The end of a filter chain: who has come in through it, and how they leave.
 
 Rule: a station lives as long as its filter chain is unchanged. What all kinds have in common is here: the chain's gate, the
-connections inside, and what the listener counts of them; what a connection is good for is stations.py (HTTP), tcp.py and
+connections inside, and what the listener counts of them; what a connection is good for is http_station.py (HTTP), tcp.py and
 answers.py. Not for: choosing a chain (chain_match).
 """
 

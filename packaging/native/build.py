@@ -63,7 +63,7 @@ HOT = (
     "agent/worker/reactor.py",
     "agent/worker/refusal.py",
     "agent/worker/station.py",
-    "agent/worker/stations.py",
+    "agent/worker/http_station.py",
     "agent/worker/tcp.py",
     "agent/worker/timers.py",
     "agent/worker/tls_transport.py",

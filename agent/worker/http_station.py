@@ -1,8 +1,7 @@
-"""Where a connection ends up after its filter chain was chosen: an HTTP connection manager.
+"""The end of a filter chain with an HTTP connection manager: connections that arrive become H1Downstreams.
 
-Rule: a station lives as long as its filter chain is unchanged; routes are exchanged in it. One that has left the table
-drains: its connections end with their next response, and at the latest when its time is over.
-Not for: choosing a chain (chain_match), TCP (agent/worker/tcp).
+Rule: routes are exchanged in it while the chain stays the same; when it drains, connections end with their next response.
+Not for: what all ends of chains have in common (station), opaque streams (tcp).
 """
 
 from __future__ import annotations
