@@ -58,7 +58,7 @@ def run(config: ConfigOption = DEFAULT_PATH) -> None:
     import trio
 
     from agent.host import log
-    from agent.host.local_socket import CommandError
+    from agent.host.admin.local_socket import CommandError
     from agent.host.ports import PortTaken
 
     parsed = _load(config)
@@ -94,7 +94,7 @@ def proxy(
 
     SIGTERM drains, SIGHUP and SIGUSR1 reopen the access logs.
     """
-    from agent.host.proxy import replace_this_process
+    from agent.host.proxy.command import replace_this_process
 
     replace_this_process(config, workers, flush)
 
@@ -158,7 +158,7 @@ def version(
 @capture_app.command("up")
 def capture_up(config: ConfigOption = DEFAULT_PATH) -> None:
     """Redirect this host's traffic. Without a running agent: for as long as this command runs."""
-    from agent.host import capture_by_hand
+    from agent.host.capture import by_hand as capture_by_hand
 
     parsed = _load(config)
     _run(lambda: capture_by_hand.up(parsed, typer.echo))
@@ -167,7 +167,7 @@ def capture_up(config: ConfigOption = DEFAULT_PATH) -> None:
 @capture_app.command("down")
 def capture_down(config: ConfigOption = DEFAULT_PATH) -> None:
     """Stop redirecting, whoever holds the rules."""
-    from agent.host import capture_by_hand
+    from agent.host.capture import by_hand as capture_by_hand
 
     parsed = _load(config)
     typer.echo(_run(lambda: capture_by_hand.down(parsed)))
@@ -176,7 +176,7 @@ def capture_down(config: ConfigOption = DEFAULT_PATH) -> None:
 @capture_app.command("show")
 def capture_show() -> None:
     """Print the rules as the kernel has them, with their counters."""
-    from agent.host.capture import CaptureError, show
+    from agent.host.capture.table import CaptureError, show
 
     try:
         typer.echo(show())
@@ -187,7 +187,8 @@ def capture_show() -> None:
 @capture_app.command("check")
 def capture_check(config: ConfigOption = DEFAULT_PATH, output: FormatOption = Format.table) -> None:
     """Preflight: rights, kernel, libnftables, conflicting rules, ports. Changes nothing."""
-    from agent.host import capture_by_hand, preflight
+    from agent.host.capture import by_hand as capture_by_hand
+    from agent.host.capture import preflight
 
     parsed = _load(config)
     running = _run(lambda: capture_by_hand.running(parsed.run_dir))
@@ -213,7 +214,7 @@ def _load(path: Path) -> AgentConfig:
 
 
 def _ask(path: Path, command: str) -> Any:
-    from agent.host import local_socket
+    from agent.host.admin import local_socket
 
     return _run(lambda: local_socket.ask(path, command))
 
@@ -221,8 +222,8 @@ def _ask(path: Path, command: str) -> Any:
 def _run(action: Callable[[], Awaitable[Any]]) -> Any:
     import trio
 
-    from agent.host.capture import CaptureError
-    from agent.host.local_socket import CommandError, NotRunning
+    from agent.host.admin.local_socket import CommandError, NotRunning
+    from agent.host.capture.table import CaptureError
 
     result: Any = None
 

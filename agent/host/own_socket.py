@@ -11,7 +11,7 @@ import socket
 
 import trio
 
-from agent.host.capture_rules import HOST_MARK
+from agent.host.capture.rules import HOST_MARK
 
 
 def mark(sock: socket.socket | trio.socket.SocketType) -> bool:

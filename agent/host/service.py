@@ -19,26 +19,27 @@ from typing import Any
 import trio
 from google.protobuf import json_format
 
-from agent.host import local_socket, privileges
-from agent.host.capture import Capture, CaptureError, rules_for
+from agent.host.admin import local_socket
+from agent.host.admin.local_socket import CommandError
+from agent.host.admin.own_pages import OwnPages
+from agent.host.admin.status import status_of
+from agent.host.capture.table import Capture, CaptureError, rules_for
 from agent.host.config import AgentConfig
-from agent.host.config_session import ConfigSession
-from agent.host.control_plane import ControlPlane
-from agent.host.dataplane import Dataplane
-from agent.host.dns_forward import Forwarder
-from agent.host.dns_names import Names
-from agent.host.dns_server import DnsServer
-from agent.host.identity import IdentityKeeper
-from agent.host.local_socket import CommandError
+from agent.host.control.config_session import ConfigSession
+from agent.host.control.control_plane import ControlPlane
+from agent.host.control.xds_client import XdsClient
+from agent.host.dns.forward import Forwarder
+from agent.host.dns.names import Names
+from agent.host.dns.resolv_conf import Resolvers
+from agent.host.dns.server import DnsServer
+from agent.host.identity.keeper import IdentityKeeper
 from agent.host.node import HostFacts, all_users, host_facts, istiod_id, node_of, spiffe_id
-from agent.host.own_pages import OwnPages
-from agent.host.resolv_conf import Resolvers
 from agent.host.service_notify import ServiceNotifier
 from agent.host.state import State
-from agent.host.status import status_of
-from agent.host.worker_process import PROGRAM
+from agent.host.workers import privileges
+from agent.host.workers.dataplane import Dataplane
+from agent.host.workers.worker_process import PROGRAM
 from agent.host.workload import HostWorkload, Parts
-from agent.host.xds_client import XdsClient
 
 log = logging.getLogger("hostmesh.agent")
 SOCKET_NAME = "agent.sock"

@@ -14,16 +14,17 @@ import trio
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 
-from agent.host import probes, secrets
 from agent.host.config import Workload
-from agent.host.config_session import ConfigSession, Held
-from agent.host.dataplane import Dataplane, Refused
-from agent.host.dns_names import Addresses, Names
-from agent.host.dns_server import DnsServer
-from agent.host.identity import Identity, IdentityKeeper
+from agent.host.control.config_session import ConfigSession, Held
+from agent.host.control.xds_client import Rejected, XdsClient
+from agent.host.dns.names import Addresses, Names
+from agent.host.dns.server import DnsServer
+from agent.host.identity import secrets
+from agent.host.identity.keeper import Identity, IdentityKeeper
 from agent.host.log import fields
+from agent.host.probes import probe as probes
 from agent.host.state import State
-from agent.host.xds_client import Rejected, XdsClient
+from agent.host.workers.dataplane import Dataplane, Refused
 from agent.table.build import TableBuilder
 from agent.table.errors import ConfigError
 from wire.proto import name_table_pb2

@@ -23,7 +23,7 @@ from agent.worker.tls_transport import BulkTlsTransport, TlsOwner, TlsTransport
 from agent.worker.transport import PlainTransport, TransportOwner
 
 MARK: Final = 0x539
-"""What nftables rules let pass as the agent's own (contract of agent/host/capture_rules)."""
+"""What nftables rules let pass as the agent's own (contract of agent/host/capture/rules)."""
 _IP_BIND_ADDRESS_NO_PORT: Final = 24
 _IN_PROGRESS: Final = (0, 11, 115)
 _DELAYED: Final = "delayed connect error: %s"

@@ -1,7 +1,7 @@
 """A worker of `hostmesh-agent proxy` with several: a child that serves the bootstrap that its parent has read.
 
 Rule: the conversation is that of `run` (remote), except that a configuration says no more than "begin".
-Not for: the parent (agent.host.proxy_workers).
+Not for: the parent (agent.host.proxy.workers).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from agent.host.dns_names import Names
+from agent.host.dns.names import Names
 from agent.host.workload import names_of
 from agent.http.headers import Headers
 from agent.table.build import TableBuilder

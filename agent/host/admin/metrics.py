@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import trio
 
-from agent.host.page import Page
+from agent.host.admin.page import Page
 from agent.telemetry.prometheus import CONTENT_TYPE, exposition
 from agent.telemetry.reading import Statistics
 

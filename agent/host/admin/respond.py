@@ -1,7 +1,7 @@
 """One request to the admin pages, one answer. Paths, parameters and formats are Envoy's.
 
 Rule: pages that change something want POST, and answer only on the host's own port, never to istiod. A page never
-fails for what a worker does not answer. Not for: sockets (agent.host.pages) or the contents of big pages.
+fails for what a worker does not answer. Not for: sockets (agent.host.admin.pages) or the contents of big pages.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 import agent.host.admin.config_dump as dumps
 from agent.host.admin import clusters
+from agent.host.admin.page import Page
 from agent.host.admin.sources import Sources
-from agent.host.page import Page
 from agent.table.build import LISTENER
 from agent.telemetry.prometheus import CONTENT_TYPE, exposition, stats_json, stats_text
 

@@ -17,7 +17,7 @@ import pytest
 import trio
 import yaml
 
-from agent.host import local_socket
+from agent.host.admin import local_socket
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[3]

@@ -60,7 +60,7 @@ def serve(ports: list[str]) -> None:
 
 def hold(arguments: argparse.Namespace) -> None:
     from agent.host import config
-    from agent.host.capture import Capture, rules_for
+    from agent.host.capture.table import Capture, rules_for
 
     parsed = config.load(Path(arguments.config))
     users: dict[str | int, int] = {
@@ -120,10 +120,10 @@ def names(arguments: argparse.Namespace) -> None:
     import trio
 
     from agent.host import config
-    from agent.host.capture import Capture, rules_for
-    from agent.host.dns_forward import Forwarder
-    from agent.host.dns_names import Addresses, Names
-    from agent.host.dns_server import DnsServer
+    from agent.host.capture.table import Capture, rules_for
+    from agent.host.dns.forward import Forwarder
+    from agent.host.dns.names import Addresses, Names
+    from agent.host.dns.server import DnsServer
 
     async def run() -> None:
         table = {"reviews.default.svc.cluster.local": Addresses.of(["240.240.0.1", "2001:2::1"])}

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.host import config
-from agent.host.capture import rules_for
-from agent.host.capture_rules import Rules, WorkloadRules, own_ports, render
+from agent.host.capture.rules import Rules, WorkloadRules, own_ports, render
+from agent.host.capture.table import rules_for
 
 ONE = WorkloadRules(outbound=15001, inbound=15006, dns=15053, ports=(9080,))
 

@@ -10,7 +10,7 @@ from envoy.config.route.v3 import route_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from google.protobuf.message import Message
 
-from agent.host.config_session import ConfigSession
+from agent.host.control.config_session import ConfigSession
 from wire.proto import name_table_pb2
 from wire.xds import CLUSTER, ENDPOINT, LISTENER, NAME_TABLE, ROUTE, EncodedResource, encode
 from wire.xds.delta import DeltaSession

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from agent.host.dataplane import Dataplane, Refused
-from agent.host.worker_process import RunAs, WorkerProcess
+from agent.host.workers.dataplane import Dataplane, Refused
+from agent.host.workers.worker_process import RunAs, WorkerProcess
 from tests.hosts.lab.namespaces import command_to_enter, has_other_users
 
 PROGRAM = (sys.executable, str(Path(__file__).with_name("worker_in_small.py")))

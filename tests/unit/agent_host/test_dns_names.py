@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.host.dns_names import Addresses, Names, answer, failure, question_end
+from agent.host.dns.names import Addresses, Names, answer, failure, question_end
 
 NAMES = Names(
     {

@@ -12,10 +12,10 @@ import dns.rcode
 import trio
 import trio.testing
 
-from agent.host.dns_forward import Forwarder, Limits, receive_framed
-from agent.host.dns_names import Addresses, Names
-from agent.host.dns_server import DnsServer
-from agent.host.resolv_conf import Resolvers, nameservers
+from agent.host.dns.forward import Forwarder, Limits, receive_framed
+from agent.host.dns.names import Addresses, Names
+from agent.host.dns.resolv_conf import Resolvers, nameservers
+from agent.host.dns.server import DnsServer
 
 NAMES = Names(
     {"reviews.default.svc.cluster.local": Addresses.of(["240.240.0.1"])}, {}, "default", "cluster.local"

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from agent.host import identity as identity_module
 from agent.host.config import JoinToken
-from agent.host.control_plane import ControlPlane
-from agent.host.identity import Identity, IdentityError, IdentityKeeper
-from agent.host.join_token import TokenError, parse
+from agent.host.control.control_plane import ControlPlane
+from agent.host.identity import keeper as identity_module
+from agent.host.identity.join_token import TokenError, parse
+from agent.host.identity.keeper import Identity, IdentityError, IdentityKeeper
 from agent.host.state import State
 from wire.grpc import CREATE_CERTIFICATE, GrpcError, GrpcStatus, ServerCall, listen, serve
 from wire.proto import istio_ca_pb2

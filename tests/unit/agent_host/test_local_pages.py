@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import trio
 
-from agent.host import local_socket, pages
-from agent.host.local_socket import CommandError, NotRunning
+from agent.host.admin import local_socket, pages
+from agent.host.admin.local_socket import CommandError, NotRunning
+from agent.host.admin.page import Page
 from agent.host.log import LineHandler, fields, journal_entry
-from agent.host.page import Page
 from agent.host.service_notify import ServiceNotifier
 
 

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from agent.host import probes
 from agent.host.config import ExecAction, HttpGet, Probe, TcpSocket
-from agent.host.probe_state import ProbeState
+from agent.host.probes import probe as probes
+from agent.host.probes.state import ProbeState
 
 
 @pytest.mark.parametrize(

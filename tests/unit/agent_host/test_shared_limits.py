@@ -14,7 +14,7 @@ import yaml
 from envoy.config.bootstrap.v3 import bootstrap_pb2
 from google.protobuf import any_pb2
 
-from agent.host.dataplane import Bodies, Dataplane
+from agent.host.workers.dataplane import Bodies, Dataplane
 from agent.table.decode.text import parse
 
 _TYPE = "type.googleapis.com/envoy.extensions.filters."

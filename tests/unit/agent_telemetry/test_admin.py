@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from agent.host.admin import AdminPages, Certificates, MetricsPages, Resource, Sources
 from agent.host.admin.config_dump import EVERY_TYPE
-from agent.host.page import Page
+from agent.host.admin.page import Page
 from agent.telemetry.reading import Statistics
 from agent.telemetry.series import Recorder
 from wire import x509

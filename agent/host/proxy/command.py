@@ -27,14 +27,10 @@ def main() -> None:
     config, workers, flush_seconds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) / 1000
     bootstrap = standalone.read(config)
     if workers > 1:
-        from agent.host import proxy_workers
+        from agent.host.proxy import workers as proxy_workers
 
         proxy_workers.run(config, bootstrap, workers, flush_seconds)
     else:
-        from agent.host import proxy_admin
+        from agent.host.proxy import admin as proxy_admin
 
         standalone.run(bootstrap, proxy_admin.admin_of(config), flush_seconds=flush_seconds)
-
-
-if __name__ == "__main__":
-    main()

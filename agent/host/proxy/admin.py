@@ -1,5 +1,5 @@
 """The admin pages of `hostmesh-agent proxy`, at the bootstrap's `admin.address`: in the worker's own loop where there is
-one worker, in the parent's where there are several (proxy_workers).
+one worker, in the parent's where there are several (workers).
 
 Rule: the same pages as `run` serves, for all workers. Not for: several hosts' services.
 """
@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from agent.host import pages
-from agent.host.admin import AdminPages, Certificates, Sources
+from agent.host.admin import AdminPages, Certificates, Sources, pages
 from agent.host.admin.respond import resident
 from agent.host.admin.standing import complete
 from agent.telemetry.reading import Statistics

@@ -15,9 +15,9 @@ from contextlib import asynccontextmanager
 import trio
 from google.protobuf.message import DecodeError
 
-from agent.host.config_session import Candidate, ConfigSession, Held
-from agent.host.control_plane import CONNECTION_ERRORS, ControlPlane, Unreachable
-from agent.host.identity import IdentityKeeper
+from agent.host.control.config_session import Candidate, ConfigSession, Held
+from agent.host.control.control_plane import CONNECTION_ERRORS, ControlPlane, Unreachable
+from agent.host.identity.keeper import IdentityKeeper
 from agent.host.log import fields
 from wire.grpc import ADS_DELTA, Backoff, Channel, ClientCall, GrpcError, open_channel
 from wire.xds.client import health_request

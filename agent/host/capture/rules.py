@@ -2,7 +2,7 @@
 
 Rule: only validated numbers, networks and uids are written into the text, never a string from the
 configuration, so nothing that an operator writes can become another nft statement. Port 22 is never captured.
-Not for: loading the rules (`agent/host/capture.py`) or finding uids (`agent/host/node.py`).
+Not for: loading the rules (`agent/host/capture/table.py`) or finding uids (`agent/host/node.py`).
 
 The order in the output chain is the whole point; each rule's comment says why it stands where it does.
 Priorities are numbers since `dstnat` is not accepted for the output hook by nftables 1.0.6.

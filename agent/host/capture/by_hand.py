@@ -13,12 +13,13 @@ from typing import Any
 
 import trio
 
-from agent.host import local_socket, privileges
-from agent.host.capture import Capture, rules_for
+from agent.host.admin import local_socket
+from agent.host.admin.local_socket import NotRunning
+from agent.host.capture.table import Capture, rules_for
 from agent.host.config import AgentConfig
-from agent.host.local_socket import NotRunning
 from agent.host.node import all_users
 from agent.host.service import SOCKET_NAME
+from agent.host.workers import privileges
 
 HOLDER_NAME = "capture.sock"
 

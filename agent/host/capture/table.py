@@ -2,14 +2,14 @@
 
 Rule: the table lives exactly as long as this object's context; after `down`, or after any death of the
 process, not a rule of it is left. A table of the same name that somebody else holds is never touched.
-Not for: the rules' text (`capture_rules`), preflight (`preflight`).
+Not for: the rules' text (`rules`), preflight (`preflight`).
 """
 
 from __future__ import annotations
 
-from agent.host.capture_rules import TABLE, Rules, WorkloadRules, render
+from agent.host.capture.netfilter import Netfilter, NetfilterError
+from agent.host.capture.rules import TABLE, Rules, WorkloadRules, render
 from agent.host.config import AgentConfig
-from agent.host.netfilter import Netfilter, NetfilterError
 
 
 class CaptureError(Exception):

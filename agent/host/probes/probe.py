@@ -16,7 +16,7 @@ import trio
 
 from agent.host.config import ExecAction, HttpGet, Probe
 from agent.host.own_socket import connect_tcp
-from agent.host.probe_state import ProbeState
+from agent.host.probes.state import ProbeState
 
 log = logging.getLogger("hostmesh.probe")
 _MAX_BODY = 10 * 1024

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import h11
 import trio
 
-from agent.host.page import Page, Pages
+from agent.host.admin.page import Page, Pages
 
 log = logging.getLogger("hostmesh.pages")
 _IDLE_SECONDS = 30.0

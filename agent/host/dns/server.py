@@ -2,7 +2,7 @@
 
 Rule: bound to the loopback addresses, never to the wildcard: redirected datagrams must be answered from the
 address they were sent to. Whatever arrives, the listener lives on; slow clients hold only themselves up.
-Not for: what is answered (`dns_names`) or asked elsewhere (`dns_forward`).
+Not for: what is answered (`names`) or asked elsewhere (`forward`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import trio
 
-from agent.host import dns_names
-from agent.host.dns_forward import Forwarder, receive_framed
-from agent.host.dns_names import Names
+from agent.host.dns import names as dns_names
+from agent.host.dns.forward import Forwarder, receive_framed
+from agent.host.dns.names import Names
 
 log = logging.getLogger("hostmesh.dns")
 _MAX_CONNECTIONS = 256

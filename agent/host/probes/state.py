@@ -1,7 +1,7 @@
 """When a probe's results make an application ready, and when they stop doing so (pure).
 
 Rule: as Kubernetes: `successThreshold` successes in a row make it ready, `failureThreshold` failures in a row
-make it unready; before the first verdict it is not ready. Not for: running the probe (`probes`).
+make it unready; before the first verdict it is not ready. Not for: running the probe (`probe`).
 """
 
 from __future__ import annotations

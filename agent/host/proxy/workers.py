@@ -18,8 +18,8 @@ from typing import Any
 
 import trio
 
-from agent.host.proxy_admin import Workers, serve
-from agent.host.worker_process import WorkerGone, WorkerProcess
+from agent.host.proxy.admin import Workers, serve
+from agent.host.workers.worker_process import WorkerGone, WorkerProcess
 from agent.limits.region import LimitsRegion, Shares
 from agent.table.bootstrap import Bootstrap
 from agent.telemetry import reading

@@ -1,7 +1,7 @@
 """The way to istiod: several addresses, the last that worked first, always verified.
 
 Rule: nothing is said to a peer before it proved to be istiod, by a chain to the stored root and istiod's own
-SPIFFE id. Not for: what is said (`identity`, `xds_client`, `debug_channel`).
+SPIFFE id. Not for: what is said (`agent.host.identity`, `xds_client`, `debug_channel`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Rule: the context's netlink socket owns a table with `flags owner`; the kernel removes the table when that
 socket closes, in whatever way this process ends. So it must not be inherited: it is close-on-exec at once.
-Not for: what the rules say (`agent/host/capture_rules.py`).
+Not for: what the rules say (`agent/host/capture/rules.py`).
 Source: libnftables(3), nft(8) "flags owner".
 """
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agent.host.config import AgentConfig, AgentConfigError
 from agent.host.node import uid_of
-from agent.host.worker_process import RunAs
+from agent.host.workers.worker_process import RunAs
 
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CAP_NET_ADMIN = 12

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import trio
 
-from agent.host.page import Pages
+from agent.host.admin.page import Pages
 from wire.grpc import DEBUG_ATTACH, Channel, ClientCall, GrpcError, GrpcStatus
 from wire.proto import debug_pb2
 

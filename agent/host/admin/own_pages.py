@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from agent.host import debug_channel, pages, ports, secrets
-from agent.host.admin import AdminPages, Certificates, MetricsPages, Resource, Sources
-from agent.host.page import Page
-from agent.host.worker_process import WorkerGone, WorkerProcess
+from agent.host import ports
+from agent.host.admin import AdminPages, Certificates, MetricsPages, Resource, Sources, pages
+from agent.host.admin.page import Page
+from agent.host.control import debug_channel
+from agent.host.identity import secrets
+from agent.host.workers.worker_process import WorkerGone, WorkerProcess
 from agent.telemetry.reading import Workers
 from agent.telemetry.stats import StatsRegion
 from agent.worker import orders

@@ -17,7 +17,7 @@ from ipaddress import ip_address
 
 import trio
 
-from agent.host.dns_names import question_end
+from agent.host.dns.names import question_end
 from agent.host.own_socket import mark
 
 _SERVER_FAILED = frozenset({2, 5})  # SERVFAIL, REFUSED: worth asking the next server

@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 import trio
 from google.protobuf.message import DecodeError
 
-from agent.host import join_token
 from agent.host.config import JoinToken
-from agent.host.control_plane import ControlPlane, Unreachable
+from agent.host.control.control_plane import ControlPlane, Unreachable
+from agent.host.identity import join_token
 from agent.host.log import fields
 from agent.host.state import State
 from wire.grpc import CREATE_CERTIFICATE, Backoff, GrpcError, open_channel

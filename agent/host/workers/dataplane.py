@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import trio
 
 from agent.host.log import fields
-from agent.host.worker_process import PROGRAM, RunAs, WorkerGone, WorkerProcess
+from agent.host.workers.worker_process import PROGRAM, RunAs, WorkerGone, WorkerProcess
 from agent.limits.region import LimitsRegion
 from agent.worker.control import Config, WorkloadConfig
 from wire.grpc import Backoff

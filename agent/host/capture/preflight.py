@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from agent.host import ports, privileges
-from agent.host.capture import rules_for
-from agent.host.capture_rules import TABLE, render
+from agent.host import ports
+from agent.host.capture.netfilter import Netfilter, NetfilterError
+from agent.host.capture.rules import TABLE, render
+from agent.host.capture.table import rules_for
 from agent.host.config import AgentConfig, AgentConfigError
-from agent.host.netfilter import Netfilter, NetfilterError
+from agent.host.dns.resolv_conf import Resolvers
 from agent.host.node import all_users
-from agent.host.resolv_conf import Resolvers
+from agent.host.workers import privileges
 
 
 @dataclass(frozen=True, slots=True)

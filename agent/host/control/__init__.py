@@ -1,0 +1,1 @@
+"""The host's streams to istiod: configuration (ADS) and the admin pages' debug channel."""

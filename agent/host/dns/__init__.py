@@ -1,0 +1,1 @@
+"""DNS of the host: mesh names, and the way of every other question to the host's own resolvers."""

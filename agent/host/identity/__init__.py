@@ -1,0 +1,1 @@
+"""Identity of a workload: key, certificate, join token, and the secrets made of them."""

@@ -1,0 +1,1 @@
+"""`hostmesh-agent proxy`: the data plane alone, on a static bootstrap."""

@@ -1,0 +1,1 @@
+"""The worker processes of `hostmesh-agent run`: start, supervision, configuration, privileges."""
