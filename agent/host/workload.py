@@ -14,6 +14,7 @@ import trio
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 
+from agent.exchange.trial import judge
 from agent.host.config import Workload
 from agent.host.control.config_session import ConfigSession, Held
 from agent.host.control.xds_client import Rejected, XdsClient
@@ -26,7 +27,6 @@ from agent.host.probes import probe as probes
 from agent.host.state import State
 from agent.host.workers.dataplane import Dataplane, Refused
 from agent.table.build import TableBuilder
-from agent.table.errors import ConfigError
 from wire.proto import name_table_pb2
 from wire.xds import LISTENER, NAME_TABLE, SECRET
 
@@ -125,10 +125,10 @@ class HostWorkload:
 
     def _validate(self, bodies: Mapping[str, Mapping[str, bytes]]) -> None:
         """Build the table as the workers will; what did not change is not decoded again."""
-        try:
-            self._builder.build(bodies)
-        except ConfigError as error:
-            raise Rejected(str(error)) from error
+        built = self._builder.build(bodies)
+        refused = (*built.refused, *judge(built.table))
+        if refused:
+            raise Rejected("; ".join(map(str, refused)))
 
     def _store(self, resources: Held) -> None:
         try:

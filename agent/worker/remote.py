@@ -17,6 +17,7 @@ import trio
 
 from agent.limits.region import LimitsRegion, Shares
 from agent.table.build import TableBuilder
+from agent.table.errors import ConfigError
 from agent.table.snapshot import Table
 from agent.telemetry.stats import StatsRegion
 from agent.worker import control, orders
@@ -128,7 +129,10 @@ class RemoteWorker:
         tables = {}
         for workload in config.workloads:
             builder = self._builders.setdefault(workload.key, TableBuilder())
-            tables[workload.key] = builder.build(workload.resources)
+            built = builder.build(workload.resources)
+            for refused in built.refused:
+                raise ConfigError(refused.path, refused.reason)
+            tables[workload.key] = built.table
         return tables
 
     async def _drain(self, seconds: float, nursery: trio.Nursery) -> None:

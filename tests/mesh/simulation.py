@@ -263,8 +263,9 @@ class Mesh:
         found = self._proxies.get(name)
         if found is None:
             bodies = {url: {key: one.body for key, one in compiled.of(url).items()} for url in DATA_PLANE}
-            table = _BUILDER.build(bodies)
-            found = Proxy(name, self.identity(name), table, self._loop, self._connect)
+            built = _BUILDER.build(bodies)
+            assert not built.refused, built.refused
+            found = Proxy(name, self.identity(name), built.table, self._loop, self._connect)
             self._proxies[name] = found
         return found
 

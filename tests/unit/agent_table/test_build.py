@@ -1,4 +1,4 @@
-"""xDS resources become a table whole or not at all; what did not change stays the same object."""
+"""xDS resources become a table, each for itself; what did not change stays the same object."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_unchanged_resources_stay_the_same_objects() -> None:
     builder = TableBuilder()
     first = builder.build(
         {CLUSTER: {"a": cluster("a"), "b": cluster("b")}, ENDPOINT: {"a": endpoints("a", "10.0.0.1")}}
-    )
+    ).table
     second = builder.build(
         {
             CLUSTER: {"a": cluster("a"), "b": cluster("b", connect_timeout="1s")},
             ENDPOINT: {"a": endpoints("a", "10.0.0.1")},
         }
-    )
+    ).table
     assert second.clusters["a"] is first.clusters["a"]
     assert second.assignments["a"] is first.assignments["a"]
     assert second.clusters["b"].connect_timeout == 1.0
@@ -59,14 +59,33 @@ def test_the_version_is_the_contents() -> None:
     assert build(resources).version == build(resources).version
 
 
-def test_a_removed_resource_is_gone_and_a_bad_one_changes_nothing() -> None:
+def test_a_bad_resource_keeps_its_last_good_version_and_holds_up_no_other() -> None:
     builder = TableBuilder()
-    first = builder.build({CLUSTER: {"a": cluster("a"), "b": cluster("b")}})
-    with pytest.raises(ConfigError, match=r"Cluster\[b\].preconnect_policy: unsupported"):
-        builder.build({CLUSTER: {"a": cluster("a"), "b": cluster("b", preconnect_policy={})}})
-    after = builder.build({CLUSTER: {"a": cluster("a")}})
-    assert after.clusters["a"] is first.clusters["a"]
-    assert set(after.clusters) == {"a"}
+    first = builder.build({CLUSTER: {"a": cluster("a"), "b": cluster("b")}}).table
+    changed = {
+        "a": cluster("a", preconnect_policy={}),
+        "b": cluster("b", connect_timeout="1s"),
+        "c": cluster("c", preconnect_policy={}),
+    }
+    for _ in range(2):  # refused each time, not only at first
+        built = builder.build({CLUSTER: changed})
+        assert built.table.clusters["a"] is first.clusters["a"]
+        assert built.table.clusters["b"].connect_timeout == 1.0
+        assert set(built.table.clusters) == {"a", "b"}
+        assert built.bodies[CLUSTER] == {"a": cluster("a"), "b": changed["b"]}
+        assert [(one.name, str(one)) for one in built.refused] == [
+            ("a", "Cluster[a].preconnect_policy: unsupported field"),
+            ("c", "Cluster[c].preconnect_policy: unsupported field"),
+        ]
+
+
+def test_a_removed_resource_is_gone_with_its_last_good_version() -> None:
+    builder = TableBuilder()
+    builder.build({CLUSTER: {"a": cluster("a")}})
+    builder.build({CLUSTER: {}})
+    built = builder.build({CLUSTER: {"a": cluster("a", preconnect_policy={})}})
+    assert not built.table.clusters
+    assert len(built.refused) == 1
 
 
 @pytest.mark.parametrize("body", [b"\xff\xff", b"", packed(route_pb2.RouteConfiguration(name="r"))])
