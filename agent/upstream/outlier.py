@@ -6,7 +6,7 @@ Rule: results come in as they happen, time and chance as arguments; a verdict is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import inf, sqrt
 
 from agent.table.cluster import OutlierDetection
 from agent.upstream.host import Host
@@ -15,10 +15,11 @@ from agent.upstream.host import Host
 class OutlierDetector:
     """The detector of one cluster. Invariant: `ejected` is the number of its hosts with `ejected_until` set."""
 
-    __slots__ = ("config", "ejected", "ejections")
+    __slots__ = ("_swept_at", "config", "ejected", "ejections")
 
     def __init__(self, config: OutlierDetection) -> None:
         self.config = config
+        self._swept_at = -inf
         self.ejected = 0
         self.ejections: dict[str, int] = {}
         """What was detected and enforced, by Envoy's names of the statistics; the cluster writes them down."""
@@ -67,6 +68,13 @@ class OutlierDetector:
             if chance < config.enforcing_consecutive_local_origin_failure:
                 return self._eject(host, now, total, "consecutive_local_origin_failure")
         return False
+
+    def due(self, now: float) -> bool:
+        """Whether the next `sweep` is due; it counts as done then."""
+        if self._swept_at + self.config.interval > now:
+            return False
+        self._swept_at = now
+        return True
 
     def sweep(self, hosts: Sequence[Host], now: float, chance: int) -> bool:
         """Every `interval`: take back whose time is over, eject by success rate. True if anything changed."""
@@ -118,11 +126,12 @@ class OutlierDetector:
         return changed
 
     def _eject(self, host: Host, now: float, total: int, reason: str) -> bool:
-        """Within max_ejection_percent; one host may always go (Envoy EjectPolicy)."""
+        """Within max_ejection_percent: never more hosts than that share, also not the first one (Envoy ejectHost, with
+        always_eject_one_host off)."""
         config = self.config
         if host.ejected_until:
             return False
-        if 100.0 * self.ejected / max(total, 1) >= config.max_ejection_percent:
+        if 100.0 * (self.ejected + 1) / max(total, 1) > config.max_ejection_percent:
             self._note("overflow")
             return False
         host.ejections += 1

@@ -197,10 +197,11 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
     def ended(self) -> None:
         """See TransportOwner."""
         self._remote = True
-        if self.exchange is None:
+        exchange = self.exchange
+        if exchange is None:
             self._close()
         elif self._tunnel:
-            exchange, self.exchange = self.exchange, None
+            self.exchange = None
             exchange.upstream_end(None)
             self._close(busy=True)
         else:
@@ -209,7 +210,7 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
             except H1Violation:
                 self._broken(reset.PROTOCOL if self._answered else reset.TERMINATION, "")
                 return
-            if self.exchange is not None:
+            if self.exchange is exchange:  # else its response ended with the connection
                 self._broken(reset.TERMINATION, "")
 
     def lost(self, reason: str) -> None:

@@ -90,7 +90,6 @@ class Worker:
         """Set once a drain is over."""
         self._services: Services | None = None
         self._resolver: Resolver | None = None
-        self._swept: dict[int, float] = {}
         self._settled = False
 
     async def run(self, task_status: trio.TaskStatus[Worker] = trio.TASK_STATUS_IGNORED) -> None:
@@ -193,9 +192,7 @@ class Worker:
     def _sweep_outliers(self, cluster: ClusterRuntime, now: float) -> None:
         detector = cluster.detector
         assert detector is not None
-        due = self._swept.get(id(cluster), 0.0) + detector.config.interval
-        if due <= now:
-            self._swept[id(cluster)] = now
+        if detector.due(now):
             changed = detector.sweep(cluster.hosts, now, random.getrandbits(7) % 100)
             cluster.count_outliers()
             if changed:

@@ -107,7 +107,7 @@ class Proxy:
         return self._process.poll() is None
 
     def close(self) -> None:
-        """End the process; nothing of it stays."""
+        """End the process; nothing of it stays. Ours must not have failed inside: that is logged, and nothing else shows it."""
         if self.running:
             self._process.send_signal(signal.SIGTERM)
             try:
@@ -115,3 +115,4 @@ class Proxy:
             except subprocess.TimeoutExpired:
                 self._process.kill()
         self._process.wait()
+        assert self.kind != "ours" or "Traceback" not in self.log.read_text(), self.log.read_text()[-4000:]

@@ -249,7 +249,21 @@ def test_no_more_hosts_are_ejected_than_allowed() -> None:
     cluster = runtime(endpoint(1), endpoint(2), endpoint(3), outlier=config)
     detector = cluster.detector
     assert detector is not None
-    assert [detector.response(host, 503, 0.0, 0, 3) for host in cluster.hosts] == [True, True, False]
+    assert [detector.response(host, 503, 0.0, 0, 3) for host in cluster.hosts] == [True, False, False]
+
+
+def test_the_only_host_of_a_cluster_stays_with_the_default_share() -> None:
+    cluster = runtime(endpoint(1), outlier=OutlierDetection(consecutive_5xx=1))
+    detector = cluster.detector
+    assert detector is not None
+    assert not detector.response(cluster.hosts[0], 503, 0.0, 0, 1)
+
+
+def test_outliers_are_swept_at_intervals_that_the_detector_keeps_itself() -> None:
+    cluster = runtime(endpoint(1), outlier=OutlierDetection(interval=10.0))
+    detector = cluster.detector
+    assert detector is not None
+    assert [detector.due(now) for now in (100.0, 105.0, 110.0, 115.0)] == [True, False, True, False]
 
 
 def test_enforcement_is_a_matter_of_chance() -> None:
