@@ -78,6 +78,16 @@ def not_rule(one: rbac_pb2.Permission) -> rbac_pb2.Permission:
     return rbac_pb2.Permission(not_rule=one)
 
 
+def any_of_values(matchers: Iterable[value_pb2.ValueMatcher]) -> value_pb2.ValueMatcher:
+    """Any of one or more. Envoy refuses an `or_match` of fewer than two, and with it the whole listener."""
+    found = list(matchers)
+    if len(found) == 1:
+        return found[0]
+    result = value_pb2.ValueMatcher()
+    result.or_match.value_matchers.extend(found)
+    return result
+
+
 def authenticated(matcher: Text) -> rbac_pb2.Principal:
     """The peer's verified SPIFFE id."""
     return rbac_pb2.Principal(authenticated=rbac_pb2.Principal.Authenticated(principal_name=matcher))
@@ -156,14 +166,8 @@ def request_principals(values: Iterable[str]) -> list[rbac_pb2.Principal]:
 
 def claim(path: tuple[str, ...], values: Iterable[str]) -> rbac_pb2.Principal:
     """A claim of a verified token: a text, or a list that has one of the values."""
-    wanted = value_pb2.ValueMatcher()
-    wanted.or_match.value_matchers.extend(
-        value_pb2.ValueMatcher(string_match=text_matcher(value)) for value in values
-    )
-    either = value_pb2.ValueMatcher()
-    listed = either.or_match.value_matchers.add()
-    listed.list_match.one_of.CopyFrom(wanted)
-    either.or_match.value_matchers.append(wanted)
+    wanted = any_of_values(value_pb2.ValueMatcher(string_match=text_matcher(value)) for value in values)
+    either = any_of_values((_in_a_list(wanted), wanted))
     return rbac_pb2.Principal(metadata=_metadata(JWT, ("payload", *path), either))
 
 
@@ -214,13 +218,15 @@ def server_names(values: Iterable[str]) -> list[rbac_pb2.Permission]:
 
 
 def filter_metadata(key: str, values: Iterable[str]) -> rbac_pb2.Permission:
-    """`experimental.envoy.filters.NAME[KEY]`: dynamic metadata of another filter."""
+    """`experimental.envoy.filters.NAME[KEY]`: dynamic metadata of another filter; `[VALUE]` is one of a list (Istio)."""
     name, _, inner = key.removeprefix("experimental.").partition("[")
-    matcher = value_pb2.ValueMatcher()
-    matcher.or_match.value_matchers.extend(
-        value_pb2.ValueMatcher(string_match=text_matcher(value)) for value in values
+    matcher = any_of_values(
+        _in_a_list(value_pb2.ValueMatcher(string_match=text_matcher(value[1:-1])))
+        if len(value) > 2 and value.startswith("[") and value.endswith("]")
+        else value_pb2.ValueMatcher(string_match=text_matcher(value))
+        for value in values
     )
-    return rbac_pb2.Permission(metadata=_metadata(name, (inner.rstrip("]"),), matcher))
+    return rbac_pb2.Permission(metadata=_metadata(name, (inner.removesuffix("]"),), matcher))
 
 
 def cidr(block: str) -> address_pb2.CidrRange:
@@ -228,6 +234,12 @@ def cidr(block: str) -> address_pb2.CidrRange:
     network = network_of(block)
     result = address_pb2.CidrRange(address_prefix=str(network.network_address))
     result.prefix_len.value = network.prefixlen
+    return result
+
+
+def _in_a_list(one: value_pb2.ValueMatcher) -> value_pb2.ValueMatcher:
+    result = value_pb2.ValueMatcher()
+    result.list_match.one_of.CopyFrom(one)
     return result
 
 

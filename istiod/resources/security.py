@@ -185,7 +185,7 @@ _PLAIN_KEYS = frozenset(
     )
 )
 _KEYED = re.compile(
-    r"(request\.headers\[[^\[\]]+\]|request\.auth\.claims(\[[^\[\]]+\])+|experimental\.envoy\.filters\..+)"
+    r"(request\.headers\[[^\[\]]+\]|request\.auth\.claims(\[[^\[\]]+\])+|experimental\.envoy\.filters\.[^\[\]]+\[[^\[\]]+\])"
 )
 
 
