@@ -130,7 +130,7 @@ class HttpHeader(Section):
 
 
 class HttpGet(Section):
-    """Kubernetes HTTPGetAction; `host` defaults to 127.0.0.1."""
+    """Kubernetes HTTPGetAction; `host` defaults to the address that callers reach the workload at."""
 
     path: str = Field(default="/", pattern=r"^/[\x21-\x7e]*$")
     port: PortNumber
@@ -140,14 +140,14 @@ class HttpGet(Section):
 
 
 class TcpSocket(Section):
-    """Kubernetes TCPSocketAction; `host` defaults to 127.0.0.1."""
+    """Kubernetes TCPSocketAction; `host` defaults to the address that callers reach the workload at."""
 
     port: PortNumber
     host: Annotated[str, AfterValidator(_address)] | None = None
 
 
 class ExecAction(Section):
-    """Kubernetes ExecAction: no shell; exit status 0 is success."""
+    """Kubernetes ExecAction: no shell; exit status 0 is success. Runs as the workload's user, else as the workers'."""
 
     command: tuple[str, ...] = Field(min_length=1)
 

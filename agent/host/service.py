@@ -34,6 +34,7 @@ from agent.host.dns.resolv_conf import Resolvers
 from agent.host.dns.server import DnsServer
 from agent.host.identity.keeper import IdentityKeeper
 from agent.host.node import HostFacts, all_users, host_facts, istiod_id, node_of, spiffe_id
+from agent.host.probes import probe as probes
 from agent.host.service_notify import ServiceNotifier
 from agent.host.state import State
 from agent.host.workers import privileges
@@ -57,6 +58,7 @@ class AgentService:
         self.facts: HostFacts = host_facts(config)
         users = all_users(config)
         run_as = privileges.workers_run_as(config)
+        self._run_as = run_as
         own = (run_as.uid if run_as is not None else 0, privileges.own_uid())
         self.capture = Capture(rules_for(config, users, own))
         self.dataplane = Dataplane(config.proxy.worker_count(), run_as, _random.random, program)
@@ -80,6 +82,10 @@ class AgentService:
         """Serve until told to stop by a signal or the local socket, then stop in order."""
         privileges.keep_capabilities_to_ourselves()
         privileges.allow_many_descriptors()
+        if (reason := privileges.why_not_started(self._run_as)) is not None:
+            raise SystemExit(f"hostmesh-agent: {reason}")
+        if (reason := privileges.fallback_user(self.config, self._run_as)) is not None:
+            log.warning("%s", reason)
         self.state.prepare(workload.key for workload in self.workloads)
         async with trio.open_nursery() as nursery:
             await nursery.start(self._signals)
@@ -202,6 +208,7 @@ class AgentService:
             chance=_random.random,
         )
         names = Names({}, {}, config.namespace, self.config.domain, known=False)
+        probe_user = privileges.probes_run_as(self.config, config)
         workload.parts = Parts(
             config=config,
             node_id=node.id,
@@ -210,6 +217,7 @@ class AgentService:
             session=session,
             xds=xds,
             dns=DnsServer(names, self.forwarder),
+            probe_target=lambda: probes.Target(self.facts.addresses[0], probe_user),
         )
         return workload
 

@@ -7,7 +7,7 @@ disk before istiod hears that it is in use. Not for: any of the parts (each has 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import trio
@@ -44,6 +44,8 @@ class Parts:
     session: ConfigSession
     xds: XdsClient
     dns: DnsServer
+    probe_target: Callable[[], probes.Target] = probes.Target
+    """Where the probe goes now: the host's address may change."""
     healthy: bool | None = None
     """None before the probe's first verdict."""
     health_reason: str = ""
@@ -111,7 +113,7 @@ class HostWorkload:
         if probe is None:
             await self._health(True, "no probe")
             return
-        await probes.run(probe, self._health)
+        await probes.run(probe, self.parts.probe_target, self._health)
 
     async def _health(self, healthy: bool, reason: str) -> None:
         self.parts.healthy, self.parts.health_reason = healthy, reason

@@ -38,6 +38,10 @@ def check(config: AgentConfig, *, agent_running: bool) -> list[Finding]:
     own = (run_as.uid if run_as is not None else 0, privileges.own_uid())
     names = ", ".join(f"{user}={uid}" for user, uid in users.items())
     findings.append(Finding("users", "ok", names or "no workload has a user of its own"))
+    fallback = privileges.fallback_user(config, run_as)
+    findings += [Finding("users", "note", fallback)] if fallback is not None else []
+    refused = privileges.why_not_started(run_as)
+    findings += [Finding("users", "problem", refused)] if refused is not None else []
     if all(finding.state != "problem" for finding in findings):
         tables = _tables(agent_running)
         findings += tables

@@ -1,35 +1,46 @@
 """Ask an application whether it is ready: HTTP, TCP or a command, as Kubernetes' readiness probes do.
 
-Rule: a probe ends within its timeout, whatever the application does, and never takes the agent down; the
-probe's connection is the agent's own and is not captured. Not for: what follows from a verdict (`workload`).
+Rule: a probe ends within its timeout, whatever the application does, and never takes the agent down. It connects to the
+address that callers' traffic is delivered to, from a socket of the agent's own that is not captured.
+Not for: what follows from a verdict (`workload`), running a command (`command`).
 """
 
 from __future__ import annotations
 
-import logging
+import errno
 import ssl
-import subprocess
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import h11
 import trio
 
-from agent.host.config import ExecAction, HttpGet, Probe
+from agent.host.config import HttpGet, Probe
 from agent.host.own_socket import connect_tcp
+from agent.host.probes import command
 from agent.host.probes.state import ProbeState
+from agent.host.workers.worker_process import RunAs
 
-log = logging.getLogger("hostmesh.probe")
 _MAX_BODY = 10 * 1024
+_LOOPBACK = "127.0.0.1"
 Verdict = Callable[[bool, str], Awaitable[None]]
 
 
-async def run(probe: Probe, report: Verdict) -> None:
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a workload is probed: `address` is the one that callers reach it at; `run_as` is the user of commands."""
+
+    address: str = _LOOPBACK
+    run_as: RunAs | None = None
+
+
+async def run(probe: Probe, target: Callable[[], Target], report: Verdict) -> None:
     """Probe until cancelled; `report(ready, reason)` at the first verdict and at every change."""
     state = ProbeState(probe.success_threshold, probe.failure_threshold)
     await trio.sleep(probe.initial_delay_seconds)
     while True:
         started = trio.current_time()
-        reason = await check(probe)
+        reason = await check(probe, target())
         following = state.after(reason is None)
         if following.ready is not None and following.ready is not state.ready:
             await report(following.ready, reason or "the probe passes")
@@ -37,28 +48,49 @@ async def run(probe: Probe, report: Verdict) -> None:
         await trio.sleep_until(started + probe.period_seconds)
 
 
-async def check(probe: Probe) -> str | None:
+async def check(probe: Probe, target: Target) -> str | None:
     """One try: None when it passed, else why not."""
     try:
         with trio.fail_after(probe.timeout_seconds):
             if probe.http_get is not None:
-                return await _http(probe.http_get)
+                return await _http(probe.http_get, target.address)
             if probe.tcp_socket is not None:
-                host = probe.tcp_socket.host or "127.0.0.1"
-                stream = await connect_tcp(host, probe.tcp_socket.port)
+                stream = await _connect(probe.tcp_socket.host, target.address, probe.tcp_socket.port)
                 await trio.aclose_forcefully(stream)
                 return None
             assert probe.exec is not None
-            return await _command(probe.exec)
+            return await command.run(probe.exec.command, target.run_as)
     except trio.TooSlowError:
         return f"no answer within {probe.timeout_seconds:g} s"
     except (OSError, trio.BrokenResourceError, h11.RemoteProtocolError, ssl.SSLError) as error:
         return str(error.__cause__ or error) or type(error).__name__
 
 
-async def _http(action: HttpGet) -> str | None:
-    host = action.host or "127.0.0.1"
-    stream: trio.abc.Stream = await connect_tcp(host, action.port)
+async def _connect(host: str | None, address: str, port: int) -> trio.SocketStream:
+    """To the probe's own host, else to the workload's address; an error names what to do where only loopback listens."""
+    try:
+        return await connect_tcp(host or address, port)
+    except ConnectionRefusedError:
+        if host is None and address != _LOOPBACK and await _listens(_LOOPBACK, port):
+            reason = (
+                f"the application listens on {_LOOPBACK}:{port} only, but calls arrive at {address}:{port}: "
+                "let it listen on all addresses"
+            )
+            raise OSError(errno.ECONNREFUSED, reason) from None
+        raise
+
+
+async def _listens(host: str, port: int) -> bool:
+    try:
+        await trio.aclose_forcefully(await connect_tcp(host, port))
+    except OSError:
+        return False
+    return True
+
+
+async def _http(action: HttpGet, address: str) -> str | None:
+    host = action.host or address
+    stream: trio.abc.Stream = await _connect(action.host, address, action.port)
     if action.scheme == "HTTPS":
         # As Kubernetes: the certificate is not verified, the question is whether it answers.
         context = ssl.create_default_context()
@@ -91,11 +123,3 @@ async def _status(connection: h11.Connection, stream: trio.abc.Stream) -> int:
             connection.receive_data(bytes(data))
         elif isinstance(event, h11.Response):
             return event.status_code
-
-
-async def _command(action: ExecAction) -> str | None:
-    # Cancelled by the timeout: trio kills the process.
-    done = await trio.run_process(
-        list(action.command), check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=None
-    )
-    return None if done.returncode == 0 else f"exit status {done.returncode}"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import trio
 
 from agent.host.log import fields
+from agent.host.workers import liveness
 from agent.host.workers.worker_process import PROGRAM, RunAs, WorkerGone, WorkerProcess
 from agent.limits.region import LimitsRegion
 from agent.worker.control import Config, WorkloadConfig
@@ -174,9 +175,21 @@ class Dataplane:
         first = True
         while not self._draining:
             began = trio.current_time()
-            worker = await WorkerProcess.start(
-                index, self._run_as, self._program, None if self._limits is None else self._limits.fd
-            )
+            try:
+                worker = await WorkerProcess.start(
+                    index, self._run_as, self._program, None if self._limits is None else self._limits.fd
+                )
+            except OSError as error:
+                if first:
+                    raise
+                # No memory, no descriptor, no process: the others go on, and this one is tried again.
+                delay = backoff.next_delay()
+                log.error(  # noqa: TRY400 (the reason is one line)
+                    "a worker cannot be started",
+                    extra=fields(worker=index, reason=str(error), seconds=round(delay, 2)),
+                )
+                await trio.sleep(delay)
+                continue
             self.on_worker(worker)
             self._workers[index] = worker
             if first:
@@ -185,6 +198,7 @@ class Dataplane:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._catch_up, worker)
+                    nursery.start_soon(self._end_when_hung, worker)
                     status = await worker.run()
                     nursery.cancel_scope.cancel()
             finally:
@@ -207,6 +221,14 @@ class Dataplane:
                 extra=fields(worker=index, pid=worker.process.pid, status=status, seconds=round(delay, 2)),
             )
             await trio.sleep(delay)
+
+    async def _end_when_hung(self, worker: WorkerProcess) -> None:
+        await liveness.hung(worker)
+        log.error(
+            "a worker does not answer and is replaced",
+            extra=fields(worker=worker.index, pid=worker.process.pid),
+        )
+        worker.process.kill()
 
     async def _catch_up(self, worker: WorkerProcess) -> None:
         async with self._changing:

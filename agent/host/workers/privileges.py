@@ -1,8 +1,9 @@
-"""Who the workers are, and what they may: as little as the host allows.
+"""Whom the processes that the agent starts run as, and with which rights: as few as the host allows.
 
 Rule: the host process keeps CAP_NET_ADMIN for nftables and socket marks; nothing that it starts inherits it.
-As root, workers become `proxy.user`, else the package's user `hostmesh` where it exists. In a user namespace
-that maps a single uid there is nobody to become: there the workers keep what marking their sockets needs.
+As root, workers become `proxy.user`, else the package's user `hostmesh`, else `nobody`; commands of probes become the
+workload's user, else the workers'. In a user namespace that maps a single uid there is no other user to become: there
+the workers keep what marking their sockets needs.
 Source: capabilities(7), prctl(2) PR_CAP_AMBIENT.
 """
 
@@ -12,16 +13,19 @@ import ctypes
 import os
 import pwd
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
-from agent.host.config import AgentConfig, AgentConfigError
+from agent.host.config import AgentConfig, AgentConfigError, Workload
 from agent.host.node import uid_of
 from agent.host.workers.worker_process import RunAs
 
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CAP_NET_ADMIN = 12
-_PACKAGE_USER = "hostmesh"
-_ALL_UIDS = 4294967295
+PACKAGE_USER = "hostmesh"
+_NOBODY = 65534
+"""The kernel's overflow uid: `nobody` on every Linux distribution (kernel.overflowuid)."""
 
 
 def keep_capabilities_to_ourselves() -> None:
@@ -57,23 +61,76 @@ def workers_run_as(config: AgentConfig) -> RunAs | None:
         if user is not None and uid_of(user) != os.geteuid():
             raise AgentConfigError([f"proxy.user: only root can run workers as {user!r}"])
         return None
-    if user is None:
-        user = _package_user()
-    if user is None:
+    if user is not None:
+        uid = uid_of(user)
+        if uid == 0:
+            raise AgentConfigError(["proxy.user: workers never run as root: name another user"])
+        return _run_as(uid)
+    return next((_run_as(uid) for uid in (*_package_user(), _NOBODY) if _mapped(uid)), None)
+
+
+def why_not_started(run_as: RunAs | None, executable: str = sys.executable) -> str | None:
+    """Why this user cannot run the workers' program, tried for real; None when it can. Takes some 30 ms."""
+    if run_as is None:
         return None
-    uid = uid_of(user)
+    remedy = f"uid {run_as.uid} must be able to read the installation, or set proxy.user to a user who can"
     try:
-        return RunAs(uid, pwd.getpwuid(uid).pw_gid)
+        done = subprocess.run(
+            [executable, "-P", "-c", "import agent.worker"],
+            user=run_as.uid, group=run_as.gid, extra_groups=list(run_as.groups),
+            stdin=subprocess.DEVNULL, capture_output=True, cwd="/", check=False,
+        )  # fmt: skip
+    except OSError as error:
+        return f"workers cannot run as uid {run_as.uid}: {executable}: {error.strerror}; {remedy}"
+    if done.returncode == 0:
+        return None
+    last = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+    return f"workers cannot run as uid {run_as.uid}: {last}; {remedy}"
+
+
+def fallback_user(config: AgentConfig, run_as: RunAs | None) -> str | None:
+    """What is less than it should be about the workers' user, and what to do; None when all is well."""
+    if os.geteuid() != 0 or config.proxy.user is not None:
+        return None
+    if run_as is None:
+        return "workers run as root of this user namespace, which maps no other user"
+    if run_as.uid == _NOBODY:
+        return (
+            f"there is no user {PACKAGE_USER!r}: workers run as nobody, and what other programs send as nobody is not "
+            f"captured; create the user {PACKAGE_USER!r} or set proxy.user"
+        )
+    return None
+
+
+def probes_run_as(config: AgentConfig, workload: Workload) -> RunAs | None:
+    """The user for the commands of a workload's probe; None keeps the agent's own, which is not root's then."""
+    if os.geteuid() != 0:
+        return None
+    return (
+        workers_run_as(config) if workload.user is None else _run_as(uid_of(workload.user), with_groups=True)
+    )
+
+
+def _run_as(uid: int, *, with_groups: bool = False) -> RunAs:
+    try:
+        user = pwd.getpwuid(uid)
     except KeyError:
         return RunAs(uid, uid)
+    groups = os.getgrouplist(user.pw_name, user.pw_gid) if with_groups else []
+    return RunAs(uid, user.pw_gid, tuple(groups))
 
 
-def _package_user() -> str | None:
-    fields = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
-    if len(fields) != 3 or int(fields[2]) != _ALL_UIDS:
-        return None  # a user namespace: other users may not exist in it
+def _package_user() -> tuple[int, ...]:
     try:
-        pwd.getpwnam(_PACKAGE_USER)
+        return (pwd.getpwnam(PACKAGE_USER).pw_uid,)
     except KeyError:
-        return None
-    return _PACKAGE_USER
+        return ()
+
+
+def _mapped(uid: int) -> bool:
+    """Whether this user can be had here: a user namespace may not map it (user_namespaces(7))."""
+    for line in Path("/proc/self/uid_map").read_text(encoding="ascii").splitlines():
+        first, _, count = map(int, line.split())
+        if first <= uid < first + count:
+            return True
+    return False

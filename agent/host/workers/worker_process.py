@@ -31,10 +31,12 @@ _FDS = 4
 
 @dataclass(frozen=True, slots=True)
 class RunAs:
-    """The user and group that workers get; None keeps the agent's own."""
+    """Whom a process that the agent starts runs as; None instead of it keeps the agent's own user."""
 
     uid: int
     gid: int
+    groups: tuple[int, ...] = ()
+    """Supplementary groups."""
 
 
 class Process(Protocol):
@@ -70,6 +72,11 @@ class WorkerProcess:
         self._answers: dict[int, trio.MemorySendChannel[Any]] = {}
         self._last_query = 0
 
+    @property
+    def applying(self) -> bool:
+        """Whether a configuration was sent and has no verdict yet."""
+        return bool(self._verdicts)
+
     @classmethod
     async def start(
         cls, index: int, run_as: RunAs | None, program: Sequence[str] = PROGRAM, limits: int | None = None
@@ -85,7 +92,7 @@ class WorkerProcess:
                 options["pass_fds"].append(limits)
                 more = [str(limits), str(index)]
             if run_as is not None:
-                options |= {"user": run_as.uid, "group": run_as.gid, "extra_groups": []}
+                options |= {"user": run_as.uid, "group": run_as.gid, "extra_groups": list(run_as.groups)}
             try:
                 process = await trio.lowlevel.open_process(
                     [*program, str(theirs.fileno()), *more],

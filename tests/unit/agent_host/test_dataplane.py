@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from agent.host.workers import liveness
 from agent.host.workers.dataplane import Dataplane, Refused
 from agent.host.workers.worker_process import RunAs, WorkerProcess
 from tests.hosts.lab.namespaces import command_to_enter, has_other_users
@@ -75,6 +76,26 @@ def test_a_dead_worker_is_replaced_and_told_what_is_in_force() -> None:
             )
         )
         assert [status.restarts for status in dataplane.status()] == [1, 0]
+
+    with_dataplane(test)
+
+
+def test_a_worker_that_hangs_is_ended_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness.hung, "__defaults__", (0.05,))
+
+    async def test(dataplane: Dataplane) -> None:
+        await dataplane.change("default/a", {TYPE: {"one": b"1"}})
+        hung, other = (worker.process.pid for worker in dataplane.workers)
+        os.kill(hung, signal.SIGSTOP)
+        await eventually(
+            lambda: (
+                [worker.process.pid for worker in dataplane.workers][:1] not in ([], [hung])
+                and len(dataplane.workers) == 2
+                and dataplane.workers[0].generation == 1
+            )
+        )
+        assert dataplane.workers[1].process.pid == other, "the one that answers stays"
+        assert not Path(f"/proc/{hung}").exists()
 
     with_dataplane(test)
 

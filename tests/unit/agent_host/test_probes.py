@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import trio
 
 from agent.host.config import ExecAction, HttpGet, Probe, TcpSocket
+from agent.host.probes import command as probe_command
 from agent.host.probes import probe as probes
+from agent.host.probes.probe import Target
 from agent.host.probes.state import ProbeState
+from agent.host.workers.worker_process import RunAs
+
+HERE = Target()
 
 
 @pytest.mark.parametrize(
@@ -75,7 +82,7 @@ def test_http_probes_judge_by_status(reply: bytes, reason: str | None) -> None:
         action = HttpGet.model_validate(
             {"path": "/health", "port": port, "httpHeaders": [{"name": "X-Probe", "value": "1"}]}
         )
-        got = await probes.check(Probe.model_validate({"httpGet": action}))
+        got = await probes.check(Probe.model_validate({"httpGet": action}), HERE)
         if reason is None:
             assert got is None
         else:
@@ -90,26 +97,27 @@ def test_http_probes_judge_by_status(reply: bytes, reason: str | None) -> None:
 def test_a_probe_that_hangs_fails_by_its_timeout() -> None:
     async def test(port: int) -> None:
         probe = Probe.model_validate({"httpGet": HttpGet(port=port), "timeoutSeconds": 0.1})
-        assert await probes.check(probe) == "no answer within 0.1 s"
+        assert await probes.check(probe, HERE) == "no answer within 0.1 s"
         command = Probe.model_validate({"exec": ExecAction(command=("sleep", "60")), "timeoutSeconds": 0.1})
-        assert await probes.check(command) == "no answer within 0.1 s"
+        assert await probes.check(command, HERE) == "no answer within 0.1 s"
 
     with_server(None, test)
 
 
 def test_tcp_and_command_probes() -> None:
     async def test(port: int) -> None:
-        assert await probes.check(Probe.model_validate({"tcpSocket": TcpSocket(port=port)})) is None
+        assert await probes.check(Probe.model_validate({"tcpSocket": TcpSocket(port=port)}), HERE) is None
         for command, reason in ((("true",), None), (("false",), "exit status 1")):
-            assert await probes.check(Probe.model_validate({"exec": ExecAction(command=command)})) == reason
-        missing = await probes.check(Probe.model_validate({"exec": ExecAction(command=("/no/such",))}))
+            action = ExecAction(command=command)
+            assert await probes.check(Probe.model_validate({"exec": action}), HERE) == reason
+        missing = await probes.check(Probe.model_validate({"exec": ExecAction(command=("/no/such",))}), HERE)
         assert missing is not None
         assert "No such file" in missing
 
     with_server(b"", test)
 
     async def closed() -> None:
-        refused = await probes.check(Probe.model_validate({"tcpSocket": TcpSocket(port=1)}))
+        refused = await probes.check(Probe.model_validate({"tcpSocket": TcpSocket(port=1)}), HERE)
         assert refused is not None
         assert "refused" in refused
 
@@ -144,7 +152,76 @@ def test_changes_are_reported_once() -> None:
                         "failureThreshold": 2,
                     }
                 )
-                nursery.start_soon(probes.run, probe, report)
+                nursery.start_soon(probes.run, probe, Target, report)
 
     trio.run(main)
     assert seen == [(True, "the probe passes"), (False, "HTTP status 500"), (True, "the probe passes")]
+
+
+def processes_of(marker: str) -> list[int]:
+    """Living processes whose command line has the marker."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if marker.encode() in path.read_bytes().split(b"\0") and int(path.parent.name) != os.getpid():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_whatever_a_command_started_ends_with_the_probe() -> None:
+    marker = "86399.25"
+    script = f"sleep {marker} & sleep {marker}; true"
+
+    async def test() -> None:
+        for shell, reason in (
+            (script, "no answer within 0.3 s"),
+            (f"sleep {marker} & exit 3", "exit status 3"),
+        ):
+            action = ExecAction(command=("sh", "-c", shell))
+            probe = Probe.model_validate({"exec": action, "timeoutSeconds": 0.3})
+            assert await probes.check(probe, HERE) == reason
+            with trio.fail_after(5):
+                while processes_of(marker):
+                    await trio.sleep(0.01)
+
+    trio.run(test)
+
+
+def test_a_failing_command_is_told_apart_by_its_first_line_and_never_fills_memory_or_its_pipe() -> None:
+    async def test() -> None:
+        assert (
+            await probe_command.run(["sh", "-c", "echo no disk; echo more; exit 1"], None)
+            == "exit status 1: no disk"
+        )
+        loud = await probe_command.run(["sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' x; exit 2"], None)
+        assert loud is not None
+        assert loud.startswith("exit status 2: xxx")
+        assert len(loud) < 1100
+
+    trio.run(test)
+
+
+def test_a_command_has_neither_the_agents_environment_nor_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/secret")
+    run_as = RunAs(65534, 65534) if os.geteuid() == 0 else None
+
+    async def test() -> None:
+        shown = await probe_command.run(
+            ["sh", "-c", "echo $(id -u) ${CREDENTIALS_DIRECTORY-none}; exit 1"], run_as
+        )
+        assert shown == f"exit status 1: {os.geteuid() if run_as is None else 65534} none"
+
+    trio.run(test)
+
+
+def test_an_application_on_loopback_only_is_named_as_unreachable_for_callers() -> None:
+    async def test(port: int) -> None:
+        for action in ({"tcpSocket": TcpSocket(port=port)}, {"httpGet": HttpGet(port=port)}):
+            reason = await probes.check(Probe.model_validate(action), Target("127.0.0.2"))
+            assert reason is not None
+            assert f"listens on 127.0.0.1:{port} only" in reason
+            assert f"127.0.0.2:{port}" in reason
+
+    with_server(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", test)
