@@ -10,7 +10,8 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ async def serve(
 ) -> None:
     """Answer commands until cancelled; CommandError when another agent serves the same path."""
     await _refuse_a_second(path)
-    with trio.socket.from_stdlib_socket(_bound(path)) as sock:
+    with private(path) as sock:
 
         async def connection(stream: trio.SocketStream) -> None:
             async with stream:
@@ -52,11 +53,9 @@ async def serve(
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 log.debug("a local client left: %s", error)
 
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         task_status.started()
-        try:
-            await trio.serve_listeners(guarded, [trio.SocketListener(sock)])
-        finally:
-            _remove(path)
+        await trio.serve_listeners(guarded, [listener])
 
 
 async def _refuse_a_second(path: Path) -> None:
@@ -69,25 +68,22 @@ async def _refuse_a_second(path: Path) -> None:
     raise CommandError(f"another agent is running, or holds the capture: it serves {path}")
 
 
-def _bound(path: Path) -> socket.socket:
-    """A listening socket at a path, in place of one that nobody serves any more."""
+@contextmanager
+def private(path: Path) -> Iterator[socket.socket]:
+    """A listening socket at a path, 0600, in place of one that an ended agent left; closed and removed after use."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o177)
-    try:
-        sock.bind(str(path))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        mask = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(mask)
         sock.listen(16)
-    except BaseException:
-        sock.close()
-        raise
-    finally:
-        os.umask(mask)
-    return sock
-
-
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
+        try:
+            yield sock
+        finally:
+            path.unlink(missing_ok=True)
 
 
 async def _answer(stream: trio.SocketStream, commands: Mapping[str, Command], line: bytes) -> None:

@@ -1,8 +1,9 @@
-"""The agent's own ports for people and scrapers: admin (15000, loopback), metrics (15020), readiness (15021).
+"""The agent's own ports for people and scrapers: admin (15000, loopback), metrics (15020), readiness (15021), and the
+admin socket in runDir.
 
-Rule: the pages read the running service and change it only through its own means. istiod reaches the reading
-pages, of one workload at a time, by the stream that the agent dials to it.
-Not for: what the pages look like (`admin`), HTTP (`pages`).
+Rule: any user of the host may read the admin pages (secrets are redacted in them); what changes something is served on the
+socket only, which the agent's user and root can open (0600). istiod reaches the reading pages, of one workload at a time, by
+the stream that the agent dials to it. Not for: what the pages look like (`respond`), HTTP (`pages`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from agent.host import ports
-from agent.host.admin import AdminPages, Certificates, MetricsPages, Resource, Sources, pages
+from agent.host.admin import AdminPages, Certificates, MetricsPages, Resource, Sources, local_socket, pages
 from agent.host.admin.page import Page
 from agent.host.control import debug_channel
 from agent.host.identity import secrets
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hostmesh.pages")
 _ANSWER_SECONDS = 5.0
+ADMIN_SOCKET = "admin.sock"
 
 
 class OwnPages:
@@ -40,6 +42,7 @@ class OwnPages:
         self._service = service
         self._statistics = Workers()
         self._regions: dict[int, int] = {}
+        self._socket = service.config.run_dir / ADMIN_SOCKET
         self.admin = AdminPages(
             Sources(
                 statistics=self._statistics.read,
@@ -52,6 +55,7 @@ class OwnPages:
                 node_id=service.workloads[0].parts.node_id,
                 started=service.started,
                 options={"concurrency": service.config.proxy.worker_count()},
+                refusal=f"served on the socket only: curl --unix-socket {self._socket} -X POST http://localhost/...",
                 actions={
                     "quitquitquit": self._stop,
                     "drain_listeners": self._stop,
@@ -68,13 +72,19 @@ class OwnPages:
     async def serve(self, nursery: trio.Nursery) -> None:
         """Listen; returns when all ports are served. Raises PortTaken."""
         own = self._service.config.proxy.ports
-        for port, purpose, everywhere, respond in (
-            (own.readiness, "readiness", True, self._readiness),
-            (own.metrics, "metrics", True, self._metrics.respond),
-            (own.admin, "admin", False, self.admin.respond),
+        for port, purpose, everywhere, respond, guard in (
+            (own.readiness, "readiness", True, self._readiness, pages.anybody),
+            (own.metrics, "metrics", True, self._metrics.respond, pages.anybody),
+            (own.admin, "admin", False, self.admin.respond_reading, pages.programs_on_this_host),
         ):
             listeners = ports.listen(port, purpose, everywhere=everywhere)
-            await nursery.start(pages.serve, listeners, respond)
+            await nursery.start(pages.serve, listeners, respond, guard)
+        await nursery.start(self._serve_socket)
+
+    async def _serve_socket(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with local_socket.private(self._socket) as sock:
+            listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+            await pages.serve([listener], self.admin.respond, pages.anybody, task_status)
 
     async def _readiness(self, method: str, path: str, body: bytes) -> Page:
         await trio.lowlevel.checkpoint()
@@ -155,6 +165,6 @@ class OwnPages:
         async def respond(method: str, path: str, body: bytes) -> Page:
             if path.partition("?")[0].strip("/") == "config_dump":
                 path += f"{'&' if '?' in path else '?'}workload={workload.key}"
-            return await self.admin.respond_reading(method, path, body)
+            return await self.admin.respond_to_istiod(method, path, body)
 
         await debug_channel.serve(channel, [workload.parts.node_id], respond)

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -29,8 +29,8 @@ _TEXT = "text/plain; charset=UTF-8"
 _JSON = "application/json"
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
-_FROM_AFAR = ("/logging",)
-"""Changing pages that istiod may ask for (`meshctl proxy-config log`): they change what is told, not what is done."""
+_FROM_ISTIOD = frozenset({"/logging"})
+"""Changing pages that istiod may ask for (`meshctl proxy-config log`): they change what is logged, not what is done."""
 
 Query = dict[str, str]
 Handler = Callable[[Query], Awaitable[Page]]
@@ -92,13 +92,17 @@ class AdminPages:
 
     async def respond(self, method: str, path: str, body: bytes) -> Page:
         """Answer one request; `path` with its query."""
-        return await self._respond(method, path, allow_changes=True)
+        return await self._respond(method, path, self._changing)
+
+    async def respond_to_istiod(self, method: str, path: str, body: bytes) -> Page:
+        """The same for istiod: of the pages that change something only the log's levels."""
+        return await self._respond(method, path, _FROM_ISTIOD)
 
     async def respond_reading(self, method: str, path: str, body: bytes) -> Page:
-        """The same for those who are not on this host: pages that change something are refused."""
-        return await self._respond(method, path, allow_changes=False)
+        """The same for everybody on the host: nothing that changes something."""
+        return await self._respond(method, path, frozenset())
 
-    async def _respond(self, method: str, path: str, *, allow_changes: bool) -> Page:
+    async def _respond(self, method: str, path: str, changes: Container[str]) -> Page:
         await trio.lowlevel.checkpoint()
         name, _, query = path.partition("?")
         name = name.rstrip("/") or "/"
@@ -109,8 +113,8 @@ class AdminPages:
             if name in self._reading:
                 return await self._reading[name][0](parameters)
             if name in self._changing:
-                if not allow_changes and name not in _FROM_AFAR:
-                    return Page(403, _TEXT, b"only on the host itself\n")
+                if name not in changes:
+                    return Page(403, _TEXT, self._sources.refusal.encode() + b"\n")
                 if method != "POST":
                     return Page(405, _TEXT, f"Method {method} not allowed, POST required.".encode())
                 return await self._changing[name][0](parameters)

@@ -73,3 +73,5 @@ class Sources:
     actions: Mapping[str, Action] = field(default_factory=dict)
     """What POST pages do: `healthcheck/fail`, `healthcheck/ok`, `drain_listeners`, `quitquitquit`,
     `reset_counters`, `reopen_logs`. A page without its action answers 501."""
+    refusal: str = "this page is not served here"
+    """What a page that changes something answers where it is not allowed: says where it is."""

@@ -56,7 +56,8 @@ async def serve(
     sock.listen(128)
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
     admin = AdminPages(_Proxy(path, bootstrap, workers).sources())
-    await pages.serve([listener], admin.respond, task_status)
+    guard = pages.programs_on_this_host if pages.is_loopback(bootstrap.admin.host) else pages.anybody
+    await pages.serve([listener], admin.respond, guard, task_status)
 
 
 class Workers(ABC):

@@ -13,6 +13,7 @@ import trio
 from agent.host.admin import local_socket, pages
 from agent.host.admin.local_socket import CommandError, NotRunning
 from agent.host.admin.page import Page
+from agent.host.admin.seats import MAX_CONNECTIONS, MAX_PER_PEER, Seats
 from agent.host.log import LineHandler, fields, journal_entry
 from agent.host.service_notify import ServiceNotifier
 
@@ -96,6 +97,103 @@ def test_the_small_server_answers_and_survives(request_bytes: bytes, expected: b
                         except trio.BrokenResourceError:
                             continue  # refused in the middle of its body
                     assert expected in received
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+async def exchange(port: int, request: bytes) -> bytes:
+    """What one request is answered with, up to the end of the connection."""
+    received = b""
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(request)
+        while data := await stream.receive_some(65536):
+            received += data
+    return received
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (b"Host: 127.0.0.1:15000", b"200"),
+        (b"Host: localhost", b"200"),
+        (b"Host: [::1]:15000", b"200"),
+        (b"Host: evil.example", b"403"),
+        (b"Host: 127.0.0.1.evil.example", b"403"),
+        (b"Host: 10.0.0.1", b"403"),
+        (b"Host: localhost\r\nOrigin: http://evil.example", b"403"),
+        (b"Host: localhost\r\nOrigin: null", b"403"),
+    ],
+)
+def test_a_web_page_reaches_nothing_of_a_loopback_port(headers: bytes, status: bytes) -> None:
+    async def main() -> None:
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+                await nursery.start(pages.serve, listeners, answer, pages.programs_on_this_host)
+                port = listeners[0].socket.getsockname()[1]
+                request = (
+                    b"POST /a HTTP/1.1\r\nConnection: close\r\nContent-Length: 0\r\n" + headers + b"\r\n\r\n"
+                )
+                assert (await exchange(port, request)).startswith(b"HTTP/1.1 " + status)
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_a_slow_peer_displaces_only_itself() -> None:
+    left: list[str] = []
+    seats = Seats()
+
+    def sit(address: str) -> None:
+        assert seats.take(address, lambda: left.append(address)) is not None
+
+    sit("10.0.0.7")
+    for _ in range(200):
+        sit("10.0.0.66")
+    assert set(left) == {"10.0.0.66"}
+    assert len(seats) == 1 + MAX_PER_PEER
+    for number in range(100):
+        sit(f"2001:db8::{number:x}")
+    assert len(seats) == 1 + 2 * MAX_PER_PEER, "an IPv6 /64 is one peer"
+    for _ in range(MAX_CONNECTIONS):
+        sit("::1")
+    left.clear()
+    for number in range(300):
+        sit(f"10.1.0.{number % 40}" if number < 200 else "127.0.0.1")
+    assert "10.0.0.7" not in left, "the greedy ones leave before the one that holds a single place"
+    assert "::1" in left
+
+
+def test_a_busy_seat_is_never_displaced() -> None:
+    seats = Seats()
+    taken = [seats.take("10.0.0.66", lambda: None) for _ in range(MAX_PER_PEER)]
+    for seat in taken:
+        assert seat is not None
+        seat.waiting = False
+    assert seats.take("10.0.0.66", lambda: None) is None
+    assert taken[0] is not None
+    seats.give_back(taken[0])
+    seats.give_back(taken[0])
+    assert seats.take("10.0.0.66", lambda: None) is not None
+    assert len(seats) == MAX_PER_PEER
+
+
+def test_a_hundred_half_sent_requests_do_not_keep_a_check_out() -> None:
+    async def main() -> None:
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+                await nursery.start(pages.serve, listeners, answer)
+                port = listeners[0].socket.getsockname()[1]
+                slow = []
+                for _ in range(100):
+                    slow.append(await trio.open_tcp_stream("127.0.0.1", port))
+                    await slow[-1].send_all(b"GET / HTTP/1.1\r\nhost: x\r\n")
+                request = b"GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+                assert b"GET /ready" in await exchange(port, request)
+                for stream in slow:
+                    await trio.aclose_forcefully(stream)
                 nursery.cancel_scope.cancel()
 
     trio.run(main)

@@ -225,9 +225,13 @@ def test_what_changes_something_wants_post_and_a_person_on_the_host() -> None:
         await trio.lowlevel.checkpoint()
         done.append("drain")
 
-    pages = AdminPages(Sources(actions={"drain_listeners": drain}))
+    pages = AdminPages(Sources(actions={"drain_listeners": drain}, refusal="use the socket"))
     assert ask(pages, "/drain_listeners").status == 405
-    assert trio.run(pages.respond_reading, "POST", "/drain_listeners", b"").status == 403
+    for respond in (pages.respond_reading, pages.respond_to_istiod):
+        page = trio.run(respond, "POST", "/drain_listeners", b"")
+        assert (page.status, page.body) == (403, b"use the socket\n")
+    assert trio.run(pages.respond_reading, "POST", "/logging", b"").status == 403
+    assert trio.run(pages.respond_to_istiod, "POST", "/logging", b"").status == 200
     assert done == []
     assert ask(pages, "/drain_listeners", "POST").status == 200
     assert done == ["drain"]
