@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
 
+from istiod.access.facts import Access
 from istiod.resources.document import Document
 from istiod.resources.mesh_config import MeshConfig
 from istiod.resources.service_entry import ServiceEntry
@@ -125,6 +125,8 @@ class MeshService:
     external: bool
     export_to: tuple[str, ...]
     sans: tuple[str, ...]
+    servers: tuple[tuple[str, str], ...]
+    """Who may serve it, as namespace and service account: granted, or named by an administrator's WorkloadEntry."""
     endpoints: tuple[Endpoint, ...]
     origin: str
     """`registry`, or the ServiceEntry's `namespace/name`."""
@@ -139,7 +141,7 @@ class MeshService:
 
 
 def from_registry(
-    services: Iterable[Service], instances: Iterable[Instance], mesh: MeshConfig
+    services: Iterable[Service], instances: Iterable[Instance], mesh: MeshConfig, access: Access
 ) -> list[MeshService]:
     """The catalog's services with their instances, healthy or not."""
     members: dict[tuple[str, str], list[Instance]] = {}
@@ -165,6 +167,7 @@ def from_registry(
                     external=False,
                     export_to=mesh.default_service_export_to,
                     sans=(),
+                    servers=access.servers(service.namespace, service.name),
                     endpoints=endpoints,
                     origin="registry",
                     allocated=True,
@@ -179,6 +182,7 @@ def from_entries(
     workloads: Iterable[Document[WorkloadEntry]],
     instances: Iterable[Instance],
     mesh: MeshConfig,
+    access: Access,
     taken: set[str],
 ) -> list[MeshService]:
     """One service for each host of each ServiceEntry; hosts without address get one that is not in `taken`."""
@@ -196,8 +200,14 @@ def from_entries(
             )
             for port in spec.ports
         )
-        endpoints = _entry_endpoints(entry, ports, machines, known)
+        fixed = _entry_endpoints(entry, ports, machines)
         for host in spec.hosts:
+            joined = _joined(entry, host.lower(), ports, known, access)
+            endpoints = (*fixed, *joined)
+            named = {
+                (one.namespace, one.service_account) for one in endpoints if one.mtls and one.service_account
+            }
+            servers = tuple(sorted(named.union(access.servers(entry.resource.namespace, host.lower()))))
             addresses = tuple(_plain(address) for address in spec.addresses if _plain(address))
             allocated = False
             if not addresses and not host.startswith("*") and spec.resolution != "NONE":
@@ -214,6 +224,7 @@ def from_entries(
                         external=spec.location == "MESH_EXTERNAL",
                         export_to=spec.export_to or mesh.default_service_export_to,
                         sans=spec.subject_alt_names,
+                        servers=servers,
                         endpoints=endpoints or _itself(spec, host, ports),
                         origin=f"{entry.resource.namespace}/{entry.resource.name}",
                         allocated=allocated,
@@ -243,7 +254,7 @@ def sealed(service: MeshService) -> MeshService:
     """The same service with its two content hashes."""
     definition = (
         service.host, service.name, service.namespace, service.ports, service.addresses, service.resolution.value,
-        service.external, service.export_to, service.sans, service.origin,
+        service.external, service.export_to, service.sans, service.servers, service.origin,
     )  # fmt: skip
     if service.resolution is not Resolution.ENDPOINTS:
         definition += (tuple(map(_frozen, service.endpoints)),)  # type: ignore[assignment]
@@ -284,7 +295,6 @@ def _entry_endpoints(
     entry: Document[ServiceEntry],
     ports: tuple[ServicePort, ...],
     machines: list[Document[WorkloadEntry]],
-    instances: list[Instance],
 ) -> tuple[Endpoint, ...]:
     spec, namespace = entry.spec, entry.resource.namespace
     if spec.endpoints is not None:
@@ -299,13 +309,29 @@ def _entry_endpoints(
         usable = _is_ip(machine.spec.address) or (spec.resolution != "STATIC" and machine.spec.address)
         if machine.resource.namespace == namespace and usable and includes(labels, wanted):
             found.append(_of_workload(machine.spec, namespace, machine.resource.name, ports, labels))
-    for instance in instances:
-        if instance.namespace == namespace and instance.addresses and includes(instance.labels, wanted):
-            endpoint = _of_instance(instance)
-            values: dict[str, Any] = {slot: getattr(endpoint, slot) for slot in Endpoint.__slots__}
-            values["ports"] = {port.number: port.target for port in ports}
-            found.append(Endpoint(**values))
     return tuple(found)
+
+
+def _joined(
+    entry: Document[ServiceEntry],
+    host: str,
+    ports: tuple[ServicePort, ...],
+    instances: list[Instance],
+    access: Access,
+) -> tuple[Endpoint, ...]:
+    """The agents' instances that the entry selects and that may be endpoints of its host."""
+    spec, namespace = entry.spec, entry.resource.namespace
+    if spec.endpoints is not None or spec.workload_selector is None:
+        return ()
+    wanted = spec.workload_selector.labels
+    return tuple(
+        replace(_of_instance(instance), ports={port.number: port.target for port in ports})
+        for instance in instances
+        if instance.namespace == namespace
+        and instance.addresses
+        and includes(instance.labels, wanted)
+        and access.may_join(instance, namespace, host, wanted)
+    )
 
 
 def _of_workload(

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from istiod.access.facts import Access
+from istiod.access.group import grants_of
 from istiod.proxy import ProxyInfo
 from istiod.resources.destination_rule import DestinationRule
 from istiod.resources.document import Document, InvalidResourceError, typed
@@ -42,6 +44,8 @@ class Snapshot:
     """A content hash of every resource."""
     problems: tuple[Problem, ...] = ()
     instances: tuple[Instance, ...] = ()
+    access: Access = field(default_factory=Access)
+    """The registry's grants and those of WorkloadGroups."""
     _typed: Mapping[tuple[ResourceKey, str], Typed] = field(default_factory=dict, repr=False)
     _rules: Mapping[tuple[str, str], tuple[Document[DestinationRule], ...]] = field(
         default_factory=dict, repr=False
@@ -205,9 +209,14 @@ def build(
     resources: Iterable[Resource],
     mesh: MeshConfig,
     previous: Snapshot | None = None,
+    access: Access | None = None,
 ) -> Snapshot:
-    """A snapshot of the registry's values; `previous` spares reading unchanged resources again."""
-    members = tuple(instances)
+    """A snapshot of the registry's values; `previous` spares reading unchanged resources again.
+
+    Instances that may not serve what they say are left out. Without `access` every instance is taken at its word: for
+    trials of resources, never for a running mesh.
+    """
+    registered = tuple(instances)
     known = previous._typed if previous is not None else {}
     read: dict[tuple[ResourceKey, str], Typed] = {}
     kinds: dict[str, list[Document[Any]]] = {}
@@ -225,9 +234,15 @@ def build(
         read[mark] = entry
         kinds.setdefault(resource.kind, []).append(entry[0])
         keys[resource.key] = entry[1]
-    found = from_registry(services, members, mesh)
+    if access is None:
+        access = replace(Access.of_instances(registered), trusting=True)
+    access = access.with_grants(grants_of(kinds.get("WorkloadGroup", ())))
+    members = tuple(one for one in registered if access.may_serve(one))
+    found = from_registry(services, members, mesh, access)
     taken = {address for service in found for address in service.addresses}
-    found += from_entries(kinds.get("ServiceEntry", ()), kinds.get("WorkloadEntry", ()), members, mesh, taken)
+    found += from_entries(
+        kinds.get("ServiceEntry", ()), kinds.get("WorkloadEntry", ()), members, mesh, access, taken
+    )
     by_host: dict[str, list[MeshService]] = {}
     for service in found:
         by_host.setdefault(service.host, []).append(service)
@@ -242,6 +257,7 @@ def build(
         keys=keys,
         problems=tuple(problems),
         instances=members,
+        access=access,
         _typed=read,
         _rules=rules,
         _patterns=patterns,

@@ -25,8 +25,10 @@ class Catalog(ABC):
     """
 
     @abstractmethod
-    async def register(self, instance: Instance) -> Service:
+    async def register(self, instance: Instance, *, takeover: bool = True) -> Service:
         """Write `instance` whole (new, or in the place of the one with its id) and return its service.
+
+        With `takeover` false an instance of another holder (Instance.holder) keeps its id: HeldError.
 
         The service's VIPs are allocated at its first registration. Its ports, as returned here, are all
         that it ever had; `services` leaves out those that no instance serves any more.

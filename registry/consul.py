@@ -1,8 +1,8 @@
 """The registry in a Consul that several istiods share: opening, layout and watching.
 
 Rule: the facts are KV documents below the prefix, every write is one transaction on ModifyIndex, and each
-instance is mirrored, in that same transaction, into Consul's own catalog. One blocking query for the
-catalog and one for the configuration, whatever their size; both resume by themselves when Consul was
+instance is mirrored, in that same transaction, into Consul's own catalog. One blocking query each for the
+catalog, the configuration and the records, whatever their size; all resume by themselves when Consul was
 away. Not for HTTP (registry.consul_http).
 """
 
@@ -47,16 +47,17 @@ async def open_consul(
     try:
         await client.leader()
         await _check_format(client, f"{root}/format")
-        folders = f"{root}/catalog/", f"{root}/config/"
-        catalog_changes, store_changes = Changes(), Changes()
+        folders = f"{root}/catalog/", f"{root}/config/", f"{root}/records/"
+        catalog_changes, store_changes, record_changes = Changes(), Changes(), Changes()
         async with beside(
             partial(_follow, client, folders[0], catalog_changes),
             partial(_follow, client, folders[1], store_changes),
+            partial(_follow, client, folders[2], record_changes),
         ):
             yield Registry(
                 ConsulCatalog(client, root, catalog_changes, owner),
                 ConsulStore(client, f"{root}/config/", store_changes),
-                ConsulRecords(client, f"{root}/records/"),
+                ConsulRecords(client, f"{root}/records/", record_changes),
                 owner,
                 f"consul {address} ({root}/)",
             )

@@ -12,6 +12,7 @@ watched; `vips/SLOT` (who has it), `nodes/NODE` (its instances' ids) and `owners
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ from registry.consul_mirror import node_name, remove_node, remove_service, show
 from registry.consul_store import path_of
 from registry.document import (
     ServiceEntry,
+    check_holder,
     decode_instance,
     decode_service,
     encode_instance,
@@ -35,12 +37,14 @@ from registry.errors import ConflictError, NotARegistryError, RegistryError
 from registry.lease import hold
 from registry.marks import Changes
 from registry.model import ABSENT, Health, Instance, Service, VirtualIps
-from registry.vips import CAPACITY, candidates, virtual_ips
+from registry.vips import CAPACITY, QUARANTINE_SECONDS, candidates, virtual_ips
 
 __all__ = ["ConsulCatalog"]
 
 _LEASE_SECONDS = 15
 _RENEW_SECONDS = _LEASE_SECONDS / 3
+_RELEASED = "released "
+"""Begins the value of a slot's key that nobody has any more: `released SECONDS NAME`."""
 _CLOSING = 1
 """Flags of a service that somebody is about to forget: whoever registers must write it, and so save it."""
 
@@ -58,17 +62,19 @@ class ConsulCatalog(Catalog):
     def watch(self) -> AsyncIterator[int]:
         return self._changes.watch()
 
-    async def register(self, instance: Instance) -> Service:
+    async def register(self, instance: Instance, *, takeover: bool = True) -> Service:
         body = encode_instance(instance)
         path, service_path = self._instance_path(instance.id), self._service_path(instance)
         while True:
             old = await self._client.get(path)
+            if not takeover and old is not None:
+                check_holder(instance, decode_instance(old.value, old.key))
             known = await self._client.get(service_path)
             if known is None:
-                entry = ServiceEntry(
-                    instance.namespace, instance.service, (), await self._free_slot(instance)
-                )
-                operations = [self._take(entry.slot, f"service {instance.namespace}/{instance.service}")]
+                slot, former = await self._free_slot(f"{instance.service}.{instance.namespace}")
+                entry = ServiceEntry(instance.namespace, instance.service, (), slot)
+                user = f"service {instance.namespace}/{instance.service}"
+                operations = [kv("cas", self._slot_path(slot), user, index=former)]
             else:
                 entry, operations = decode_service(known.value, known.key), []
             latest = entry.with_ports(instance.ports)
@@ -141,7 +147,7 @@ class ConsulCatalog(Catalog):
         if closing is not None and not users:
             slot = decode_service(entry.value, path).slot
             removed = await self._client.transact(
-                [kv("delete-cas", path, index=closing), kv("delete", self._slot_path(slot))]
+                [kv("delete-cas", path, index=closing), self._released(slot, f"{name}.{namespace}")]
             )
         if removed is None:
             raise ConflictError(f"service {namespace}/{name}", ABSENT, f"with {len(users)} instances")
@@ -153,8 +159,11 @@ class ConsulCatalog(Catalog):
             entry = await self._client.get(path)
             if entry is not None:
                 return virtual_ips(_number(entry))
-            slot = await self._free_slot(host)
-            operations = [self._take(slot, f"host {host}"), kv("cas", path, str(slot), index=0)]
+            slot, former = await self._free_slot(host)
+            operations = [
+                kv("cas", self._slot_path(slot), f"host {host}", index=former),
+                kv("cas", path, str(slot), index=0),
+            ]
             if await self._client.transact(operations) is not None:
                 return virtual_ips(slot)
 
@@ -167,7 +176,7 @@ class ConsulCatalog(Catalog):
             operations = [
                 kv("check-index", path, index=entry.index),
                 kv("delete-cas", path, index=entry.index),
-                kv("delete", self._slot_path(_number(entry))),
+                self._released(_number(entry), host),
             ]
             if await self._client.transact(operations) is not None:
                 return True
@@ -215,15 +224,18 @@ class ConsulCatalog(Catalog):
     def _slot_path(self, slot: int) -> str:
         return f"{self._root}/vips/{slot}"
 
-    def _take(self, slot: int, user: str) -> dict[str, Any]:
-        return kv("cas", self._slot_path(slot), user, index=0)
+    def _released(self, slot: int, name: str) -> dict[str, Any]:
+        """Free the slot: for `name` at once, for any other name after the quarantine."""
+        return kv("set", self._slot_path(slot), f"{_RELEASED}{time.time():.0f} {name}")
 
-    async def _free_slot(self, user: Instance | str) -> int:
-        name = user if isinstance(user, str) else f"{user.service}.{user.namespace}"
-        taken = set(await self._client.names(f"{self._root}/vips/"))
+    async def _free_slot(self, name: str) -> tuple[int, int]:
+        """A slot for `name`, and the ModifyIndex of its key (0: there is none)."""
+        folder = f"{self._root}/vips/"
+        known = {entry.key.removeprefix(folder): entry for entry in await self._client.children(folder)}
         for slot in candidates(name):
-            if str(slot) not in taken:
-                return slot
+            entry = known.get(str(slot))
+            if entry is None or _is_free(entry.value, name, time.time()):
+                return slot, entry.index if entry is not None else 0
         raise RegistryError(f"all {CAPACITY} virtual addresses are in use; remove services that are gone")
 
     async def _find(self, instance_id: str, owner: str | None) -> tuple[Entry, Instance] | None:
@@ -268,6 +280,14 @@ def _write(path: str, value: str, known: Entry | None) -> dict[str, Any]:
     if known is not None and known.value == value and known.flags == 0:
         return kv("check-index", path, index=known.index)
     return kv("cas", path, value, index=known.index if known else 0)
+
+
+def _is_free(value: str, name: str, now: float) -> bool:
+    """Whether a released slot's key leaves the slot to `name`."""
+    if not value.startswith(_RELEASED):
+        return False
+    released, _, former = value.removeprefix(_RELEASED).partition(" ")
+    return former == name or (released.isdecimal() and now - int(released) >= QUARANTINE_SECONDS)
 
 
 def _ids(entry: Entry | None) -> frozenset[str]:

@@ -77,9 +77,13 @@ class ConsulStore(ConfigStore):
 class ConsulRecords(Records):
     """The keys `records/AREA/KEY`."""
 
-    def __init__(self, client: ConsulClient, folder: str) -> None:
+    def __init__(self, client: ConsulClient, folder: str, changes: Changes) -> None:
         self._client = client
         self._folder = folder
+        self._changes = changes
+
+    def watch(self) -> AsyncIterator[int]:
+        return self._changes.watch()
 
     async def get(self, area: str, key: str) -> Record | None:
         entry = await self._client.get(self._folder + path_of(area, key))

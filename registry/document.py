@@ -11,12 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from registry.errors import NotARegistryError
+from registry.errors import HeldError, NotARegistryError
 from registry.model import Health, Instance, Port, Resource, Service, merge_ports
 from registry.vips import virtual_ips
 
 __all__ = [
     "ServiceEntry",
+    "check_holder",
     "decode_instance",
     "decode_resource",
     "decode_service",
@@ -41,6 +42,13 @@ class ServiceEntry:
     def with_ports(self, latest: tuple[Port, ...]) -> ServiceEntry:
         """The entry after an instance with `latest` registered."""
         return replace(self, ports=merge_ports(self.ports, latest))
+
+
+def check_holder(new: Instance, stored: Instance | None) -> None:
+    """Raise HeldError when the id of `new` is another holder's."""
+    if stored is not None and stored.holder != new.holder:
+        namespace, account, address = stored.holder
+        raise HeldError(f"instance {new.id} is claimed by {namespace}/{account} at {address or 'no address'}")
 
 
 def served(entry: ServiceEntry, instances: Iterable[Instance]) -> Service:

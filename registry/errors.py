@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "ConflictError",
+    "HeldError",
     "NotARegistryError",
     "RegistryDeniedError",
     "RegistryError",
@@ -41,6 +42,10 @@ class ConflictError(RegistryError):
         super().__init__(
             f"{what} was changed meanwhile: expected {_spoken(expected)}, found {_spoken(actual)}"
         )
+
+
+class HeldError(RegistryError):
+    """The instance's id is claimed by another identity or address (Instance.holder)."""
 
 
 class NotARegistryError(RegistryError):

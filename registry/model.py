@@ -80,6 +80,14 @@ class Instance:
     owner: str = ""
     mtls: bool = True
 
+    @property
+    def holder(self) -> tuple[str, str, str]:
+        """Whose claim on the id this is: namespace, service account and preferred address.
+
+        Two hosts with one name and one identity differ by their address.
+        """
+        return (self.namespace, self.service_account, self.addresses[0] if self.addresses else "")
+
 
 class VirtualIps(NamedTuple):
     """The pair of addresses that mesh DNS answers for a name; out of 240.240.0.0/16 and 2001:2::/48."""

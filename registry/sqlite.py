@@ -62,6 +62,10 @@ _MIGRATIONS = (
         PRIMARY KEY (area, key)
     ) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE vips ADD COLUMN name TEXT;
+    ALTER TABLE vips ADD COLUMN released REAL
+    """,
 )
 """Step n brings a file from schema n to n + 1; steps that were released are never changed."""
 
@@ -213,13 +217,14 @@ async def _notice_others(database: Database, changes: tuple[Changes, ...]) -> No
 async def open_sqlite(path: Path, owner: str) -> AsyncIterator[Registry]:
     """Open (make) the file. Raises NotARegistryError, SchemaTooNewError, RegistryUnavailableError."""
     database = Database(await trio.to_thread.run_sync(_open, path), path)
-    catalog_changes, store_changes = Changes(), Changes()
+    catalog_changes, store_changes, record_changes = Changes(), Changes(), Changes()
+    everything = (catalog_changes, store_changes, record_changes)
     try:
-        async with beside(partial(_notice_others, database, (catalog_changes, store_changes))):
+        async with beside(partial(_notice_others, database, everything)):
             yield Registry(
                 SqliteCatalog(database, catalog_changes, owner),
                 SqliteStore(database, store_changes),
-                SqliteRecords(database),
+                SqliteRecords(database, record_changes),
                 owner,
                 f"sqlite {path}",
             )

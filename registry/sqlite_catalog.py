@@ -17,6 +17,7 @@ import trio
 from registry.catalog import Catalog
 from registry.document import (
     ServiceEntry,
+    check_holder,
     decode_instance,
     decode_service,
     encode_instance,
@@ -27,7 +28,7 @@ from registry.errors import ConflictError, RegistryError
 from registry.lease import hold
 from registry.marks import Changes
 from registry.model import ABSENT, Health, Instance, Service, VirtualIps
-from registry.vips import CAPACITY, candidates, virtual_ips
+from registry.vips import CAPACITY, QUARANTINE_SECONDS, candidates, virtual_ips
 
 if TYPE_CHECKING:
     from registry.sqlite import Database
@@ -49,8 +50,10 @@ class SqliteCatalog(Catalog):
     def watch(self) -> AsyncIterator[int]:
         return self._changes.watch()
 
-    async def register(self, instance: Instance) -> Service:
+    async def register(self, instance: Instance, *, takeover: bool = True) -> Service:
         def write(connection: sqlite3.Connection) -> Service:
+            if not takeover:
+                check_holder(instance, _instance(connection, instance.id))
             entry = _service(connection, instance.namespace, instance.service)
             if entry is None:
                 slot = _take_slot(connection, f"{instance.service}.{instance.namespace}", host=None)
@@ -126,7 +129,7 @@ class SqliteCatalog(Catalog):
             if count:
                 raise ConflictError(f"service {namespace}/{name}", ABSENT, f"with {count} instances")
             connection.execute("DELETE FROM services WHERE namespace = ? AND name = ?", (namespace, name))
-            connection.execute("DELETE FROM vips WHERE slot = ?", (entry.slot,))
+            _release_slot(connection, entry.slot, f"{name}.{namespace}")
             return True
 
         return await self._database.write(write, self._changes)
@@ -139,10 +142,13 @@ class SqliteCatalog(Catalog):
         return await self._database.write(write, self._changes)
 
     async def release(self, host: str) -> bool:
-        return await self._database.write(
-            lambda connection: connection.execute("DELETE FROM vips WHERE host = ?", (host,)).rowcount > 0,
-            self._changes,
-        )
+        def write(connection: sqlite3.Connection) -> bool:
+            row = connection.execute("SELECT slot FROM vips WHERE host = ?", (host,)).fetchone()
+            if row is not None:
+                _release_slot(connection, row[0], host)
+            return row is not None
+
+        return await self._database.write(write, self._changes)
 
     async def allocations(self) -> Mapping[str, VirtualIps]:
         def read(connection: sqlite3.Connection) -> Mapping[str, VirtualIps]:
@@ -209,10 +215,22 @@ def _put_if_changed(
         connection.execute(insert, (*key, body))
 
 
+def _release_slot(connection: sqlite3.Connection, slot: int, name: str) -> None:
+    """Free the slot: for `name` at once, for any other name after the quarantine."""
+    connection.execute(
+        "UPDATE vips SET host = NULL, name = ?, released = ? WHERE slot = ?", (name, time.time(), slot)
+    )
+
+
 def _take_slot(connection: sqlite3.Connection, name: str, *, host: str | None) -> int:
-    taken = {slot for (slot,) in connection.execute("SELECT slot FROM vips")}
+    over = time.time() - QUARANTINE_SECONDS
+    taken = {
+        slot
+        for slot, former, released in connection.execute("SELECT slot, name, released FROM vips")
+        if released is None or (released > over and former != name)
+    }
     for slot in candidates(name):
         if slot not in taken:
-            connection.execute("INSERT INTO vips (slot, host) VALUES (?, ?)", (slot, host))
+            connection.execute("INSERT OR REPLACE INTO vips (slot, host) VALUES (?, ?)", (slot, host))
             return slot
     raise RegistryError(f"all {CAPACITY} virtual addresses are in use; remove services that are gone")

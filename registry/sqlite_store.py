@@ -83,8 +83,12 @@ class SqliteStore(ConfigStore):
 class SqliteRecords(Records):
     """The table `records`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, changes: Changes) -> None:
         self._database = database
+        self._changes = changes
+
+    def watch(self) -> AsyncIterator[int]:
+        return self._changes.watch()
 
     async def get(self, area: str, key: str) -> Record | None:
         return await self._database.read(lambda connection: _record(connection, area, key))
@@ -109,7 +113,7 @@ class SqliteRecords(Records):
             )
             return Record(area, key, value, str(revision))
 
-        return await self._database.write(write)
+        return await self._database.write(write, self._changes)
 
     async def delete(self, area: str, key: str, *, expected: str | None = None) -> bool:
         def write(connection: sqlite3.Connection) -> bool:
@@ -118,7 +122,7 @@ class SqliteRecords(Records):
             connection.execute("DELETE FROM records WHERE area = ? AND key = ?", (area, key))
             return stored is not None
 
-        return await self._database.write(write)
+        return await self._database.write(write, self._changes)
 
 
 def _expect(what: str, expected: str | None, actual: str) -> None:

@@ -66,6 +66,10 @@ class Records(ABC):
     async def delete(self, area: str, key: str, *, expected: str | None = None) -> bool:
         """Remove it. False: there was none. Raises ConflictError."""
 
+    @abstractmethod
+    def watch(self) -> AsyncIterator[int]:
+        """Marks that records of any area may have changed; as Catalog.watch."""
+
 
 @dataclass(frozen=True, slots=True)
 class Registry:

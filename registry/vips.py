@@ -12,13 +12,15 @@ from ipaddress import IPv4Address, IPv6Address
 
 from registry.model import VirtualIps
 
-__all__ = ["CAPACITY", "candidates", "virtual_ips"]
+__all__ = ["CAPACITY", "QUARANTINE_SECONDS", "candidates", "virtual_ips"]
 
 _V4 = int(IPv4Address("240.240.0.0"))
 _V6 = int(IPv6Address("2001:2::f0f0:0"))
 _HOSTS = 254  # of a /24: Istio leaves .0 and .255 out, which some stacks treat as special
 CAPACITY = 256 * _HOSTS
 """How many names can have VIPs at one time."""
+QUARANTINE_SECONDS = 86_400.0
+"""How long a released address is kept from other names: applications remember what a name resolved to."""
 
 
 def candidates(name: str) -> Iterator[int]:

@@ -51,11 +51,14 @@ _DISCOVERY = {
 
 
 def identities(service: MeshService, mesh: MeshConfig) -> tuple[str, ...]:
-    """The SPIFFE ids of whoever may serve this service: its endpoints' and the ServiceEntry's own names."""
+    """The SPIFFE ids of whoever may serve this service, in every trust domain of the mesh, and the ServiceEntry's own.
+
+    From grants, never from endpoints: what a host says about itself must not make callers accept it.
+    """
     found = {
-        naming.spiffe(mesh.trust_domain, endpoint.namespace, endpoint.service_account)
-        for endpoint in service.endpoints
-        if endpoint.mtls and endpoint.service_account
+        naming.spiffe(domain, namespace, service_account)
+        for namespace, service_account in service.servers
+        for domain in (mesh.trust_domain, *mesh.trust_domain_aliases)
     }
     found.update(name for name in service.sans if name.startswith("spiffe://"))
     return tuple(sorted(found))

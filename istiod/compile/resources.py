@@ -113,7 +113,7 @@ def _clusters(view: View, cache: Cache) -> Encoded:
     mesh, mesh_key = view.mesh, view.snapshot.mesh_key
     found: Encoded = {}
     for service in view.scope.services.values():
-        names_key = ("identities", service.endpoints_key, service.sans, mesh_key)
+        names_key = ("identities", service.servers, service.sans, mesh_key)
         sans = cache.get(names_key, partial(identities, service, mesh))
         key = ("clusters", service.key, view.rule_key(service), sans, mesh_key)
         for resource in cache.get(key, partial(_service_clusters, view, service, sans)):

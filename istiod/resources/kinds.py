@@ -65,7 +65,7 @@ KINDS: dict[str, Kind] = {
         Kind("DestinationRule", "destinationrules", ("dr",), _NET, _ALL, "destination_rule", Effect.FULL),
         Kind("ServiceEntry", "serviceentries", ("se",), _NET, _ALL, "service_entry", Effect.FULL, True),
         Kind("WorkloadEntry", "workloadentries", ("we",), _NET, _ALL, "workload", Effect.FULL, True),
-        Kind("WorkloadGroup", "workloadgroups", ("wg",), _NET, _ALL, "workload", Effect.REFUSE, True),
+        Kind("WorkloadGroup", "workloadgroups", ("wg",), _NET, _ALL, "workload", Effect.FULL, True),
         Kind("Sidecar", "sidecars", (), _NET, _ALL, "sidecar", Effect.FULL),
         Kind("Gateway", "gateways", ("gw",), _NET, _ALL, "sidecar", Effect.WARN),
         Kind("ProxyConfig", "proxyconfigs", (), _NET, ("v1beta1",), "extension", Effect.REFUSE),

@@ -126,10 +126,20 @@ class WorkloadTemplate(WorkloadEntry):
     def gaps(self) -> Iterator[tuple[str, str]]:
         return iter(())
 
+    def refusals(self) -> Iterator[tuple[str, str]]:
+        if self.network:
+            yield "network", "east-west gateways are not built: all workloads are in one network"
+        if self.address:
+            yield "address", "an instance's address is its host's own; use a WorkloadEntry for a fixed one"
+
 
 class WorkloadGroup(Spec):
-    """The common part of many WorkloadEntries."""
+    """The common part of many workloads, and the grant by which they may serve (istiod.access.group)."""
 
     metadata: ObjectMeta | None = None
     template: WorkloadTemplate
     probe: Probe | None = None
+
+    def refusals(self) -> Iterator[tuple[str, str]]:
+        if self.probe is not None:
+            yield "probe", "each agent probes as its own agent.yaml says (workloads[].probe)"

@@ -10,10 +10,11 @@ from ipaddress import ip_address, ip_network
 import pytest
 import trio
 
-from registry.errors import ConflictError
+from registry.errors import ConflictError, HeldError
 from registry.model import Health, Instance, Port
 from registry.opening import ConsulSettings, SqliteSettings, open_registry
 from registry.store import Registry
+from registry.vips import candidates
 
 Settings = SqliteSettings | ConsulSettings
 
@@ -285,5 +286,67 @@ def test_names_with_slashes_and_percents_do_not_mix(settings: Settings) -> None:
         assert [instance.id for instance in await registry.catalog.instances()] == [i.id for i in odd]
         assert await registry.catalog.deregister("a/b")
         assert len(await registry.catalog.instances()) == 3
+
+    with_registry(settings, body)
+
+
+def test_an_id_that_another_holder_has_is_not_taken_over_while_it_is_registered(settings: Settings) -> None:
+    async def body(first: Registry, second: Registry) -> None:
+        await first.catalog.register(REVIEWS)
+        others = (
+            replace(REVIEWS, addresses=("10.0.0.2",), owner="istiod-b"),
+            replace(REVIEWS, service_account="bookinfo-ratings", owner="istiod-b"),
+        )
+        for other in others:
+            with pytest.raises(HeldError, match=r"claimed by default/bookinfo-reviews at 10\.0\.0\.1"):
+                await second.catalog.register(other, takeover=False)
+        assert await second.catalog.instances() == (REVIEWS,)
+        await second.catalog.register(replace(REVIEWS, owner="istiod-b"), takeover=False)
+        assert (await first.catalog.instances())[0].owner == "istiod-b"
+        await first.catalog.deregister(REVIEWS.id)
+        await second.catalog.register(others[0], takeover=False)
+        assert await first.catalog.instances() == (others[0],)
+
+    with_two(settings, body)
+
+
+def _sharing_a_slot() -> tuple[str, str]:
+    """Two names whose first choice of an address is the same."""
+    seen: dict[int, str] = {}
+    for number in range(10_000):
+        name = f"host-{number}.example"
+        slot = next(candidates(name))
+        if slot in seen:
+            return seen[slot], name
+        seen[slot] = name
+    raise AssertionError("no two names share a slot")
+
+
+def test_a_released_address_goes_back_to_its_name_and_to_no_other(settings: Settings) -> None:
+    first, second = _sharing_a_slot()
+
+    async def body(registry: Registry) -> None:
+        catalog = registry.catalog
+        given = await catalog.allocate(first)
+        assert await catalog.release(first)
+        assert await catalog.allocations() == {}
+        assert await catalog.allocate(second) != given
+        assert await catalog.allocate(first) == given
+
+    with_registry(settings, body)
+
+
+def test_a_forgotten_services_address_is_given_to_no_other_name(settings: Settings) -> None:
+    async def body(registry: Registry) -> None:
+        catalog = registry.catalog
+        reviews = await catalog.register(REVIEWS)
+        await catalog.deregister(REVIEWS.id)
+        assert await catalog.forget_service("default", "reviews")
+        first_choice = next(candidates("reviews.default"))
+        rival = next(
+            name for number in range(1_000_000) if next(candidates(name := f"host-{number}")) == first_choice
+        )
+        assert (await catalog.allocate(rival)).v4 != reviews.vip4
+        assert (await catalog.register(REVIEWS)).vip4 == reviews.vip4
 
     with_registry(settings, body)

@@ -174,3 +174,19 @@ def test_what_is_stored_is_there_after_a_new_start(settings: Settings) -> None:
 
     with_registry(settings, write)
     with_registry(settings, read)
+
+
+def test_a_change_of_records_by_one_istiod_wakes_the_watchers_of_the_other(settings: Settings) -> None:
+    async def main() -> None:
+        with trio.fail_after(30):
+            async with open_registry(settings) as first, open_registry(settings) as second:
+                marks = second.records.watch()
+                await anext(marks)
+                await first.records.put("access", "grant/default/reviews/reviews", "{}")
+                while not await second.records.list("access"):
+                    await anext(marks)
+                await first.records.delete("access", "grant/default/reviews/reviews")
+                while await second.records.list("access"):
+                    await anext(marks)
+
+    trio.run(main)

@@ -100,19 +100,30 @@ def test_fields_without_effect_are_warned_about_and_kept() -> None:
     assert parsed.documents[0].resource.spec["http"][0]["mirror"] == {"host": "b"}
 
 
-@pytest.mark.parametrize(
-    "kind", ["RequestAuthentication", "WasmPlugin", "Telemetry", "ProxyConfig", "WorkloadGroup"]
-)
+@pytest.mark.parametrize("kind", ["RequestAuthentication", "WasmPlugin", "Telemetry", "ProxyConfig"])
 def test_kinds_whose_absence_would_deceive_are_refused(kind: str) -> None:
     from istiod.resources.kinds import KINDS
 
-    specs = {"WasmPlugin": "{url: 'file:///x.wasm'}", "WorkloadGroup": "{template: {}}"}
+    specs = {"WasmPlugin": "{url: 'file:///x.wasm'}"}
     text = f"apiVersion: {KINDS[kind].api_version}\nkind: {kind}\nmetadata: {{name: x}}\nspec: {specs.get(kind, '{}')}"
     parsed = parse(text)
     assert parsed.errors() == ()
     assert [problem.message for problem in parsed.blocking()] == [
         f"kind {kind} is not supported by this version"
     ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "path"),
+    [
+        ("{template: {network: n}}", "spec.template.network"),
+        ("{template: {address: 10.0.0.1}}", "spec.template.address"),
+        ("{template: {}, probe: {tcpSocket: {port: 80}}}", "spec.probe"),
+    ],
+)
+def test_what_a_workload_group_cannot_do_is_refused_with_its_path(spec: str, path: str) -> None:
+    text = f"apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {{name: x}}\nspec: {spec}"
+    assert [problem.path for problem in parse(text).blocking()] == [path]
 
 
 def test_external_authorization_is_refused_rather_than_ignored() -> None:
