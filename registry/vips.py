@@ -12,7 +12,10 @@ from ipaddress import IPv4Address, IPv6Address
 
 from registry.model import VirtualIps
 
-__all__ = ["CAPACITY", "QUARANTINE_SECONDS", "candidates", "virtual_ips"]
+__all__ = ["CAPACITY", "QUARANTINE_SECONDS", "RANGES", "candidates", "virtual_ips"]
+
+RANGES = ("240.240.0.0/16", "2001:2::/48")
+"""Blocks of addresses that exist nowhere: only the proxies know what stands behind one."""
 
 _V4 = int(IPv4Address("240.240.0.0"))
 _V6 = int(IPv6Address("2001:2::f0f0:0"))

@@ -63,6 +63,8 @@ class ConnectionInfo:
     filter_chain: str = ""
     chain_metadata: Any = None
     """The filter chain's metadata, a mapping or None."""
+    filter_state: frozenset[str] = frozenset()
+    """Keys of the filter state, each of which holds the address of `local`."""
 
     @property
     def peer_address(self) -> tuple[str, int]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from agent.http.matching import RequestPredicate, compile_query, compile_request_header, every
 from agent.http.request import RequestContext
-from agent.table.matchers import Fraction, MetadataMatch, compile_metadata
+from agent.table.matchers import FilterStateMatch, Fraction, MetadataMatch, compile_metadata, compile_string
 from agent.table.route import RouteMatch
 
 
@@ -33,6 +33,7 @@ def compile_conditions(match: RouteMatch) -> RequestPredicate | None:
     if match.tls_validated is not None:
         tests.append(_validated(match.tls_validated))
     tests.extend(_metadata(condition) for condition in match.metadata)
+    tests.extend(_filter_state(condition) for condition in match.filter_state)
     return every(tuple(tests))
 
 
@@ -61,6 +62,11 @@ def _presented(wanted: bool) -> RequestPredicate:
 
 def _validated(wanted: bool) -> RequestPredicate:
     return lambda ctx: (ctx.connection.peer is not None and ctx.connection.peer.verified) == wanted
+
+
+def _filter_state(match: FilterStateMatch) -> RequestPredicate:
+    key, test = match.key, compile_string(match.value)
+    return lambda ctx: key in ctx.connection.filter_state and test(ctx.connection.local[0].encode())
 
 
 _NO_METADATA: Final[Mapping[str, Mapping[str, Any]]] = {}

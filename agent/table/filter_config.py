@@ -22,6 +22,13 @@ class RouterConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SetFilterState:
+    """envoy.filters.network.set_filter_state: each key holds the address that the connection went to, without port."""
+
+    keys: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One node of an RBAC permission or principal tree; the kind says what `value` is.
 

@@ -201,6 +201,8 @@ class FilterChain:
     terminal: HttpManager | TcpProxy | FixedAnswer
     network_filters: tuple[FilterConfig, ...] = ()
     """For example network RBAC, connection limit."""
+    filter_state: frozenset[str] = frozenset()
+    """The keys under which a connection's destination is noted (filter_config.SetFilterState)."""
     tls: DownstreamTls | None = None
     handshake_timeout: float = 15.0
     metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -72,6 +72,14 @@ class MetadataMatch:
 
 
 @dataclass(frozen=True, slots=True)
+class FilterStateMatch:
+    """Envoy FilterStateMatcher over a text."""
+
+    key: str
+    value: StringMatch
+
+
+@dataclass(frozen=True, slots=True)
 class Fraction:
     """Envoy FractionalPercent."""
 

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from agent.table.matchers import EVERYTHING, Fraction, HeaderMatch, MetadataMatch, QueryMatch
+from agent.table.matchers import (
+    EVERYTHING,
+    FilterStateMatch,
+    Fraction,
+    HeaderMatch,
+    MetadataMatch,
+    QueryMatch,
+)
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -68,6 +75,7 @@ class RouteMatch:
     tls_presented: bool | None = None
     tls_validated: bool | None = None
     metadata: tuple[MetadataMatch, ...] = ()
+    filter_state: tuple[FilterStateMatch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

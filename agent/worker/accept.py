@@ -283,6 +283,7 @@ class Arrival(Handler, TlsOwner):
             sni=sni, alpn=alpn, tls_version=version, cipher=cipher, listener=self.runtime.listener.name,
             filter_chain=self._station.chain.name,
             chain_metadata=self._station.chain.metadata, direct=self.direct,
+            filter_state=self._station.chain.filter_state,
         )  # fmt: skip
 
     def received(self, data: bytes) -> None:

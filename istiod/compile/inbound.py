@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from envoy.config.core.v3 import base_pb2
 from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
@@ -22,6 +21,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 
 from istiod.compile import naming
 from istiod.compile.authentication import PeerModes
+from istiod.compile.chains import Chain, Chains, Match
 from istiod.compile.connection import inbound_http, tcp_proxy
 from istiod.compile.envoy import any_of, duration, socket_address, struct
 from istiod.compile.outbound import ANY_V4, ANY_V6, HTTP_INSPECTOR, SNIFFED_HTTP, TLS_INSPECTOR
@@ -32,8 +32,6 @@ from istiod.resources.sidecar import Sidecar
 from istiod.services import Protocol, ServicePort, protocol_of
 
 ORIGINAL_DST = "envoy.filters.listener.original_dst"
-Chain: TypeAlias = listener_components_pb2.FilterChain
-Match: TypeAlias = listener_components_pb2.FilterChainMatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +71,12 @@ def inbound_ports(proxy: ProxyInfo, sidecar: Sidecar | None) -> tuple[InboundPor
         # Callers connect to the port that the application listens on, whatever the service's own number is.
         listed = [(port.target, port.name, port.protocol, "") for port in proxy.ports]
     result = []
+    seen: set[int] = set()
     for number, name, protocol, endpoint in listed:
-        if number in own:
+        # Two ports of a service may lead to one of the application: the first says what it speaks.
+        if number in own or number in seen:
             continue
+        seen.add(number)
         port = ServicePort(name, number, protocol_of(name, number, protocol), number)
         if port.protocol is not Protocol.UDP:
             result.append(InboundPort(port, endpoint))
@@ -90,26 +91,29 @@ def virtual_inbound(inbound: Inbound) -> listener_pb2.Listener:
     result.address.CopyFrom(socket_address(families[0], proxy.inbound_port))
     for family in families[1:]:
         result.additional_addresses.add(address=socket_address(family, proxy.inbound_port))
-    result.filter_chains.add(
-        name="virtualInbound-blackhole",
-        filter_chain_match=_on_port(proxy.inbound_port),
-        filters=[tcp_proxy(naming.BLACK_HOLE, [(naming.BLACK_HOLE, 1)], inbound.mesh)],
+    chains = Chains(result)
+    chains.add(
+        Chain(
+            name="virtualInbound-blackhole",
+            filter_chain_match=_on_port(proxy.inbound_port),
+            filters=[tcp_proxy(naming.BLACK_HOLE, [(naming.BLACK_HOLE, 1)], inbound.mesh)],
+        )
     )
     plain_tcp: list[int] = []
     for one in inbound.ports:
         mode = inbound.modes.of(one.port.number)
         name = naming.listener(ANY_V4, one.port.number)
-        build = _Chains(inbound, name, one.cluster, one.port.number)
-        result.filter_chains.extend(build.chains(mode, one.port.protocol))
+        build = _PortChains(inbound, name, one.cluster, one.port.number)
+        chains.extend(build.chains(mode, one.port.protocol))
         if mode == "DISABLE" and one.port.protocol is Protocol.TCP:
             plain_tcp.append(one.port.number)
     declared = {one.port.number for one in inbound.ports}
     for number, mode in sorted(inbound.modes.ports.items()):
         if number not in declared and number != proxy.inbound_port:
-            build = _Chains(inbound, naming.listener(ANY_V4, number), naming.INBOUND_PASSTHROUGH, number)
-            result.filter_chains.extend(build.chains(mode, Protocol.AUTO))
-    catch_all = _Chains(inbound, naming.VIRTUAL_INBOUND, naming.INBOUND_PASSTHROUGH, 0)
-    result.filter_chains.extend(catch_all.chains(inbound.modes.workload, Protocol.AUTO))
+            build = _PortChains(inbound, naming.listener(ANY_V4, number), naming.INBOUND_PASSTHROUGH, number)
+            chains.extend(build.chains(mode, Protocol.AUTO))
+    catch_all = _PortChains(inbound, naming.VIRTUAL_INBOUND, naming.INBOUND_PASSTHROUGH, 0)
+    chains.extend(catch_all.chains(inbound.modes.workload, Protocol.AUTO))
     result.listener_filters.add(name=ORIGINAL_DST, typed_config=any_of(original_dst_pb2.OriginalDst()))
     tls_inspector = result.listener_filters.add(
         name=TLS_INSPECTOR, typed_config=any_of(tls_inspector_pb2.TlsInspector())
@@ -125,7 +129,7 @@ def virtual_inbound(inbound: Inbound) -> listener_pb2.Listener:
     return result
 
 
-class _Chains:
+class _PortChains:
     """The filter chains of one port (0: of all others)."""
 
     def __init__(self, inbound: Inbound, name: str, cluster: str, port: int) -> None:

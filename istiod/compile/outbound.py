@@ -3,22 +3,23 @@
 Captured connections arrive at virtualOutbound, which hands each to the listener of its original destination:
 `240.240.0.1_3306` for an address of its own, else `0.0.0.0_9080` for the port, else itself (passthrough).
 HTTP needs no address: all HTTP services of a port share the wildcard listener, where what is not HTTP goes on
-to where it was going.
+to where it was going. Nothing goes on to a virtual address (virtual.py). Services come in order of age: of two that
+claim the same connections the older has them (chains.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from envoy.config.core.v3 import address_pb2, base_pb2
 from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
 from envoy.extensions.filters.listener.http_inspector.v3 import http_inspector_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 
-from istiod.compile import naming
+from istiod.compile import naming, virtual
 from istiod.compile.access_log import access_logs
+from istiod.compile.chains import Chain, Chains
 from istiod.compile.connection import outbound_http, tcp_proxy
 from istiod.compile.envoy import any_of, duration, socket_address, true
 from istiod.compile.principal import cidr
@@ -26,7 +27,6 @@ from istiod.compile.tcp_route import OpaqueRoute, opaque_routes
 from istiod.compile.view import View
 from istiod.services import MeshService, Protocol, ServicePort
 
-Chain: TypeAlias = listener_components_pb2.FilterChain
 ANY_V4, ANY_V6 = "0.0.0.0", "::"  # noqa: S104 - capture decides who comes
 SNIFFED_HTTP = ("http/1.1", "h2c")
 TLS_INSPECTOR = "envoy.filters.listener.tls_inspector"
@@ -41,17 +41,27 @@ class PortPlan:
     opaque: list[tuple[MeshService, ServicePort]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class VipPlan:
+    """An opaque port of one service and its addresses that no older service has on that port."""
+
+    service: MeshService
+    port: ServicePort
+    addresses: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class OutboundPlan:
     """All outbound listeners of a proxy before they are made."""
 
     ports: dict[int, PortPlan] = field(default_factory=dict)
-    vips: list[tuple[MeshService, ServicePort]] = field(default_factory=list)
+    vips: list[VipPlan] = field(default_factory=list)
 
 
 def plan(view: View) -> OutboundPlan:
     """Sort every visible port: by its number when HTTP, else by its service's address."""
     result = OutboundPlan()
+    taken: set[tuple[str, int]] = set()
     own = (view.proxy.outbound_port, view.proxy.inbound_port)
     for service in view.scope.services.values():
         plain = any("/" not in address for address in service.addresses)
@@ -61,7 +71,10 @@ def plan(view: View) -> OutboundPlan:
             if port.protocol.is_http:
                 result.ports.setdefault(port.number, PortPlan()).http.append(service)
             elif plain:
-                result.vips.append((service, port))
+                free = tuple(one for one in view.addresses(service) if (one, port.number) not in taken)
+                taken.update((one, port.number) for one in free)
+                if free:
+                    result.vips.append(VipPlan(service, port, free))
             else:
                 entry = result.ports.setdefault(port.number, PortPlan())
                 entry.opaque.append((service, port))
@@ -81,6 +94,8 @@ def virtual_outbound(view: View) -> listener_pb2.Listener:
         filter_chain_match=listener_components_pb2.FilterChainMatch(destination_port={"value": port}),
         filters=[tcp_proxy(naming.BLACK_HOLE, [(naming.BLACK_HOLE, 1)], view.mesh)],
     )
+    # An address of the mesh on a port that none of its services has.
+    result.filter_chains.extend(_unserved_chains(view))
     target = naming.BLACK_HOLE if view.scope.registry_only else naming.PASSTHROUGH
     result.filter_chains.add(
         name="virtualOutbound-catchall-tcp", filters=[tcp_proxy(target, [(target, 1)], view.mesh)]
@@ -93,43 +108,40 @@ def wildcard_listener(view: View, port: int, entry: PortPlan) -> listener_pb2.Li
     """`0.0.0.0_PORT`: HTTP by RDS, services without address by SNI or address block, the rest passes through."""
     name = naming.listener(ANY_V4, port)
     result = _unbound(_listener(name, _wildcard_addresses(view, port)))
-    tls = False
+    chains = Chains(result)
     for service, service_port in entry.opaque:
         for chain in _opaque_chains(view, service, service_port, by_name=True):
-            if _is_default(chain):
-                if not entry.http and not result.HasField("default_filter_chain"):
-                    result.default_filter_chain.CopyFrom(chain)
-                continue
-            tls = tls or bool(chain.filter_chain_match.server_names)
-            result.filter_chains.append(chain)
+            if not _is_default(chain):
+                chains.add(chain)
+            elif not entry.http and not result.HasField("default_filter_chain"):
+                result.default_filter_chain.CopyFrom(chain)
     if entry.http:
-        result.filter_chains.append(_http_chain(view, name, str(port)))
+        chains.add(_http_chain(view, name, str(port)))
+        to_virtual = _http_chain(view, name, str(port))
+        to_virtual.filter_chain_match.prefix_ranges.extend(virtual.blocks())
+        to_virtual.filters.insert(0, virtual.note_destination())
+        chains.add(to_virtual)
+    chains.extend(_unserved_chains(view))
     if not result.HasField("default_filter_chain"):
         result.default_filter_chain.CopyFrom(_passthrough_chain(view))
-    _inspect(result, view, tls=tls, http=bool(entry.http))
-    if not result.filter_chains:
-        # A single opaque service without address: everything on this port is its own.
-        result.filter_chains.append(result.default_filter_chain)
-        result.ClearField("default_filter_chain")
+    _inspect(result, view, http=bool(entry.http))
     return result
 
 
-def vip_listener(view: View, service: MeshService, port: ServicePort) -> listener_pb2.Listener:
+def vip_listener(view: View, one: VipPlan) -> listener_pb2.Listener:
     """`VIP_PORT` of one service that is not (known to be) HTTP."""
-    addresses = view.addresses(service)
-    name = naming.listener(addresses[0], port.number)
-    result = _unbound(_listener(name, [socket_address(address, port.number) for address in addresses]))
-    tls = False
+    service, port = one.service, one.port
+    name = naming.listener(one.addresses[0], port.number)
+    result = _unbound(_listener(name, [socket_address(address, port.number) for address in one.addresses]))
+    chains = Chains(result)
     for chain in _opaque_chains(view, service, port, by_name=False):
-        if _is_default(chain):
-            if not result.HasField("default_filter_chain"):
-                result.default_filter_chain.CopyFrom(chain)
-            continue
-        tls = tls or bool(chain.filter_chain_match.server_names)
-        result.filter_chains.append(chain)
+        if not _is_default(chain):
+            chains.add(chain)
+        elif not result.HasField("default_filter_chain"):
+            result.default_filter_chain.CopyFrom(chain)
     if port.protocol is Protocol.AUTO:
-        result.filter_chains.append(_http_chain(view, name, f"{service.host}:{port.number}"))
-    _inspect(result, view, tls=tls, http=port.protocol is Protocol.AUTO)
+        chains.add(_http_chain(view, name, f"{service.host}:{port.number}"))
+    _inspect(result, view, http=port.protocol is Protocol.AUTO)
     if not result.filter_chains:
         result.filter_chains.append(result.default_filter_chain)
         result.ClearField("default_filter_chain")
@@ -153,7 +165,7 @@ def _opaque_chains(view: View, service: MeshService, port: ServicePort, *, by_na
     """Chains for the rules of a port, then the service itself. `by_name`: the listener is shared by others."""
     blocks = tuple(address for address in service.addresses if "/" in address) if by_name else ()
     routes = opaque_routes(view, service, port)
-    if not any(not route.server_names and not route.subnets for route in routes):
+    if not any(route.takes_all(port) for route in routes):
         name = naming.opaque_cluster if port.protocol is Protocol.AUTO else naming.outbound_cluster
         cluster = name(port.number, "", service.host)
         names = (service.host,) if by_name and not blocks and port.protocol is Protocol.TLS else ()
@@ -164,14 +176,12 @@ def _opaque_chains(view: View, service: MeshService, port: ServicePort, *, by_na
     for route in routes:
         match = listener_components_pb2.FilterChainMatch(server_names=route.server_names)
         match.prefix_ranges.extend(cidr(block) for block in route.subnets or blocks)
-        if route.server_names:
+        if route.tls or route.server_names:
             match.transport_protocol = "tls"
         filters = [tcp_proxy(route.name, list(route.clusters), view.mesh, idle)]
         chain = Chain(name=route.name, filters=filters)
         if match != listener_components_pb2.FilterChainMatch():
             chain.filter_chain_match.CopyFrom(match)
-        if any(chain.filter_chain_match == other.filter_chain_match for other in chains):
-            continue
         chains.append(chain)
     return chains
 
@@ -192,8 +202,22 @@ def _passthrough_chain(view: View) -> Chain:
     return Chain(name="PassthroughFilterChain", filters=[tcp_proxy(target, [(target, 1)], view.mesh)])
 
 
-def _inspect(listener: listener_pb2.Listener, view: View, *, tls: bool, http: bool) -> None:
+def _unserved_chains(view: View) -> list[Chain]:
+    """Connections to virtual addresses that nothing else takes: closed at once.
+
+    Envoy does not go back once a transport matched: raw bytes beside an HTTP chain need a chain of their own.
+    """
+    filters = [tcp_proxy(naming.BLACK_HOLE, [(naming.BLACK_HOLE, 1)], view.mesh)]
+    chains = [Chain(name="virtual-unserved", filters=filters) for _ in range(2)]
+    for chain, transport in zip(chains, ("raw_buffer", ""), strict=True):
+        chain.filter_chain_match.prefix_ranges.extend(virtual.blocks())
+        chain.filter_chain_match.transport_protocol = transport
+    return chains
+
+
+def _inspect(listener: listener_pb2.Listener, view: View, *, http: bool) -> None:
     """Listener filters that look at the first bytes, and for how long they wait for them."""
+    tls = any(chain.filter_chain_match.transport_protocol == "tls" for chain in listener.filter_chains)
     if tls or http:
         listener.listener_filters.add(
             name=TLS_INSPECTOR, typed_config=any_of(tls_inspector_pb2.TlsInspector())

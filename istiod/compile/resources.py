@@ -26,6 +26,7 @@ from istiod.compile.name_table import name_table
 from istiod.compile.outbound import (
     OutboundPlan,
     PortPlan,
+    VipPlan,
     entry_key,
     opaque_key,
     plan,
@@ -33,10 +34,17 @@ from istiod.compile.outbound import (
     virtual_outbound,
     wildcard_listener,
 )
-from istiod.compile.routes import Keyed, port_routes, route_configuration, service_routes
+from istiod.compile.routes import (
+    Keyed,
+    Routes,
+    port_routes,
+    route_configuration,
+    service_routes,
+    virtual_routes,
+)
 from istiod.compile.view import View
 from istiod.proxy import ProxyInfo
-from istiod.services import Endpoint, MeshService, Protocol, Resolution, ServicePort
+from istiod.services import Endpoint, MeshService, Protocol, Resolution
 from istiod.snapshot import Snapshot
 from wire.xds import CLUSTER, ENDPOINT, LISTENER, NAME_TABLE, ROUTE, EncodedResource, encode
 
@@ -197,9 +205,9 @@ def _listeners(view: View, outbound: OutboundPlan, cache: Cache) -> Encoded:
     for number, entry in outbound.ports.items():
         key = ("wildcard", number, entry_key(view, entry), shape)
         made.append(cache.get(key, partial(_wildcard, view, number, entry)))
-    for service, port in outbound.vips:
-        vip_key = ("vip", opaque_key(view, service, port), shape)
-        made.append(cache.get(vip_key, partial(_vip, view, service, port)))
+    for one in outbound.vips:
+        vip_key = ("vip", opaque_key(view, one.service, one.port), one.addresses, shape)
+        made.append(cache.get(vip_key, partial(_vip, view, one)))
     made.append(_inbound_listener(view, cache))
     return {resource.name: resource for resource in made}
 
@@ -208,8 +216,8 @@ def _wildcard(view: View, port: int, entry: PortPlan) -> EncodedResource:
     return _encode(wildcard_listener(view, port, entry))
 
 
-def _vip(view: View, service: MeshService, port: ServicePort) -> EncodedResource:
-    return _encode(vip_listener(view, service, port))
+def _vip(view: View, one: VipPlan) -> EncodedResource:
+    return _encode(vip_listener(view, one))
 
 
 def _inbound_listener(view: View, cache: Cache) -> EncodedResource:
@@ -247,19 +255,22 @@ def _inbound_listener(view: View, cache: Cache) -> EncodedResource:
 def _routes(view: View, outbound: OutboundPlan, cache: Cache) -> Encoded:
     found: Encoded = {}
 
-    def add(name: str, key: str, hosts: list[Keyed]) -> None:
+    def add(name: str, key: str, hosts: list[Keyed], to_virtual: Routes = ("", [])) -> None:
         found[name] = cache.get(
-            ("routes", name, key),
-            lambda: _encode(route_configuration(name, hosts, registry_only=view.scope.registry_only)),
+            ("routes", name, key, to_virtual[0]),
+            lambda: _encode(
+                route_configuration(name, hosts, to_virtual[1], registry_only=view.scope.registry_only)
+            ),
         )
 
     for port, entry in outbound.ports.items():
         if entry.http:
-            add(str(port), *port_routes(view, entry.http, port, cache))
-    for service, service_port in outbound.vips:
-        if service_port.protocol is Protocol.AUTO:
-            name = f"{service.host}:{service_port.number}"
-            add(name, *service_routes(view, service, service_port.number, cache))
+            to_virtual = virtual_routes(view, entry.http, port, cache)
+            add(str(port), *port_routes(view, entry.http, port, cache), to_virtual)
+    for one in outbound.vips:
+        if one.port.protocol is Protocol.AUTO:
+            name = f"{one.service.host}:{one.port.number}"
+            add(name, *service_routes(view, one.service, one.port.number, cache))
     return found
 
 

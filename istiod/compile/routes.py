@@ -2,6 +2,8 @@
 
 Names (Istio): the configuration of a wildcard listener is its port (`9080`), that of a sniffed VIP listener
 `HOST:PORT`; virtual hosts are `HOST:PORT`; what no virtual host knows goes to `allow_any` or `block_all`.
+An application may send any authority to an address that mesh DNS gave it (a reverse proxy sends its client's): such a
+call belongs to the service that has the address, never to the address itself, which exists nowhere.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import hashlib
 
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 
-from istiod.compile import naming
+from istiod.compile import naming, virtual
 from istiod.compile.cache import Cache
 from istiod.compile.envoy import duration, uint32
 from istiod.compile.http_route import RouteContext, default_route, hash_policy, http_routes
@@ -21,6 +23,7 @@ from istiod.services import MeshService
 
 PHANTOM_PORT = 80
 Keyed = tuple[route_components_pb2.VirtualHost, str]
+Routes = tuple[str, list[route_components_pb2.Route]]
 
 
 def port_routes(view: View, services: list[MeshService], port: int, cache: Cache) -> tuple[str, list[Keyed]]:
@@ -32,15 +35,43 @@ def port_routes(view: View, services: list[MeshService], port: int, cache: Cache
 
 
 def service_routes(view: View, service: MeshService, port: int, cache: Cache) -> tuple[str, list[Keyed]]:
-    """The virtual host of one sniffed service."""
-    hosts = [_service_host(view, service, port, cache)]
+    """The virtual host of one sniffed service, whose listener is its address: every authority means it (Istio)."""
+    hosts = [_service_host(view, service, port, cache, ["*"])]
     return _key(view, hosts, f"{service.host}:{port}"), hosts
 
 
+def virtual_routes(view: View, services: list[MeshService], port: int, cache: Cache) -> Routes:
+    """Where calls with a foreign authority go, by the virtual address that they were made to, and a key for it."""
+    found = [_virtual_routes(view, service, port, cache) for service in services]
+    key = hashlib.sha256("\n".join(key for key, _ in found).encode()).hexdigest()[:16]
+    return key, [route for _, routes in found for route in routes]
+
+
+def _virtual_routes(view: View, service: MeshService, port: int, cache: Cache) -> Routes:
+    addresses = tuple(address for address in view.addresses(service) if virtual.is_virtual(address))
+    key = ("virtual", service.key, port, view.rule_key(service), addresses)
+
+    def make() -> Routes:
+        routes = []
+        for address in addresses:
+            route = _plain_route(view, service, port)
+            route.match.CopyFrom(virtual.went_to(address))
+            routes.append(route)
+        text = b"".join(route.SerializeToString(deterministic=True) for route in routes)
+        return hashlib.sha256(text).hexdigest()[:16], routes
+
+    return cache.get(key, make)
+
+
 def route_configuration(
-    name: str, hosts: list[Keyed], *, registry_only: bool
+    name: str,
+    hosts: list[Keyed],
+    to_virtual: list[route_components_pb2.Route],
+    *,
+    registry_only: bool,
 ) -> route_pb2.RouteConfiguration:
-    """Put virtual hosts together. A domain that two of them claim belongs to the first."""
+    """Put virtual hosts together. A domain that two of them claim belongs to the first; `to_virtual` are the routes
+    of calls to virtual addresses for authorities that none of them has."""
     result = route_pb2.RouteConfiguration(name=name, ignore_port_in_host_matching=True)
     result.validate_clusters.value = False
     result.max_direct_response_body_size_bytes.CopyFrom(uint32(1 << 20))
@@ -58,13 +89,14 @@ def route_configuration(
             del copy.domains[:]
             copy.domains.extend(domains)
     if "*" not in seen:
-        result.virtual_hosts.append(_fallback(registry_only=registry_only))
+        result.virtual_hosts.append(_fallback(to_virtual, registry_only=registry_only))
     return result
 
 
 def domains_of(service: MeshService, namespace: str, suffix: str) -> list[str]:
     """What callers in `namespace` may write as the authority (ports are ignored when matching)."""
-    found = [service.host]
+    # With a final dot, a name is the same name (Istio since 1.26).
+    found = [service.host, f"{service.host}."]
     tail = f".svc.{suffix}"
     if service.host.endswith(tail):
         short = service.host.removesuffix(tail)
@@ -79,9 +111,11 @@ def domains_of(service: MeshService, namespace: str, suffix: str) -> list[str]:
     return found
 
 
-def _service_host(view: View, service: MeshService, port: int, cache: Cache) -> Keyed:
+def _service_host(
+    view: View, service: MeshService, port: int, cache: Cache, domains: list[str] | None = None
+) -> Keyed:
     document = view.virtual_service(service.host)
-    domains = domains_of(service, view.proxy.namespace, view.mesh.domain_suffix)
+    domains = domains or domains_of(service, view.proxy.namespace, view.mesh.domain_suffix)
     key: tuple[object, ...] = ("vhost", service.key, port, view.rule_key(service), tuple(domains))
     if document is not None:
         key += (*_document_key(view, document),)
@@ -125,7 +159,8 @@ def _phantom_host(view: View, host: str, document: Document[VirtualService], cac
 def _phantom_domains(view: View, host: str, document: Document[VirtualService]) -> list[str]:
     tail = f".{document.resource.namespace}.svc.{view.mesh.domain_suffix}"
     near = document.resource.namespace == view.proxy.namespace
-    return [host, host.removesuffix(tail)] if near and host.endswith(tail) else [host]
+    found = [host, f"{host}."]
+    return [*found, host.removesuffix(tail)] if near and host.endswith(tail) else found
 
 
 def _document_key(view: View, document: Document[VirtualService]) -> tuple[object, ...]:
@@ -149,9 +184,15 @@ def _routes(view: View, document: Document[VirtualService], port: int) -> list[r
     return http_routes(document, context, view.delegate)
 
 
-def _fallback(*, registry_only: bool) -> route_components_pb2.VirtualHost:
+def _fallback(
+    to_virtual: list[route_components_pb2.Route], *, registry_only: bool
+) -> route_components_pb2.VirtualHost:
     name = naming.BLOCK_ALL if registry_only else naming.ALLOW_ANY
     host = route_components_pb2.VirtualHost(name=name, domains=["*"], include_request_attempt_count=True)
+    if not registry_only:
+        host.routes.extend(to_virtual)
+        unserved = host.routes.add(name="virtual-unserved", match=virtual.went_to(""))
+        unserved.route.cluster = naming.BLACK_HOLE
     route = host.routes.add(name=name, match=route_components_pb2.RouteMatch(prefix="/"))
     if registry_only:
         route.direct_response.status = 502

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from istiod.compile.view import View
 from istiod.resources.virtual_service import L4Match, TcpDestination, TlsMatch
-from istiod.services import MeshService, ServicePort, includes
+from istiod.services import MeshService, Protocol, ServicePort, includes
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,12 @@ class OpaqueRoute:
     clusters: tuple[tuple[str, int], ...]
     server_names: tuple[str, ...] = ()
     subnets: tuple[str, ...] = ()
+    tls: bool = False
+    """Only TLS connections, whatever their server name."""
+
+    def takes_all(self, port: ServicePort) -> bool:
+        """Whether nothing that the port speaks is left to later routes."""
+        return not (self.server_names or self.subnets or (self.tls and port.protocol is not Protocol.TLS))
 
 
 def opaque_routes(view: View, service: MeshService, port: ServicePort) -> list[OpaqueRoute]:
@@ -34,7 +40,9 @@ def opaque_routes(view: View, service: MeshService, port: ServicePort) -> list[O
         for match in tls.match:
             if _applies(view, match, port):
                 clusters = _clusters(view, tls.route, namespace, port)
-                found.append(OpaqueRoute(label, clusters, match.sni_hosts, match.destination_subnets))
+                every = "*" in match.sni_hosts
+                names = () if every else match.sni_hosts
+                found.append(OpaqueRoute(label, clusters, names, match.destination_subnets, every))
     for tcp in document.spec.tcp:
         clusters = _clusters(view, tcp.route, namespace, port)
         for condition in tcp.match or (None,):

@@ -6,7 +6,7 @@ Not for: TLS (tls.py) and cluster types (clusters.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
@@ -49,24 +49,30 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class HostRule:
-    """All DestinationRules of one host as one: the first trafficPolicy, every subset once."""
+    """All DestinationRules of one host as one: the first trafficPolicy, every subset once.
+
+    `virtual`: the host's addresses exist nowhere, so PASSTHROUGH, "to the address that was called", has no effect.
+    """
 
     policy: TrafficPolicy | None
     subsets: Mapping[str, Subset]
     rules: tuple[Document[DestinationRule], ...]
+    virtual: bool = False
 
     def effective(self, port: int, subset: str) -> Policy:
         """The policy for calls to `port` of `subset` ("" for the whole host)."""
-        wide = _of(self.policy, port, Policy())
+        found = _of(self.policy, port, Policy())
         if subset and subset in self.subsets:
-            return _of(self.subsets[subset].traffic_policy, port, wide)
-        return wide
+            found = _of(self.subsets[subset].traffic_policy, port, found)
+        if self.virtual and found.load_balancer is not None and found.load_balancer.simple == "PASSTHROUGH":
+            return replace(found, load_balancer=None)
+        return found
 
 
 NO_RULE = HostRule(None, {}, ())
 
 
-def merge(rules: tuple[Document[DestinationRule], ...]) -> HostRule:
+def merge(rules: tuple[Document[DestinationRule], ...], *, virtual: bool = False) -> HostRule:
     """Istio's merge of rules of the same host: the oldest wins what cannot be had twice."""
     if not rules:
         return NO_RULE
@@ -75,7 +81,7 @@ def merge(rules: tuple[Document[DestinationRule], ...]) -> HostRule:
     for rule in rules:
         for subset in rule.spec.subsets:
             subsets.setdefault(subset.name, subset)
-    return HostRule(policy, subsets, rules)
+    return HostRule(policy, subsets, rules, virtual)
 
 
 def _of(policy: TrafficPolicy | None, port: int, wide: Policy) -> Policy:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from istiod.compile import naming
 from istiod.compile.traffic_policy import HostRule, merge
+from istiod.compile.virtual import all_virtual
 from istiod.proxy import ProxyInfo
 from istiod.resources.destination_rule import ConsistentHash
 from istiod.resources.document import Document
@@ -139,7 +140,7 @@ class View:
             key = ",".join(
                 f"{rule.resource.namespace}/{rule.resource.name}:{self.snapshot.key(rule)}" for rule in rules
             )
-            found = self._rules[service.host] = (merge(rules), key)
+            found = self._rules[service.host] = (merge(rules, virtual=all_virtual(service.addresses)), key)
         return found
 
 

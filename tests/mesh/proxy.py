@@ -170,6 +170,7 @@ class Proxy:
         connection = ConnectionInfo(
             1, remote, local, tls=chain.tls is not None, peer=peer, sni=opening.server_name,
             local_uri_sans=(self.identity,), listener=listener.name, filter_chain=chain.name,
+            filter_state=chain.filter_state,
         )  # fmt: skip
         gate = compile_network(chain.network_filters, self._state)
         refusal = gate.enter(connection) if gate is not None else None

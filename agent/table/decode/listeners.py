@@ -9,6 +9,7 @@ from agent.table.decode.matchers import ip_only, metadata, networks
 from agent.table.decode.message import Reader
 from agent.table.decode.network_filters import network_filters
 from agent.table.decode.tls import downstream_tls
+from agent.table.filter_config import SetFilterState
 from agent.table.listener import Address, ChainMatch, Direction, FilterChain, Listener
 
 _DIRECTIONS = {"UNSPECIFIED": "unspecified", "INBOUND": "inbound", "OUTBOUND": "outbound"}
@@ -141,6 +142,9 @@ def filter_chain(reader: Reader) -> FilterChain:
             match=ChainMatch() if match is None else _chain_match(match),
             terminal=terminal,
             network_filters=filters,
+            filter_state=frozenset(
+                key for one in filters if isinstance(one.value, SetFilterState) for key in one.value.keys
+            ),
             tls=downstream_tls(r.child("transport_socket")),
             handshake_timeout=r.seconds("transport_socket_connect_timeout", 15.0),
             metadata=metadata(r.child("metadata")),

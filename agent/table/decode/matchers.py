@@ -10,6 +10,7 @@ import re2
 from agent.table.decode.message import Reader, tree
 from agent.table.listener import Address
 from agent.table.matchers import (
+    FilterStateMatch,
     Fraction,
     HeaderMatch,
     MetadataMatch,
@@ -125,6 +126,15 @@ def metadata_match(reader: Reader) -> MetadataMatch:
             with segment as s:
                 path.append(s.text("key"))
         return MetadataMatch(r.text("filter"), tuple(path), value_match(r.must("value")), r.boolean("invert"))
+
+
+def filter_state_match(reader: Reader) -> FilterStateMatch:
+    """FilterStateMatcher."""
+    with reader as r:
+        key, kind = r.text("key"), r.which("matcher")
+        if kind != "string_match":
+            r.fail(kind, "unsupported field" if kind else "string_match is required")
+        return FilterStateMatch(key, string_match(r.must(kind)))
 
 
 def value_match(reader: Reader) -> ValueMatch:

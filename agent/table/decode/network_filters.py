@@ -10,11 +10,12 @@ from agent.table.decode.http_manager import http_manager
 from agent.table.decode.matchers import data, metadata
 from agent.table.decode.message import Reader
 from agent.table.decode.rbac import network_rbac
-from agent.table.filter_config import ConnectionLimit, NetworkRateLimit
+from agent.table.filter_config import ConnectionLimit, NetworkRateLimit, SetFilterState
 from agent.table.listener import FilterConfig, FixedAnswer, HttpManager, TcpProxy, WeightedTcp
 
 Terminal: TypeAlias = HttpManager | TcpProxy | FixedAnswer
 
+DESTINATION = "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%"
 _NETWORK = "envoy.extensions.filters.network."
 
 
@@ -44,6 +45,8 @@ def network_filters(reader: Reader, name: str) -> tuple[tuple[FilterConfig, ...]
                     found.append(FilterConfig(filter_name, "network_rate_limit", limit))
             elif typed.type == f"{_NETWORK}rbac.v3.RBAC":
                 found.append(FilterConfig(filter_name, "network_rbac", network_rbac(typed)))
+            elif typed.type == f"{_NETWORK}set_filter_state.v3.Config":
+                found.append(FilterConfig(filter_name, "set_filter_state", _filter_state(typed)))
             elif typed.type == f"{_NETWORK}connection_limit.v3.ConnectionLimit":
                 found.append(FilterConfig(filter_name, "connection_limit", _connection_limit(typed)))
             else:
@@ -51,6 +54,29 @@ def network_filters(reader: Reader, name: str) -> tuple[tuple[FilterConfig, ...]
     if terminal is None:
         reader.fail(name, "the last filter must be a connection manager or a TCP proxy")
     return tuple(found), terminal
+
+
+def _filter_state(reader: Reader) -> SetFilterState:
+    """Only the destination's address can be noted. No other filter changes it, so it is read-only whatever it says."""
+    keys: set[str] = set()
+    with reader as r:
+        for item in r.children("on_new_connection"):
+            with item as value:
+                value.without_effect("read_only", "skip_if_empty")
+                value.only("factory_key", "", "envoy.string")
+                value.only("shared_with_upstream", 0)
+                key = value.text("object_key")
+                with value.must("format_string") as text:
+                    kind = text.which("format")
+                    given = (
+                        data(text.must(kind)).decode() if kind == "text_format_source" else text.text(kind)
+                    )
+                    if given != DESTINATION:
+                        text.fail(kind, f"only {DESTINATION} is supported")
+                if not key:
+                    value.fail("object_key", "required")
+                keys.add(key)
+    return SetFilterState(frozenset(keys))
 
 
 def _rate_limit(reader: Reader) -> NetworkRateLimit | None:

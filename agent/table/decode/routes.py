@@ -7,6 +7,7 @@ from typing import Any
 from agent.table.decode.actions import direct, forward, mirrors, redirect
 from agent.table.decode.cors import cors_policy
 from agent.table.decode.matchers import (
+    filter_state_match,
     header_changes,
     header_matches,
     metadata,
@@ -175,6 +176,7 @@ def route_match(reader: Reader) -> RouteMatch:
             tls_presented=presented,
             tls_validated=validated,
             metadata=tuple(metadata_match(item) for item in r.children("dynamic_metadata")),
+            filter_state=tuple(filter_state_match(item) for item in r.children("filter_state")),
         )
 
 
