@@ -143,7 +143,7 @@ class Attempts(Reception):
         state.told_delay = 0.0
         host = self.tried[-1]
         if (
-            host is not None and head.status < 500
+            host is not None and not 500 <= head.status < 600
         ):  # a response that is retried is an error of its host, whatever its status
             host.rq_error += 1
             host.rq_success -= 1
@@ -236,7 +236,7 @@ class Attempts(Reception):
         """Tell outlier detection of a response."""
         host, cluster = self.host, self.cluster
         if host is not None:
-            if status >= 500:
+            if 500 <= status < 600:
                 host.rq_error += 1
             else:
                 host.rq_success += 1

@@ -14,6 +14,7 @@ from agent.http.request import RequestContext
 from agent.routing.plan import RoutePlan
 from agent.table.cluster import Endpoint
 from agent.table.listener import Address
+from agent.table.matchers import decimal
 from agent.upstream.cluster import ClusterRuntime
 from agent.upstream.host import Host
 from agent.upstream.retry import RetryState
@@ -50,9 +51,10 @@ def original_destination(cluster: ClusterRuntime, ctx: RequestContext) -> Endpoi
                 host = str(ip_address(address.strip("[]")))
             except ValueError:
                 return None
-            if not number.isdigit():
+            found = decimal(number.encode())
+            if found is None or not 0 <= found <= 65535:
                 return None
-            port = int(number)
+            port = found
     return Endpoint(Address(host, cluster.config.upstream_port or port))
 
 
@@ -61,14 +63,20 @@ def timeouts(plan: RoutePlan, headers: Headers) -> tuple[float, float]:
     total = plan.timeout if plan.max_stream_duration is None else 0.0
     each = plan.retry.per_try_timeout if plan.retry is not None else 0.0
     told = headers.pop(b"x-envoy-upstream-rq-timeout-ms", None)
-    if told is not None and told.isdigit():
-        total = int(told) / 1000.0
+    if told is not None:
+        total = _seconds(told, total)
     told = headers.pop(b"x-envoy-upstream-rq-per-try-timeout-ms", None)
-    if told is not None and told.isdigit():
-        each = int(told) / 1000.0
+    if told is not None:
+        each = _seconds(told, each)
     if total and each >= total:
         each = 0.0
     return total, each
+
+
+def _seconds(told: bytes, default: float) -> float:
+    """A header's milliseconds; the default where it is no number of 64 bits."""
+    number = decimal(told)
+    return default if number is None or number < 0 else number / 1000.0
 
 
 def tell_timeout(headers: Headers, total: float, each: float) -> None:

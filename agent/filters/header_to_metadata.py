@@ -7,6 +7,7 @@ their order; what a rule removes is gone for the next one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isfinite, nan
 from typing import Any, TypeAlias
 
 from agent.filters.chain import Placed, most_specific
@@ -85,9 +86,12 @@ def _setter(config: MetadataValue) -> Callable[[RequestContext, bytes], None]:
             return
         final: Any = told.decode("utf-8", "surrogateescape")
         if number:
+            # float() also reads underscores, which absl::SimpleAtod does not.
             try:
-                final = float(final)
+                final = float(final) if "_" not in final else nan
             except ValueError:
+                return
+            if not isfinite(final):
                 return
         ctx.note(namespace, {key: final})
 

@@ -13,7 +13,9 @@ from typing import Any, Final
 
 import h11r
 
+from agent.http.h1_chunks import ChunkedBody
 from agent.http.h1_message import (
+    CHUNKED,
     NO_HOST,
     ClientCodec,
     H1Violation,
@@ -42,10 +44,13 @@ _End = h11r.EndOfMessage
 _Response = h11r.Response
 _Informational = h11r.InformationalResponse
 _DONE: Final = h11r.State.DONE
+_SENDING_BODY: Final = h11r.State.SEND_BODY
 _HOST: Final = ((b"host", b"-"),)
 _MARK: Final = b"host: " + NO_HOST + b"\r\n"
 _HOSTS: Final = re.compile(rb"^host:([^\r\n]*)", re.MULTILINE)
 _H11R_HEADERS: Final = 65535
+_STATUS_LINE: Final = re.compile(rb"[\r\n]*HTTP/([0-9]\.[0-9]) ([2-9][0-9][0-9])(?=[ \r\n])")
+_LAST_CHUNK: Final = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n"
 
 
 class FastServerCodec(ServerCodec):
@@ -244,9 +249,18 @@ class FastClientCodec(ClientCodec):
     """Reads responses. Invariant: between messages neither `_awaiting` nor a parser nor a body to come is there, so bytes
     that come then are garbage; `_awaiting` means that nothing of the response has been read."""
 
-    __slots__ = ("_awaiting", "_left", "_limits", "_method", "_parser", "_rest", "_sink", "_upgrade", "_used")
+    __slots__ = (
+        "_awaiting", "_chunks", "_first", "_left", "_limits", "_method", "_parser", "_rest", "_sink", "_told", "_upgrade",
+        "_used",
+    )  # fmt: skip
 
     def __init__(self, sink: ResponseSink, limits: Limits) -> None:
+        self._first = b""
+        """Of a head that the parser has not read to its end."""
+        self._told: tuple[int, bytes] | None = None
+        """Status and version of a head that was changed for the parser."""
+        self._chunks: ChunkedBody | None = None
+        """Reads the body in progress."""
         self._sink = sink
         self._limits = limits
         self._awaiting = False
@@ -279,15 +293,42 @@ class FastClientCodec(ClientCodec):
         if self._left:
             self._plain_data(data)
             return
+        if self._chunks is not None:
+            self._chunked_data(self._chunks, data)
+            return
         parser = self._parser
         if parser is None:
             self._rest += data
             return
+        reading_head = parser.peer_state is not _SENDING_BODY
+        if reading_head:
+            self._first = self._first + data if self._first else data
         try:
             parser.receive_data(data)
             self._advance(parser)
         except h11r.RemoteProtocolError as error:
-            raise H1Violation(502, "http1.codec_error", str(error)) from None
+            if not reading_head or not self._read_again():
+                raise H1Violation(502, "http1.codec_error", str(error)) from None
+
+    def _read_again(self) -> bool:
+        """A head that h11r refuses and Envoy takes: a status from 600 on, or a version other than 1.1 with chunks. It is
+        read with 200 and HTTP/1.1 in their place."""
+        match = _STATUS_LINE.match(self._first)
+        if match is None or self._told is not None:
+            return False
+        status = match[2] if int(match[2]) < 600 else b"200"
+        head = b"HTTP/1.1 " + status + self._first[match.end() :]
+        self._used = None
+        self._prepare()
+        self._told = (int(match[2]), match[1])
+        parser = self._parser
+        assert parser is not None
+        try:
+            parser.receive_data(head)
+            self._advance(parser)
+        except h11r.RemoteProtocolError:
+            return False
+        return True
 
     def _plain_head(self, plain: PlainHead, data: bytes) -> None:
         """A response whose head was read without the parser, and what came with it."""
@@ -309,6 +350,33 @@ class FastClientCodec(ClientCodec):
         if not self._left:
             self._sink.response_end(None)
 
+    def _chunked_data(self, chunks: ChunkedBody, data: bytes) -> None:
+        content = chunks.receive(data)
+        if content:
+            self._sink.response_data(content)
+        if chunks.error and self._chunks is chunks:
+            raise H1Violation(502, "http1.codec_error", chunks.error)
+        if chunks.done and self._chunks is chunks:
+            self._chunks = None
+            self._rest = chunks.rest
+            self._sink.response_end(self._trailers(chunks.trailers) if chunks.trailers else None)
+
+    def _trailers(self, lines: bytes) -> Headers | None:
+        """Field lines after the last chunk, judged by the parser."""
+        parser = h11r.Connection(
+            _CLIENT, max_head_bytes=self._limits.max_head_bytes, max_header_count=_H11R_HEADERS
+        )
+        parser.send_request(b"GET", b"/", _HOST)
+        parser.end_of_message()
+        try:
+            parser.receive_data(_LAST_CHUNK + lines + b"\r\n")
+            parser.next_event()
+            event: Any = parser.next_event()
+        except h11r.RemoteProtocolError as error:
+            raise H1Violation(502, "http1.codec_error", str(error)) from None
+        fields = event.trailers if type(event) is _End else None
+        return Headers.of_wire(fields) if fields and self._limits.trailers else None
+
     def _prepare(self) -> None:
         """A parser that knows what was asked."""
         parser = self._used
@@ -319,6 +387,8 @@ class FastClientCodec(ClientCodec):
         else:
             self._used = None
         self._parser = parser
+        self._first = b""
+        self._told = None
         method, upgrade = self._method, self._upgrade
         if upgrade and upgrade != b"connect":
             parser.send_request(method, b"/", (*_HOST, (b"upgrade", upgrade), (b"connection", b"upgrade")))
@@ -328,7 +398,7 @@ class FastClientCodec(ClientCodec):
 
     def end_of_input(self) -> None:
         """See ClientCodec."""
-        if self._left:
+        if self._left or self._chunks is not None:
             raise H1Violation(502, "http1.codec_error", "the response ended before its body did")
         if self._awaiting or self._parser is not None:
             self.receive(b"")
@@ -351,14 +421,20 @@ class FastClientCodec(ClientCodec):
                 fields = event.headers
                 if len(fields) > self._limits.max_headers:
                     raise H1Violation(502, "http1.too_many_headers", "too many headers")
-                sink.response_head(
-                    judge_response(
-                        event.status_code,
-                        headers_of_wire(fields, self._limits),
-                        event.http_version != b"1.1",
-                        self._method,
-                    )
+                told = self._told
+                status, version = (event.status_code, event.http_version) if told is None else told
+                head = judge_response(
+                    status, headers_of_wire(fields, self._limits), version != b"1.1", self._method
                 )
+                if head.length == CHUNKED:
+                    rest = parser.trailing_data[0]
+                    self._parser = None
+                    self._chunks = chunks = ChunkedBody(self._limits.max_head_bytes)
+                    sink.response_head(head)
+                    if rest and self._chunks is chunks:
+                        self._chunked_data(chunks, rest)
+                    return
+                sink.response_head(head)
             elif kind is _Data:
                 sink.response_data(event.data)
             elif kind is _End:
@@ -372,6 +448,7 @@ class FastClientCodec(ClientCodec):
                 sink.response_end(Headers.of_wire(trailers) if trailers and self._limits.trailers else None)
                 return
             elif kind is _Informational:
+                self._first = parser.trailing_data[0]
                 sink.informational(event.status_code, Headers.of_wire(event.headers))
             else:
                 return

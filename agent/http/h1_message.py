@@ -34,6 +34,7 @@ METHODS: Final = frozenset(
 )
 """Methods that Envoy's HTTP/1 codec knows; others are refused unless custom methods are allowed."""
 
+_MOST_DIGITS: Final = 19
 _AUTHORITY: Final = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:@\[\]]*\Z")
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _VERSION_AT_END: Final = re.compile(rb"([^ ]+) +([^ ]+)(?: +HTTP/(\d)\.(\d))?\Z")
@@ -273,9 +274,7 @@ def _judge_framing(head: RequestHead, headers: Headers, old: bool) -> None:
         head.length = CHUNKED
         head.ended = False
     elif length is not None:
-        if not length.isdigit():
-            raise H1Violation(400, "http1.codec_error", "invalid content-length")
-        head.length = int(length)
+        head.length = _length(length, 400)
         head.ended = head.length == 0
     connection = headers.get(b"connection")
     if old:
@@ -296,6 +295,14 @@ def _judge_framing(head: RequestHead, headers: Headers, old: bool) -> None:
         headers.remove(b"expect")
 
 
+def _length(told: bytes, status: int) -> int:
+    """Content-Length, which Envoy holds in 64 bits. `status` is that of the refusal."""
+    digits = told.lstrip(b"0") if len(told) > _MOST_DIGITS else told
+    if not told.isdigit() or len(digits) > _MOST_DIGITS:
+        raise H1Violation(status, "http1.codec_error", "invalid content-length")
+    return int(digits or b"0")
+
+
 def judge_response(status: int, headers: Headers, old: bool, method: bytes) -> InboundResponse:
     """Envoy's verdict on a response head to a request with `method`. Raises H1Violation."""
     head = InboundResponse(status, headers)
@@ -314,9 +321,7 @@ def judge_response(status: int, headers: Headers, old: bool, method: bytes) -> I
             )
         head.length = CHUNKED
     elif length is not None:
-        if not length.isdigit():
-            raise H1Violation(502, "http1.codec_error", "invalid content-length")
-        head.length = int(length)
+        head.length = _length(length, 502)
         if status == 204 and head.length:
             raise H1Violation(502, "http1.body_disallowed", "204 with a body")
     else:

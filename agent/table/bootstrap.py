@@ -21,6 +21,7 @@ from agent.table.decode.matchers import address
 from agent.table.decode.message import Context, Reader, read_bytes, tree
 from agent.table.decode.text import parse
 from agent.table.decode.tls import secret
+from agent.table.errors import ConfigError
 from agent.table.listener import Address, Listener
 from agent.table.snapshot import Table
 from agent.table.tls import Secret
@@ -57,9 +58,15 @@ def load(
     environment: Mapping[str, str] | None = None,
 ) -> Bootstrap:
     """Parse YAML or JSON text. `source` names it in errors. Raises ConfigError with the field's path."""
+    try:
+        return _load(text, source, Context(read_file=read_file, environment=environment or {}))
+    except RecursionError:
+        raise ConfigError("", f"{source}: nested too deeply") from None
+
+
+def _load(text: str, source: str, context: Context) -> Bootstrap:
     message = parse(text, bootstrap_pb2.Bootstrap, source)
     check_constraints(message)
-    context = Context(read_file=read_file, environment=environment or {})
     with Reader(message, "", context) as r:
         runtime = _runtime(r)
         # How often statistics go to sinks (there are none), and how long a stuck thread may be stuck.

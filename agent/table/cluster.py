@@ -184,7 +184,7 @@ class Cluster:
     idle_timeout: float = 3600.0
     max_connection_duration: float = 0.0
     max_requests_per_connection: int = 0
-    max_response_headers_kb: int = 60
+    max_response_headers_kb: int = 80
     max_headers_count: int = 100
     max_stream_duration: float = 0.0
     buffer_limit: int = 1 << 20

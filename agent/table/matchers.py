@@ -95,13 +95,13 @@ EVERYTHING: Final = Fraction(100)
 NOTHING: Final = Fraction(0)
 
 
-_QUIET: Final = re2.Options()
-_QUIET.log_errors = False
+QUIET: Final = re2.Options()
+QUIET.log_errors = False
 
 
 def compile_pattern(pattern: str) -> BytesPredicate:
     """Predicate: does the whole subject match this RE2 pattern? Raises re2.error for a bad pattern."""
-    fullmatch = re2.compile(pattern.encode(), _QUIET).fullmatch
+    fullmatch = re2.compile(pattern.encode(), QUIET).fullmatch
 
     def matches(subject: bytes) -> bool:
         return fullmatch(subject) is not None

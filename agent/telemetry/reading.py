@@ -163,7 +163,8 @@ class Statistics:
     def _by_code(self, prefix: str, code: int, requests: int, *, exact: bool) -> None:
         self.count(f"{prefix}_completed", requests)
         if code:
-            self.count(f"{prefix}_{code // 100}xx", requests)
+            if code < 600:
+                self.count(f"{prefix}_{code // 100}xx", requests)
             if exact:
                 self.count(f"{prefix}_{code}", requests)
 

@@ -29,7 +29,7 @@ class OutlierDetector:
         config = self.config
         host.requests += 1
         host.consecutive_local = 0
-        if status < 500:
+        if not 500 <= status < 600:
             host.successes += 1
             host.consecutive_5xx = host.consecutive_gateway = 0
             return False

@@ -12,6 +12,7 @@ from typing import Final
 from agent.http.headers import Headers
 from agent.http.request import RequestContext, ResponseHead
 from agent.http.retry_plan import RetryPlan
+from agent.table.matchers import decimal
 from agent.upstream.reset import CONNECT_REASONS, OVERFLOW
 
 _GATEWAY: Final = frozenset((502, 503, 504))
@@ -66,7 +67,7 @@ class RetryState:
             return False
         if b"x-envoy-ratelimited" in headers and "envoy-ratelimited" not in on:
             return False
-        if status >= 500 and "5xx" in on:
+        if 500 <= status < 600 and "5xx" in on:
             return True
         if status in _GATEWAY and "gateway-error" in on:
             return True
@@ -89,9 +90,10 @@ class RetryState:
         self.told_delay = 0.0
         for name, is_time in self.plan.reset_headers:
             value = headers.get(name)
-            if value is None or not value.isdigit() or len(value) > 15:
+            number = None if value is None else decimal(value)
+            if number is None:
                 continue
-            seconds = int(value) - int(wall) if is_time else int(value)
+            seconds = number - int(wall) if is_time else number
             if 0 < seconds <= self.plan.max_reset:
                 self.told_delay = float(seconds)
                 return
@@ -110,6 +112,7 @@ class RetryState:
         self._extra_headers = names
 
 
+_UINT32: Final = 0xFFFFFFFF
 _EMPTY: Final = RetryPlan(on=frozenset(), attempts=1)
 
 
@@ -127,9 +130,9 @@ def begin(plan: RetryPlan | None, ctx: RequestContext) -> RetryState | None:
     if plan is not None and plan.retriable_request is not None and not plan.retriable_request(ctx):
         on = frozenset()
     if b"x-envoy-max-retries" in headers:
-        number = headers[b"x-envoy-max-retries"]
-        if number.isdigit():
-            left = int(number)
+        number = decimal(headers[b"x-envoy-max-retries"])
+        if number is not None and 0 <= number <= _UINT32:
+            left = number
     if not on:
         return None
     state = RetryState(policy, on, left)
@@ -158,7 +161,8 @@ def _names(headers: Headers) -> frozenset[str]:
 def _extend(state: RetryState, headers: Headers) -> None:
     codes = headers.get(b"x-envoy-retriable-status-codes")
     if codes is not None:
-        state.statuses = state.statuses | {int(code) for code in codes.split(b",") if code.strip().isdigit()}
+        numbers = [decimal(code) for code in codes.split(b",")]
+        state.statuses = state.statuses | {code for code in numbers if code is not None}
     names = headers.get(b"x-envoy-retriable-header-names")
     if names is not None:
         state.accept_header_names(frozenset(name.strip().lower() for name in names.split(b",")))

@@ -36,9 +36,14 @@ def read(config: Path) -> Bootstrap:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     try:
-        return load(Path(config).read_text(), str(config), environment=os.environ)
+        bootstrap = load(Path(config).read_text(), str(config), environment=os.environ)
     except (OSError, ValueError) as error:
         refuse(str(error))
+    if not bootstrap.table.listeners and bootstrap.admin is None:
+        refuse(
+            f"{config}: nothing to serve: static_resources.listeners is empty and there is no admin address"
+        )
+    return bootstrap
 
 
 def run(bootstrap: Bootstrap, admin: Admin | None = None, *, flush_seconds: float = FLUSH_SECONDS) -> None:

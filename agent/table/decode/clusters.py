@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isqrt
 from typing import Any
 
 from agent.table.cluster import Assignment, Cluster, Subsets, SubsetSelector, TransportMatch
@@ -116,7 +117,7 @@ def _balancing(r: Reader, discovery: str) -> dict[str, Any]:
     lb_config = _common_balancing(r, values)
     if (least := r.child("least_request_lb_config")) is not None:
         with least as config:
-            values["least_request_choices"] = max(2, config.integer("choice_count", 2))
+            values["least_request_choices"] = _choices(config)
             _no_bias(config)
     if (robin := r.child("round_robin_lb_config")) is not None:
         with robin:
@@ -127,7 +128,7 @@ def _balancing(r: Reader, discovery: str) -> dict[str, Any]:
             lb_config.update(_ring_sizes(config))
     if (maglev := r.child("maglev_lb_config")) is not None:
         with maglev as config:
-            lb_config["table_size"] = config.integer("table_size", 65537)
+            lb_config["table_size"] = _table_size(config)
     if (policy := r.child("load_balancing_policy")) is not None:
         values.update(_typed_policy(policy, lb_config))
     values["lb_config"] = lb_config
@@ -145,11 +146,36 @@ def _no_bias(config: Reader) -> None:
             b.only("default_value", 1.0)
 
 
+MOST_POINTS = 1 << 18
+"""As agent/upstream/balancer/consistent: what a worker can compute anew at every change of endpoints."""
+MOST_CHOICES = 100
+
+
 def _ring_sizes(config: Reader) -> dict[str, int]:
-    return {
-        "minimum_ring_size": config.integer("minimum_ring_size", 1024),
-        "maximum_ring_size": config.integer("maximum_ring_size", 8 << 20),
-    }
+    least, most = config.integer("minimum_ring_size", 1024), config.integer("maximum_ring_size", 8 << 20)
+    if least > most:
+        config.fail("minimum_ring_size", f"{least} is more than maximum_ring_size, {most}")
+    if least > MOST_POINTS:
+        config.fail("minimum_ring_size", f"at most {MOST_POINTS} points are supported")
+    return {"minimum_ring_size": least, "maximum_ring_size": most}
+
+
+def _table_size(config: Reader) -> int:
+    """MaglevLbConfig.table_size: its rounds come past every slot only where it is prime."""
+    size = config.integer("table_size", 65537)
+    if size > MOST_POINTS:
+        config.fail("table_size", f"at most {MOST_POINTS} slots are supported")
+    if size < 2 or any(size % divisor == 0 for divisor in range(2, isqrt(size) + 1)):
+        config.fail("table_size", f"must be a prime number, is {size}")
+    return size
+
+
+def _choices(config: Reader) -> int:
+    """LeastRequestLbConfig.choice_count, drawn anew for each request."""
+    count = config.integer("choice_count", 2)
+    if count > MOST_CHOICES:
+        config.fail("choice_count", f"at most {MOST_CHOICES} are supported")
+    return max(2, count)
 
 
 def _common_balancing(r: Reader, values: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +237,7 @@ def _policy(typed: Reader, lb_config: dict[str, Any]) -> dict[str, Any]:
                     with weighted:
                         lb_config["locality_weighted"] = True
         if kind == "least_request":
-            values["least_request_choices"] = max(2, t.integer("choice_count", 2))
+            values["least_request_choices"] = _choices(t)
             t.choice("selection_method", {"N_CHOICES": ""})
             t.only("enable_full_scan", False)
             _no_bias(t)
@@ -221,7 +247,7 @@ def _policy(typed: Reader, lb_config: dict[str, Any]) -> dict[str, Any]:
             t.choice("hash_function", {"DEFAULT_HASH": "", "XX_HASH": ""})
             lb_config.update(_ring_sizes(t))
         if kind == "maglev":
-            lb_config["table_size"] = t.integer("table_size", 65537)
+            lb_config["table_size"] = _table_size(t)
         return values
 
 
@@ -293,7 +319,7 @@ def _common_protocol(common: Reader | None) -> dict[str, Any]:
             "idle_timeout": c.seconds("idle_timeout", 3600.0),
             "max_connection_duration": c.seconds("max_connection_duration"),
             "max_headers_count": c.integer("max_headers_count", 100),
-            "max_response_headers_kb": c.integer("max_response_headers_kb", 60),
+            "max_response_headers_kb": c.integer("max_response_headers_kb", 80),
             "max_stream_duration": c.seconds("max_stream_duration"),
         }
         if c.has("max_requests_per_connection"):
@@ -336,6 +362,17 @@ def _http_options(typed: Reader) -> dict[str, Any]:
         return values
 
 
+_KEEPALIVE = {"keepalive_probes": 127, "keepalive_time": 32767, "keepalive_interval": 32767}
+"""What the kernel takes (tcp(7)): beyond these every connection of the cluster would fail."""
+
+
+def _within(reader: Reader, name: str, most: int) -> int:
+    value = reader.integer(name)
+    if value > most:
+        reader.fail(name, f"at most {most} is supported, is {value}")
+    return value
+
+
 def _connections(r: Reader) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if (bind := r.child("upstream_bind_config")) is not None:
@@ -354,10 +391,8 @@ def _connections(r: Reader) -> dict[str, Any]:
             o.only("set_local_interface_name_on_upstream_connections", False)
             if (keepalive := o.child("tcp_keepalive")) is not None:
                 with keepalive as k:
-                    values["tcp_keepalive"] = (
-                        k.integer("keepalive_probes"),
-                        k.integer("keepalive_time"),
-                        k.integer("keepalive_interval"),
+                    values["tcp_keepalive"] = tuple(
+                        _within(k, name, most) for name, most in _KEEPALIVE.items()
                     )
     r.only("connection_pool_per_downstream_connection", False)
     return values

@@ -20,6 +20,8 @@ _HEALTH = {
     "DEGRADED": "degraded",
 }
 
+MOST_WEIGHT = 0xFFFFFFFF
+
 
 def assignment(reader: Reader, *, names_allowed: bool = False) -> Assignment:
     """ClusterLoadAssignment. DNS clusters may name hosts; the others need IP addresses."""
@@ -30,11 +32,30 @@ def assignment(reader: Reader, *, names_allowed: bool = False) -> Assignment:
         overprovisioning = 140
         if (policy := r.child("policy")) is not None:
             with policy as p:
-                p.without_effect("endpoint_stale_after")  # the control plane's stream says what is stale
+                if p.seconds("endpoint_stale_after"):
+                    p.fail(
+                        "endpoint_stale_after",
+                        "unsupported field: endpoints are used until they are replaced",
+                    )
                 p.only("weighted_priority_health", False)
                 overprovisioning = p.integer("overprovisioning_factor", 140)
+        _check_weights(r, endpoints)
         endpoints.sort(key=lambda endpoint: endpoint.priority)
         return Assignment(r.text("cluster_name"), tuple(endpoints), overprovisioning)
+
+
+def _check_weights(r: Reader, endpoints: list[Endpoint]) -> None:
+    """As Envoy: what is added up must stay within 32 bits."""
+    hosts: dict[tuple[Locality, int], int] = {}
+    localities: dict[int, dict[Locality, int]] = {}
+    for endpoint in endpoints:
+        place = (endpoint.locality, endpoint.priority)
+        hosts[place] = hosts.get(place, 0) + endpoint.weight
+        localities.setdefault(endpoint.priority, {})[endpoint.locality] = endpoint.locality_weight
+    if any(total > MOST_WEIGHT for total in hosts.values()):
+        r.fail("endpoints", f"the weights of a locality's endpoints add up to more than {MOST_WEIGHT}")
+    if any(sum(weights.values()) > MOST_WEIGHT for weights in localities.values()):
+        r.fail("endpoints", f"the weights of the localities of a priority add up to more than {MOST_WEIGHT}")
 
 
 def _locality(reader: Reader, names_allowed: bool) -> list[Endpoint]:
@@ -44,7 +65,9 @@ def _locality(reader: Reader, names_allowed: bool) -> list[Endpoint]:
             with given as g:
                 place = Locality(g.text("region"), g.text("zone"), g.text("sub_zone"))
         weight, priority = r.integer("load_balancing_weight"), r.integer("priority")
-        r.without_effect("metadata")  # nothing reads a locality's metadata
+        if "envoy.transport_socket_match" in metadata(r.child("metadata")):
+            # All else in a locality's metadata is for filters and logs that are refused.
+            r.fail("metadata", "transport socket matches are supported in the metadata of endpoints only")
         if (listed := r.child("load_balancer_endpoints")) is not None:
             with listed as endpoints:
                 return [

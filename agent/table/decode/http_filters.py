@@ -18,7 +18,7 @@ from agent.table.decode.matchers import (
     string_match,
     substitution,
 )
-from agent.table.decode.message import Reader, seconds, tree
+from agent.table.decode.message import Reader, tree
 from agent.table.decode.rate_limits import rate_limits
 from agent.table.decode.rbac import http_rbac, rbac_per_route
 from agent.table.filter_config import (
@@ -119,7 +119,8 @@ def _fault_delay(reader: Reader) -> FaultDelay:
         if kind == "header_delay":
             with r.must(kind):
                 return FaultDelay(None, _share(r))
-        return FaultDelay(seconds(r.must("fixed_delay").message), _share(r))
+        r.must("fixed_delay")
+        return FaultDelay(r.seconds("fixed_delay"), _share(r))
 
 
 def _fault_abort(reader: Reader) -> FaultAbort:

@@ -10,6 +10,7 @@ import re2
 from agent.table.decode.message import Reader, tree
 from agent.table.listener import Address
 from agent.table.matchers import (
+    QUIET,
     FilterStateMatch,
     Fraction,
     HeaderMatch,
@@ -42,18 +43,26 @@ def string_match(reader: Reader) -> StringMatch:
 def regex(reader: Reader) -> str:
     """RegexMatcher: the pattern, known to be one of RE2."""
     with reader as r:
+        largest = MOST_PROGRAM
         if (engine := r.child("google_re2")) is not None:
             with engine as e:
-                e.without_effect("max_program_size")  # a limit of Envoy's own on what it compiles
+                largest = min(e.integer("max_program_size", MOST_PROGRAM), MOST_PROGRAM)
         pattern = r.text("regex")
-        check_pattern(r, "regex", pattern)
+        check_pattern(r, "regex", pattern, largest)
         return pattern
 
 
-def check_pattern(reader: Reader, name: str, pattern: str) -> None:
-    """Refuse what RE2 cannot compile."""
+MOST_PROGRAM = 32768
+"""The largest RE2 program (Istio's re2.max_program_size.error_level): matching costs as much for each byte."""
+
+
+def check_pattern(reader: Reader, name: str, pattern: str, largest: int = MOST_PROGRAM) -> None:
+    """Refuse what RE2 cannot compile, or only to a program that is too large."""
     try:
         compile_pattern(pattern)
+        size = re2.compile(pattern.encode(), QUIET).programsize
+        if size > largest:
+            reader.fail(name, f"the pattern's program has {size} instructions, {largest} are allowed")
     except re2.error as error:
         reason = error.args[0] if error.args else ""
         text = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
@@ -67,7 +76,7 @@ def substitution(reader: Reader | None) -> Substitution | None:
     with reader as r:
         pattern, replacement = regex(r.must("pattern")), r.text("substitution")
         try:
-            replacement_pieces(replacement, re2.compile(pattern.encode()).groups)
+            replacement_pieces(replacement, re2.compile(pattern.encode(), QUIET).groups)
         except ValueError as error:
             r.fail("substitution", str(error))
         return Substitution(pattern, replacement)

@@ -20,6 +20,9 @@ from google.protobuf.message import Message
 from agent.table.decode.types import unpack
 from agent.table.errors import ConfigError
 
+MOST_SECONDS = 9_223_372_036
+"""2^63 nanoseconds, the longest duration of Envoy's."""
+
 
 def read_bytes(name: str) -> bytes:
     """A file named by the configuration."""
@@ -121,9 +124,15 @@ class Reader:
         value = self.take(name)
         if value is None:
             return None
-        if value.seconds < 0 or value.nanos < 0:
+        return self.checked_seconds(name, value)
+
+    def checked_seconds(self, name: str, duration: Any) -> float:
+        """A Duration within Envoy's limits (DurationUtil), in seconds."""
+        if duration.seconds < 0 or duration.nanos < 0:
             self.fail(name, "a duration must not be negative")
-        return seconds(value)
+        if duration.seconds > MOST_SECONDS or duration.nanos > 999_999_999:
+            self.fail(name, f"a duration of at most {MOST_SECONDS} s is supported")
+        return seconds(duration)
 
     def choice(self, name: str, names: Mapping[str, str]) -> str:
         """An enum field: `names` maps its supported value names to ours; the others are refused."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from agent.table.decode.access_logs import access_logs
+from agent.table.decode.endpoints import MOST_WEIGHT
 from agent.table.decode.http_filters import token_bucket
 from agent.table.decode.http_manager import http_manager
 from agent.table.decode.matchers import data, metadata
@@ -114,6 +115,9 @@ def tcp_proxy(reader: Reader) -> TcpProxy:
                     with item as c:
                         own = metadata(c.child("metadata_match")).get("envoy.lb", {})
                         clusters.append(WeightedTcp(c.text("name"), c.integer("weight"), {**match, **own}))
+                total = sum(found.weight for found in clusters)
+                if not 0 < total <= MOST_WEIGHT:
+                    weighted.fail("clusters", f"the weights must add up to 1 to {MOST_WEIGHT}, not {total}")
         else:
             r.fail(kind, "unsupported field" if kind else "cluster or weighted_clusters is required")
         by_source = False

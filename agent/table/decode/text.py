@@ -72,6 +72,7 @@ def parse(text: str, kind: type[Message], source: str) -> Message:
     """The message that the text describes. Raises ConfigError; the path is empty where the text itself is bad."""
     try:
         tree = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader with fewer scalar types
+        _count(tree, source)
     except yaml.YAMLError as error:
         raise ConfigError("", f"{source}: {error}") from error
     if tree is None:
@@ -84,6 +85,25 @@ def parse(text: str, kind: type[Message], source: str) -> Message:
         return json_format.ParseDict(tree, kind())
     except json_format.ParseError as error:
         raise _located(error) from error
+
+
+_MOST_NODES = 1_000_000
+"""Values of a document with its aliases written out."""
+
+
+def _count(tree: Any, source: str) -> None:
+    """Refuse aliases of aliases that grow without bound once they are written out."""
+    left = _MOST_NODES
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        left -= 1
+        if left < 0:
+            raise ConfigError("", f"{source}: more than {_MOST_NODES} values, aliases written out")
+        if isinstance(node, dict):
+            waiting.extend(node.values())
+        elif isinstance(node, list):
+            waiting.extend(node)
 
 
 def _checked(node: Any, descriptor: Descriptor, path: str) -> Any:

@@ -13,7 +13,15 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from agent.exchange.trial import decode
 from agent.table.build import CLUSTER, LISTENER, ROUTE
+from agent.table.decode.types import message_class
 
+for _kind in (
+    "access_loggers.file.v3.FileAccessLog",
+    "filters.http.router.v3.Router",
+    "filters.network.http_connection_manager.v3.HttpConnectionManager",
+    "transport_sockets.tls.v3.UpstreamTlsContext",
+):
+    message_class(f"envoy.extensions.{_kind}")  # so that json_format finds it
 _TYPES = "type.googleapis.com/envoy.extensions.filters"
 
 
