@@ -150,14 +150,20 @@ class Listen(Spec):
 
 
 class Ca(Spec):
-    """The authority. `plugged`: a directory as Istio's cacerts secret; None: a root of our own."""
+    """The authority. `plugged`: a directory as Istio's cacerts secret; None: a root of our own.
+
+    `renewalGrace`: how long after its end a certificate still renews, for hosts that were away; 0s: not at all.
+    """
 
     workload_certificate_ttl: Annotated[Duration, Field(alias="workloadCertificateTTL")] = 24 * 3600.0
+    renewal_grace: Annotated[Duration, Field(alias="renewalGrace")] = 7 * 24 * 3600.0
     plugged: AbsolutePath | None = None
 
     def rules(self) -> Iterator[tuple[str, str]]:
         if not _SHORTEST_TTL <= self.workload_certificate_ttl <= _LONGEST_TTL:
             yield "workloadCertificateTTL", "must be between 1m and 2160h (90 days)"
+        if not 0 <= self.renewal_grace <= _LONGEST_TTL:
+            yield "renewalGrace", "must be between 0s and 2160h (90 days)"
 
     @property
     def workload_ttl(self) -> timedelta:

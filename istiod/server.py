@@ -17,6 +17,7 @@ import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -140,7 +141,11 @@ class _Istiod:
         self._debug = DebugChannels(self._host_of)
         self._enrolment = Enrolment(registry.records, mesh_ca.fingerprint)
         self._certificates = CertificateService(
-            mesh_ca, self._enrolment, trust_domain, config.ca.workload_ttl
+            mesh_ca,
+            self._enrolment,
+            trust_domain,
+            config.ca.workload_ttl,
+            grace=timedelta(seconds=config.ca.renewal_grace),
         )
         hosts = [config.listen.xds.host, config.listen.admin.host]
         names = server_names(

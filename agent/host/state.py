@@ -23,6 +23,7 @@ Resources = Mapping[str, Mapping[str, EncodedResource]]
 """Resources by type URL, then by name."""
 
 _MAGIC = b"hostmesh config 1\n"
+_PENDING = "joining-key.pem"
 
 
 class State:
@@ -62,6 +63,18 @@ class State:
     def save_identity(self, key: str, pem: bytes) -> None:
         """Replace the workload's key and chain."""
         write_secret(self._of(key) / "identity.pem", pem)
+
+    def pending_key(self, key: str) -> bytes | None:
+        """The key (PEM) that a join token was used with, while no certificate for it is stored."""
+        return _read(self._of(key) / _PENDING)
+
+    def save_pending_key(self, key: str, pem: bytes) -> None:
+        """Keep the key before a join token is used with it: an answer that is lost is asked for again with the same key."""
+        write_secret(self._of(key) / _PENDING, pem)
+
+    def forget_pending_key(self, key: str) -> None:
+        """A certificate for the key is stored."""
+        (self._of(key) / _PENDING).unlink(missing_ok=True)
 
     def resources(self, key: str) -> dict[str, dict[str, EncodedResource]] | None:
         """The last configuration that the data plane applied, or None."""

@@ -21,7 +21,8 @@ from agent.host.control.xds_client import Rejected, XdsClient
 from agent.host.dns.names import Addresses, Names
 from agent.host.dns.server import DnsServer
 from agent.host.identity import secrets
-from agent.host.identity.keeper import Identity, IdentityKeeper
+from agent.host.identity.identity import Identity
+from agent.host.identity.keeper import IdentityKeeper
 from agent.host.log import fields
 from agent.host.probes import probe as probes
 from agent.host.state import State

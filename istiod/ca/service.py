@@ -1,8 +1,9 @@
 """Istio's certificate service: who gets a certificate for which identity, and who is refused and why.
 
 Rule: decided by what the connection proves, never by what the request says: the request's one SPIFFE id must be the
-one of the presented certificate (renewal), or one that the join token allows (first contact). Every refusal has a
-reason for the caller and a line in the log. Not for what a certificate looks like (istiod.ca.authority).
+one of the presented certificate (renewal), also when that has lapsed a while ago, or one that the join token allows (first
+contact). Every refusal has a reason for the caller and a line in the log.
+Not for what a certificate looks like (istiod.ca.authority).
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509 import Certificate
 from google.protobuf.message import DecodeError
 
+from istiod.ca import lapsed
 from istiod.ca.authority import Authority, granted, istiod_identity
 from istiod.ca.serving import utc_now
 from istiod.enrolment import Enrolment, TokenRefusedError
@@ -43,6 +46,8 @@ class CertificateService:
     ttl: timedelta
     """The longest lifetime, and the one given when the request names none."""
     clock: Clock = utc_now
+    grace: timedelta = timedelta(0)
+    """How long after its end a certificate still proves who asks for the next one."""
 
     @property
     def handler(self) -> Handler:
@@ -77,7 +82,7 @@ class CertificateService:
             raise _denied(f"{identity} is not of the trust domain {self.trust_domain}")
         if identity == istiod_identity(self.trust_domain):
             raise _denied(f"{identity} is istiod's own identity")
-        proof = await self._proof(identity, public_key, metadata, peer)
+        proof = await self._proof(identity, public_key, metadata, peer, request.csr)
         now = self.clock()
         ttl = granted(request.validity_duration, self.ttl)
         try:
@@ -98,19 +103,34 @@ class CertificateService:
         return IstioCertificateResponse(cert_chain=issued.messages)
 
     async def _proof(
-        self, identity: SpiffeId, public_key: x509.PublicKey, metadata: Metadata, peer: Peer
+        self, identity: SpiffeId, public_key: x509.PublicKey, metadata: Metadata, peer: Peer, csr: str
     ) -> str:
         """What entitles the peer to `identity`, for the log. Raises GrpcError."""
         token = _bearer(metadata)
         if token is not None:
             return await self._by_token(token, identity, public_key)
         if peer.spiffe_id is None:
+            if (certificate := self._lapsed(identity, metadata, csr)) is not None:
+                return f"lapsed certificate {certificate.serial_number:x}"
             raise GrpcError(
                 GrpcStatus.UNAUTHENTICATED, "neither a client certificate nor a join token was presented"
             )
         if peer.spiffe_id != identity:
             raise _denied(f"a certificate for {peer.spiffe_id} does not allow {identity}")
         return "current certificate"
+
+    def _lapsed(self, identity: SpiffeId, metadata: Metadata, csr: str) -> Certificate | None:
+        """The lapsed certificate that entitles to `identity`; None when none is shown. Raises GrpcError."""
+        try:
+            found = lapsed.owner(metadata, csr, self.authority, self.clock(), self.grace)
+        except lapsed.LapsedError as error:
+            raise _denied(str(error)) from error
+        if found is None:
+            return None
+        actual, certificate = found
+        if actual != identity:
+            raise _denied(f"a certificate for {actual} does not allow {identity}")
+        return certificate
 
     async def _by_token(self, text: str, identity: SpiffeId, public_key: x509.PublicKey) -> str:
         der = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -1,8 +1,8 @@
-"""A workload's identity: a key that never leaves the host, its certificate, and their renewal.
+"""A workload's identity over time: joining, renewal, storing; its key never leaves the host.
 
-Rule: an identity is used only when key, chain and SPIFFE id fit each other. It is renewed with itself, over
-mutual TLS, when half of its life is over; the join token is for the first time, and for a host that slept
-past the end of its certificate. Failing to renew never takes the present identity away.
+Rule: an identity is used only when key, chain and SPIFFE id fit each other. It is renewed with itself when half of its life
+is over: over mutual TLS, or, once it has lapsed, by a signature (wire.lapsed). The join token is for the first time, and for
+a host that istiod does not let renew any more. Failing to renew or to store never takes an identity away.
 Not for: who may have which identity (istiod decides), how workers get it (`secrets`).
 Source: istio.v1.auth.IstioCertificateService; X509-SVID.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import trio
@@ -21,70 +20,37 @@ from google.protobuf.message import DecodeError
 from agent.host.config import JoinToken
 from agent.host.control.control_plane import ControlPlane, Unreachable
 from agent.host.identity import join_token
+from agent.host.identity.identity import Identity, IdentityError, read
 from agent.host.log import fields
 from agent.host.state import State
-from wire.grpc import CREATE_CERTIFICATE, Backoff, GrpcError, open_channel
+from wire.grpc import CREATE_CERTIFICATE, Backoff, GrpcError, GrpcStatus, open_channel
+from wire.lapsed import prove
 from wire.proto import istio_ca_pb2
-from wire.spiffe import SpiffeError, SpiffeId
+from wire.spiffe import SpiffeId
 from wire.tls import client_context
-from wire.x509 import X509Error, fingerprint, key_from_pem, key_to_pem, load_chain, make_csr, new_key, to_pem
+from wire.x509 import (
+    PrivateKey,
+    X509Error,
+    fingerprint,
+    key_from_pem,
+    key_to_pem,
+    load_chain,
+    make_csr,
+    new_key,
+    to_pem,
+)
 
 log = logging.getLogger("hostmesh.identity")
 _DEADLINE = 15.0
 _LONGEST_SLEEP = 60.0
+"""Between two looks at the wall clock, and two tries to store what could not be stored."""
 _MAX_ROOTS = 4
-_END = b"-----END PRIVATE KEY-----\n"
 
 
-class IdentityError(Exception):
-    """No identity could be had; says why and what to do."""
+_NOT_LIKE_THIS = (GrpcStatus.PERMISSION_DENIED, GrpcStatus.UNAUTHENTICATED)
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """A key and its chain (leaf first, root last). Invariant: the leaf is the key's, and names `spiffe`."""
-
-    spiffe: SpiffeId
-    key_pem: bytes
-    chain_pem: bytes
-    issued: float
-    expires: float
-    """Both in seconds since the epoch."""
-    serial: str
-
-    @property
-    def pem(self) -> bytes:
-        """Key and chain as one text, the form in which it is stored."""
-        return self.key_pem + self.chain_pem
-
-    def renew_at(self, chance: float) -> float:
-        """When to renew: at half of its life, a twentieth earlier or later. `chance` is from 0 to 1."""
-        return self.issued + (self.expires - self.issued) * (0.45 + 0.1 * chance)
-
-
-def read(pem: bytes, spiffe: SpiffeId, issued: float) -> Identity:
-    """Check a stored or received identity; IdentityError when its parts do not fit each other."""
-    head, end, chain_pem = pem.partition(_END)
-    try:
-        key = key_from_pem(head + end)
-        chain = load_chain(chain_pem)
-        actual = SpiffeId.of_certificate(chain[0])
-    except (X509Error, SpiffeError) as error:
-        raise IdentityError(str(error)) from error
-    if actual != spiffe:
-        raise IdentityError(f"the certificate is for {actual}, not for {spiffe}")
-    if chain[0].public_key() != key.public_key():
-        raise IdentityError("the certificate is not for this key")
-    leaf = chain[0]
-    start, expires = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
-    return Identity(
-        spiffe=spiffe,
-        key_pem=head + end,
-        chain_pem=to_pem(chain),
-        issued=min(max(issued, start), expires),
-        expires=expires,
-        serial=f"{leaf.serial_number:x}",
-    )
+OBTAINING_ERRORS = (IdentityError, Unreachable, GrpcError, X509Error, DecodeError, OSError)
 
 
 class IdentityKeeper:
@@ -110,16 +76,27 @@ class IdentityKeeper:
         self._key, self._spiffe, self._state = key, spiffe, state
         self._control_plane, self._token, self._on_change = control_plane, token, on_change
         self._clock, self._chance = clock, chance
+        self._unstored = False
+        """Whether the present identity is in memory only."""
+
+    @property
+    def expired(self) -> bool:
+        """Whether there is an identity and it is of no use any more."""
+        return self.current is not None and self.current.expires <= self._clock()
 
     def load(self) -> bool:
         """Take up the stored identity; False when there is none that fits. An expired one is taken up too."""
-        stored, roots = self._state.identity(self._key), self._state.root()
-        if stored is None or roots is None:
+        stored = self._state.identity(self._key)
+        if stored is None:
             return False
         try:
             self.current = read(stored[0], self._spiffe, stored[1])
         except IdentityError as error:
             log.warning("the stored identity is not used: %s", error, extra=fields(workload=self._key))
+            return False
+        roots = self._stored_roots(self.current)
+        if roots is None:
+            self.current = None
             return False
         try:
             token = join_token.load(self._token)
@@ -131,6 +108,27 @@ class IdentityKeeper:
             return False
         self.roots = roots
         return True
+
+    def _stored_roots(self, identity: Identity) -> bytes | None:
+        """The stored trust roots; where they are damaged, the root at the end of the identity's own chain."""
+        stored = self._state.root()
+        try:
+            load_chain(stored or b"")
+        except X509Error as error:
+            last = load_chain(identity.chain_pem)[-1]
+            if last.subject != last.issuer:
+                log.warning(
+                    "the stored trust roots are damaged, and the stored chain holds no root: joining anew: %s",
+                    error, extra=fields(workload=self._key),
+                )  # fmt: skip
+                return None
+            log.warning(
+                "the stored trust roots are damaged; the root of the stored identity is used: %s",
+                error, extra=fields(workload=self._key),
+            )  # fmt: skip
+            stored = to_pem(last)
+            self._unstored = True
+        return stored
 
     def context(self) -> ssl.SSLContext:
         """The TLS context for talking to istiod as this workload."""
@@ -145,19 +143,24 @@ class IdentityKeeper:
             if self.current is not None and not started:
                 started = True
                 task_status.started()
-            due = self.current.renew_at(self._chance()) if self.current is not None else 0.0
-            # In short naps: a host that was suspended finds its clock far ahead.
-            while (wait := due - self._clock()) > 0:  # noqa: ASYNC110 (the wall clock rings no bell)
-                await trio.sleep(min(wait, _LONGEST_SLEEP))
+            await self._rest()
             try:
                 await self._obtain()
-            except (IdentityError, Unreachable, GrpcError, X509Error, DecodeError, OSError) as error:
+            except OBTAINING_ERRORS as error:
                 self.last_error = str(error)
                 self._complain(error)
                 await trio.sleep(backoff.next_delay())
                 continue
-            self.last_error = ""
             backoff.reset()
+
+    async def _rest(self) -> None:
+        """Until it is time to renew; what could not be stored is stored meanwhile."""
+        due = self.current.renew_at(self._chance()) if self.current is not None else 0.0
+        # In short naps: a host that was suspended finds its clock far ahead.
+        while (wait := due - self._clock()) > 0:
+            await trio.sleep(min(wait, _LONGEST_SLEEP))
+            if self._unstored and self.current is not None:
+                self._store(self.current, self.roots)
 
     def _complain(self, error: Exception) -> None:
         left = self.current.expires - self._clock() if self.current is not None else 0.0
@@ -170,25 +173,76 @@ class IdentityKeeper:
             log.warning("renewal failed, valid for another %d s: %s", left, error, extra=extra)
 
     async def _obtain(self) -> None:
-        if self.current is not None and self.current.expires > self._clock():
-            metadata: tuple[tuple[str, str], ...] = ()
-            context, roots = self.context(), self.roots
+        if self.current is None:
+            await self._join()
+        elif not self.expired:
+            await self._ask(new_key(), self.context(), self.roots)
         else:
             try:
-                token = join_token.load(self._token)
-            except join_token.TokenError as error:
-                raise IdentityError(f"{error} (a new one: meshctl token create)") from error
-            roots = await self._control_plane.fetch_root(token.root)
-            context, metadata = client_context(roots), (("authorization", f"Bearer {token.text}"),)
+                await self._renew_lapsed(self.current)
+            except GrpcError as error:
+                if error.status not in _NOT_LIKE_THIS:
+                    raise
+                log.warning(
+                    "the lapsed certificate is not renewed: %s",
+                    error.message,
+                    extra=fields(workload=self._key),
+                )
+                await self._join()
+
+    async def _join(self) -> None:
+        try:
+            token = join_token.load(self._token)
+        except join_token.TokenError as error:
+            raise IdentityError(f"{error} (a new one: meshctl token create)") from error
+        roots = await self._control_plane.fetch_root(token.root)
+        metadata = (("authorization", f"Bearer {token.text}"),)
+        await self._ask(self._joining_key(), client_context(roots), roots, metadata)
+
+    def _joining_key(self) -> PrivateKey:
+        """The key to join with, stored before the token is used: only the same key may ask again (decision 004)."""
+        pem = self._state.pending_key(self._key)
+        if pem is not None:
+            try:
+                return key_from_pem(pem)
+            except X509Error as error:
+                log.warning("the stored joining key is not used: %s", error, extra=fields(workload=self._key))
         key = new_key()
-        request = istio_ca_pb2.IstioCertificateRequest(csr=make_csr(key, self._spiffe).decode())
+        try:
+            self._state.save_pending_key(self._key, key_to_pem(key))
+        except OSError as error:
+            raise IdentityError(
+                f"the join token is not used yet: its key cannot be stored: {error}"
+            ) from error
+        return key
+
+    async def _renew_lapsed(self, lapsed: Identity) -> None:
+        key = new_key()
+        leaf = load_chain(lapsed.chain_pem)[0]
+
+        def proof(csr: bytes) -> tuple[tuple[str, bytes], ...]:
+            return prove(leaf, key_from_pem(lapsed.key_pem), csr)
+
+        await self._ask(key, client_context(self.roots), self.roots, proof=proof)
+
+    async def _ask(
+        self,
+        key: PrivateKey,
+        context: ssl.SSLContext,
+        roots: bytes,
+        metadata: tuple[tuple[str, str | bytes], ...] = (),
+        proof: Callable[[bytes], tuple[tuple[str, bytes], ...]] = lambda csr: (),
+    ) -> None:
+        """Ask istiod for a certificate of this key, and take it up."""
+        csr = make_csr(key, self._spiffe)
+        request = istio_ca_pb2.IstioCertificateRequest(csr=csr.decode())
 
         async def connect() -> trio.abc.Stream:
             return await self._control_plane.connect(context)
 
         async with open_channel(connect, self._control_plane.authority) as channel:
             answer = await channel.unary(
-                CREATE_CERTIFICATE, request.SerializeToString(), metadata, deadline=_DEADLINE
+                CREATE_CERTIFICATE, request.SerializeToString(), (*metadata, *proof(csr)), deadline=_DEADLINE
             )
         chain = istio_ca_pb2.IstioCertificateResponse.FromString(answer).cert_chain
         chain_pem = "".join(part if part.endswith("\n") else part + "\n" for part in chain).encode()
@@ -198,14 +252,28 @@ class IdentityKeeper:
         await self._take_up(identity, _merge(roots, chain_pem))
 
     async def _take_up(self, identity: Identity, roots: bytes) -> None:
-        self._state.save_root(roots)
-        self._state.save_identity(self._key, identity.pem)
-        self.current, self.roots = identity, roots
+        # First in use, then stored: a full disk must not throw away what was issued.
+        self.current, self.roots, self.last_error = identity, roots, ""
+        self._store(identity, roots)
         until = datetime.fromtimestamp(identity.expires, UTC).isoformat(timespec="seconds")
         log.info("new certificate", extra=fields(workload=self._key, spiffe=self._spiffe, until=until))
         await self._on_change(identity, roots)
         changed, self.changed = self.changed, trio.Event()
         changed.set()
+
+    def _store(self, identity: Identity, roots: bytes) -> None:
+        try:
+            self._state.save_root(roots)
+            self._state.save_identity(self._key, identity.pem)
+            self._state.forget_pending_key(self._key)
+        except OSError as error:
+            self._unstored = True
+            self.last_error = f"the certificate is in use, but cannot be stored: {error}"
+            log.warning("%s", self.last_error, extra=fields(workload=self._key))
+            return
+        if self._unstored:
+            log.info("the certificate is stored", extra=fields(workload=self._key))
+        self._unstored, self.last_error = False, ""
 
 
 def _merge(roots: bytes, chain_pem: bytes) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from agent.host.identity.keeper import Identity
+from agent.host.identity.identity import Identity
 
 IDENTITY = "default"
 ROOTS = "ROOTCA"

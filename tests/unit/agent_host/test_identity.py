@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -9,13 +10,16 @@ from pathlib import Path
 
 import pytest
 import trio
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from agent.host.config import JoinToken
 from agent.host.control.control_plane import ControlPlane
 from agent.host.identity import keeper as identity_module
+from agent.host.identity.identity import Identity, IdentityError, read
 from agent.host.identity.join_token import TokenError, parse
-from agent.host.identity.keeper import Identity, IdentityError, IdentityKeeper
+from agent.host.identity.keeper import IdentityKeeper
 from agent.host.state import State
+from wire import lapsed
 from wire.grpc import CREATE_CERTIFICATE, GrpcError, GrpcStatus, ServerCall, listen, serve
 from wire.proto import istio_ca_pb2
 from wire.spiffe import SpiffeId
@@ -38,20 +42,29 @@ class CertificateAuthority:
         self.name = name
         self.calls: list[str] = []
         self.refuse: GrpcError | None = None
+        self.renews_lapsed = False
+        self.keys: list[bytes] = []
+        """Every public key that a certificate was asked for, in order."""
         self.port = 0
 
     async def create(self, call: ServerCall) -> None:
         message = await call.receive()
         assert message is not None
-        if self.refuse is not None:
-            raise self.refuse
         public_key, spiffe = read_csr(istio_ca_pb2.IstioCertificateRequest.FromString(message).csr)
+        self.keys.append(public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+        der, signature = call.metadata.binary(lapsed.CERTIFICATE), call.metadata.binary(lapsed.SIGNATURE)
         if call.peer.spiffe_id == spiffe:
             self.calls.append("renewed")
+        elif der is not None and signature is not None and self.renews_lapsed:
+            csr = istio_ca_pb2.IstioCertificateRequest.FromString(message).csr
+            assert SpiffeId.of_certificate(lapsed.proven(der, signature, csr.encode())) == spiffe
+            self.calls.append("renewed after its end")
         elif call.metadata.get("authorization") == f"Bearer {self.token}":
             self.calls.append("joined")
         else:
             raise GrpcError(GrpcStatus.PERMISSION_DENIED, f"nobody may be {spiffe} like this")
+        if self.refuse is not None:
+            raise self.refuse
         leaf = issue(
             public_key,
             ca_cert=self.root,
@@ -88,11 +101,15 @@ class Host:
     """One agent's identity keeper with its state directory and a clock that can be turned."""
 
     def __init__(
-        self, tmp_path: Path, authority: CertificateAuthority, ports: list[int] | None = None
+        self,
+        tmp_path: Path,
+        authority: CertificateAuthority,
+        ports: list[int] | None = None,
+        state: State | None = None,
     ) -> None:
         self.token_file = tmp_path / "token"
         self.token_file.write_text(authority.token + "\n")
-        self.state = State(tmp_path / "state")
+        self.state = state or State(tmp_path / "state")
         self.state.prepare(["default/reviews"])
         self.ahead = 0.0
         self.seen: list[Identity] = []
@@ -180,7 +197,7 @@ def test_a_failed_renewal_keeps_the_certificate_and_is_tried_again(tmp_path: Pat
         assert host.keeper.current is first
         authority.refuse = None
         await changed.wait()
-        assert authority.calls == ["joined", "renewed"]
+        assert set(authority.calls) == {"joined", "renewed"}
         assert host.keeper.last_error == ""
 
     with_authority(test)
@@ -200,6 +217,106 @@ def test_an_expired_certificate_needs_the_token_again(tmp_path: Path) -> None:
             await changed.wait()
             inner.cancel_scope.cancel()
         assert authority.calls == ["joined", "joined"]
+
+    with_authority(test)
+
+
+def test_a_host_that_was_away_beyond_its_certificates_life_renews_without_its_token(tmp_path: Path) -> None:
+    async def test(authority: CertificateAuthority, nursery: trio.Nursery) -> None:
+        host = Host(tmp_path, authority)
+        await nursery.start(host.keeper.run)
+        host.token_file.unlink()
+        authority.renews_lapsed, authority.ttl = True, timedelta(hours=3)
+        again = Host(tmp_path, authority)
+        again.token_file.unlink()
+        again.ahead = 3601
+        assert again.keeper.load()
+        assert again.keeper.expired
+        changed = again.keeper.changed
+        nursery.start_soon(again.keeper.run)
+        await changed.wait()
+        assert not again.keeper.expired
+        assert authority.calls == ["joined", "renewed after its end"]
+        assert len(set(authority.keys)) == 2
+
+    with_authority(test)
+
+
+def test_an_answer_that_was_lost_is_asked_for_again_with_the_same_key_also_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    async def test(authority: CertificateAuthority, nursery: trio.Nursery) -> None:
+        authority.refuse = GrpcError(GrpcStatus.UNAVAILABLE, "the answer is lost")
+        async with trio.open_nursery() as inner:
+            inner.start_soon(Host(tmp_path, authority).keeper.run)
+            await eventually(lambda: len(authority.keys) == 1)
+            inner.cancel_scope.cancel()
+        authority.refuse = None
+        host = Host(tmp_path, authority)
+        await nursery.start(host.keeper.run)
+        assert len(set(authority.keys)) == 1
+        pending = tmp_path / "state" / "workloads" / "default.reviews" / "joining-key.pem"
+        assert not pending.exists(), "it is not needed any more"
+
+    with_authority(test)
+
+
+class FullDisk(State):
+    """A state directory on a disk that is full for a while."""
+
+    full = False
+
+    def save_identity(self, key: str, pem: bytes) -> None:
+        self._write()
+        super().save_identity(key, pem)
+
+    def save_pending_key(self, key: str, pem: bytes) -> None:
+        self._write()
+        super().save_pending_key(key, pem)
+
+    def _write(self) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_neither_uses_the_token_up_nor_throws_a_certificate_away(tmp_path: Path) -> None:
+    async def test(authority: CertificateAuthority, nursery: trio.Nursery) -> None:
+        disk = FullDisk(tmp_path / "state")
+        disk.full = True
+        host = Host(tmp_path, authority, state=disk)
+        nursery.start_soon(host.keeper.run)
+        await eventually(lambda: "its key cannot be stored" in host.keeper.last_error)
+        assert authority.keys == [], "istiod was not asked"
+        disk.full = False
+        await eventually(lambda: host.keeper.current is not None)
+        first = host.keeper.current
+        disk.full = True
+        host.ahead = 1810
+        await eventually(lambda: host.keeper.current is not first)
+        assert host.seen[-1] is host.keeper.current, "the workers got it"
+        await eventually(lambda: "cannot be stored" in host.keeper.last_error)
+        disk.full = False
+        await eventually(lambda: host.keeper.last_error == "")
+        stored = disk.identity("default/reviews")
+        assert stored is not None
+        assert host.keeper.current is not None
+        assert stored[0] == host.keeper.current.pem
+
+    with_authority(test)
+
+
+@pytest.mark.parametrize("damage", [b"", b"-----BEGIN CERTIFICATE-----\nabc", bytes(range(256))])
+def test_damaged_trust_roots_are_repaired_from_the_identitys_own_chain(tmp_path: Path, damage: bytes) -> None:
+    async def test(authority: CertificateAuthority, nursery: trio.Nursery) -> None:
+        host = Host(tmp_path, authority)
+        await nursery.start(host.keeper.run)
+        root = tmp_path / "state" / "root-cert.pem"
+        root.write_bytes(damage)
+        again = Host(tmp_path, authority)
+        assert again.keeper.load()
+        assert again.keeper.roots == to_pem(authority.root)
+        await nursery.start(again.keeper.run)
+        await eventually(lambda: root.read_bytes() == to_pem(authority.root))
 
     with_authority(test)
 
@@ -247,7 +364,7 @@ def test_an_identity_whose_parts_do_not_fit_is_not_used(tmp_path: Path) -> None:
             (b"nonsense", REVIEWS),
         ):
             with pytest.raises(IdentityError):
-                identity_module.read(pem, spiffe, 0.0)
+                read(pem, spiffe, 0.0)
         host.state.save_identity("default/reviews", b"half a fi")
         assert not Host(tmp_path, authority).keeper.load()
 

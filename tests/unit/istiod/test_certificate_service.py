@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from cryptography.x509 import ExtendedKeyUsage, KeyUsage, SubjectAlternativeName
+from cryptography.x509 import Certificate, ExtendedKeyUsage, KeyUsage, SubjectAlternativeName
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from istiod.ca.authority import Authority, istiod_identity
@@ -21,7 +21,7 @@ from istiod.ca.service import CertificateService
 from istiod.ca.serving import ServingCertificate, server_names
 from istiod.enrolment import Enrolment
 from registry.opening import SqliteSettings, open_registry
-from wire import tls, x509
+from wire import lapsed, tls, x509
 from wire.grpc import CREATE_CERTIFICATE, GrpcError, GrpcStatus, listen, open_channel, serve
 from wire.proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from wire.spiffe import SpiffeId
@@ -48,8 +48,9 @@ class Mesh:
         token: str | None = None,
         identity: tuple[bytes, bytes] | None = None,
         seconds: int = 0,
+        proof: tuple[tuple[str, bytes], ...] = (),
     ) -> list[str]:
-        """One call, with a token and/or a client certificate (chain, key)."""
+        """One call, with a token, a client certificate (chain, key) or the proof of a lapsed one."""
         chain, key = identity if identity else (None, None)
         context = tls.client_context(self.authority.roots_pem, chain, key)
 
@@ -58,7 +59,8 @@ class Mesh:
 
         text = csr.decode() if isinstance(csr, bytes) else csr
         request = IstioCertificateRequest(csr=text, validity_duration=seconds)
-        metadata = [("authorization", f"Bearer {token}")] if token is not None else []
+        bearer = [("authorization", f"Bearer {token}")] if token is not None else []
+        metadata: list[tuple[str, str | bytes]] = [*bearer, *proof]
         async with open_channel(connect, "istiod") as channel:
             answer = await channel.unary(
                 CREATE_CERTIFICATE, request.SerializeToString(), metadata, deadline=10
@@ -71,9 +73,9 @@ class Mesh:
 
 
 @asynccontextmanager
-async def running(tmp_path: Path) -> AsyncIterator[Mesh]:
+async def running(tmp_path: Path, age: timedelta = timedelta(0)) -> AsyncIterator[Mesh]:
     now = datetime.now(UTC)
-    authority = mesh_authority(tmp_path, None, now)
+    authority = mesh_authority(tmp_path, None, now - age)
     names = server_names(
         [istiod_identity(TD)], configured=["istiod.example"], listening=["0.0.0.0"], hostname="h"
     )
@@ -83,7 +85,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Mesh]:
     with trio.fail_after(30):
         async with open_registry(SqliteSettings(tmp_path / "registry.db")) as registry:
             enrolment = Enrolment(registry.records, authority.fingerprint)
-            service = CertificateService(authority, enrolment, TD, DAY)
+            service = CertificateService(authority, enrolment, TD, DAY, grace=timedelta(days=7))
             listeners = await listen("127.0.0.1", 0, certificate.context)
             port = listeners[0].transport_listener.socket.getsockname()[1]  # type: ignore[attr-defined]
             async with trio.open_nursery() as nursery:
@@ -249,3 +251,46 @@ def test_istiods_own_certificate_is_renewed_at_half_of_its_life(
 @pytest.fixture
 def autojump_clock() -> trio.testing.MockClock:
     return trio.testing.MockClock(autojump_threshold=0)
+
+
+def issued_earlier(
+    authority: Authority, key: x509.PrivateKey, identity: SpiffeId, now: datetime, ended: timedelta
+) -> Certificate:
+    """A certificate of one hour that ended so long ago."""
+    hour = timedelta(hours=1)
+    return authority.issue(key.public_key(), now=now - ended - hour, ttl=hour, uris=[identity]).certificate
+
+
+def test_a_lapsed_certificate_renews_for_its_owner_and_for_a_limited_time(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path, timedelta(days=60)) as mesh:
+            now = datetime.now(UTC)
+
+            key, other, stranger = x509.new_key(), x509.new_key(), x509.new_key()
+            csr = x509.make_csr(x509.new_key(), REVIEWS)
+            day_ago = issued_earlier(mesh.authority, key, REVIEWS, now, timedelta(days=1))
+            chain = await mesh.ask(csr, proof=lapsed.prove(day_ago, key, csr))
+            assert SpiffeId.of_certificate(x509.load_chain(chain[0])[0]) == REVIEWS
+
+            with refused(GrpcStatus.PERMISSION_DENIED, "not by the lapsed certificate's key"):
+                await mesh.ask(csr, proof=lapsed.prove(day_ago, other, csr))
+            another = x509.make_csr(x509.new_key(), REVIEWS)
+            with refused(GrpcStatus.PERMISSION_DENIED, "not by the lapsed certificate's key"):
+                await mesh.ask(another, proof=lapsed.prove(day_ago, key, csr))
+            with refused(GrpcStatus.PERMISSION_DENIED, "does not allow"):
+                foreign = x509.make_csr(x509.new_key(), RATINGS)
+                await mesh.ask(foreign, proof=lapsed.prove(day_ago, key, foreign))
+            long_ago = issued_earlier(mesh.authority, key, REVIEWS, now, timedelta(days=8))
+            with refused(GrpcStatus.PERMISSION_DENIED, "longer ago than ca.renewalGrace allows"):
+                await mesh.ask(csr, proof=lapsed.prove(long_ago, key, csr))
+            root = x509.self_signed_root(stranger, ttl=timedelta(days=365), now=now - timedelta(days=30))
+            forged = x509.issue(
+                key.public_key(), ca_cert=root, ca_key=stranger, ttl=timedelta(hours=1),
+                now=now - timedelta(days=1), uri_sans=[REVIEWS],
+            )  # fmt: skip
+            with refused(GrpcStatus.PERMISSION_DENIED, "not issued by this mesh's CA"):
+                await mesh.ask(csr, proof=lapsed.prove(forged, key, csr))
+            with refused(GrpcStatus.PERMISSION_DENIED, "cannot be read"):
+                await mesh.ask(csr, proof=((lapsed.CERTIFICATE, b"nonsense"), (lapsed.SIGNATURE, b"x")))
+
+    trio.run(main)

@@ -64,7 +64,7 @@ def test_a_consul_token_comes_from_a_systemd_credential(tmp_path: Path) -> None:
             'listen: {xdsPlainText: "127.0.0.1:1"}',
             "listen.xdsPlainText: unknown field; did you mean xdsPlaintext?",
         ),
-        ("ca: {zzz: 1}", "ca.zzz: unknown field; known here: workloadCertificateTTL, plugged"),
+        ("ca: {zzz: 1}", "ca.zzz: unknown field; known here: workloadCertificateTTL, renewalGrace, plugged"),
         ("registry: {consul: {adress: x}}", "registry.consul.adress: unknown field; did you mean address?"),
         (
             "mesh: {outboundTrafficPolicy: {mod: ALLOW_ANY}}",
@@ -76,6 +76,7 @@ def test_a_consul_token_comes_from_a_systemd_credential(tmp_path: Path) -> None:
         ("listen: {xds: 15012}", 'listen.xds: must be an address like "0.0.0.0:15012" or "[::1]:15012"'),
         ('listen: {xds: "::1:15012"}', "listen.xds: an IPv6 address must stand in brackets: [::1]:15012"),
         ('listen: {xds: "0.0.0.0:99999"}', "listen.xds: must end in a port, as 0.0.0.0:15012 does"),
+        ("ca: {renewalGrace: 2161h}", "ca.renewalGrace: must be between 0s and 2160h (90 days)"),
         (
             "ca: {workloadCertificateTTL: 5s}",
             "ca.workloadCertificateTTL: must be between 1m and 2160h (90 days)",
