@@ -57,12 +57,12 @@ class Attempts(Reception):
         pool = host.pool
         if plan is not None and plan.connect_ends_here and self.ctx.upgrade == b"connect":
             pool = self.setting.raw_pool(host)
+        self.waiting_in = pool  # first, so that whatever happens in there is withdrawn with the request
         connection = pool.request(self)
-        if connection is True:
-            self.waiting_in = pool
-        elif connection is False:
+        if connection is False:
+            self.waiting_in = None
             self._overflowed()
-        else:
+        elif connection is not True:
             self.upstream_ready(cast("UpstreamStream", connection))
 
     def _overflowed(self) -> None:

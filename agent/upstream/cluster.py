@@ -61,7 +61,7 @@ class ClusterRuntime:
         """Endpoints (even none) have been received or resolved."""
 
     def reconfigure(self, config: Cluster, tls_of: Callable[[Endpoint], Any] | None) -> None:
-        """Take a new configuration of the same name; connections whose TLS changed are not used again."""
+        """Take a new configuration of the same name; connections whose TLS has changed are retired."""
         changed = config is not self.config
         self.config = config
         self._tls_of = tls_of
@@ -75,10 +75,7 @@ class ClusterRuntime:
             else:
                 self.detector.config = config.outlier
         for host in self.hosts:
-            tls = tls_of(host.endpoint) if tls_of is not None else None
-            if tls is not host.tls:
-                host.tls = tls
-                host.pool.retire()
+            self._secure(host)
         if changed:
             self.rebuild()
             if self.watch is not None:
@@ -100,16 +97,13 @@ class ClusterRuntime:
             elif host.endpoint != endpoint:
                 host.endpoint = endpoint
                 host.weight = endpoint.weight
-                tls = self._tls_of(endpoint) if self._tls_of is not None else None
-                if tls is not host.tls:
-                    host.tls = tls
-                    host.pool.retire()
+                self._secure(host)
             hosts.append(host)
         for host in known.values():
             host.gone = True
             if self.detector is not None:
                 self.detector.forget(host)
-            host.pool.retire()
+            host.pool.close_idle()
         self.hosts = tuple(hosts)
         self.slots[self.stats.membership_change] += 1
         self.rebuild()
@@ -121,8 +115,16 @@ class ClusterRuntime:
         """A host with its pool, not yet a member."""
         host = Host(endpoint)
         host.pool = Pool(host, self, self._connect)
-        host.tls = self._tls_of(endpoint) if self._tls_of is not None else None
+        self._secure(host)
         return host
+
+    def _secure(self, host: Host) -> None:
+        """Settings, secrets or the endpoint may have changed: connections that were made with others are retired."""
+        tls = self._tls_of(host.endpoint) if self._tls_of is not None else None
+        context = None if tls is None else tls.context
+        if tls is not host.tls or context is not host.tls_context:
+            host.tls, host.tls_context = tls, context
+            host.pool.retire()
 
     def original_destination(self, endpoint: Endpoint) -> Host:
         """The host of an ORIGINAL_DST cluster for an address, made at its first use."""

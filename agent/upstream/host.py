@@ -37,6 +37,7 @@ class Host:
         "rq_total",
         "successes",
         "tls",
+        "tls_context",
         "weight",
     )  # fmt: skip
 
@@ -46,7 +47,9 @@ class Host:
         self.weight = endpoint.weight
         self.pool: Pool
         self.tls: Any = None
-        """The client context of this endpoint (transport_socket_matches), None for plaintext; the worker sets it."""
+        """The client context of this endpoint (transport_socket_matches), None for plaintext; the cluster sets it."""
+        self.tls_context: Any = None
+        """What new connections are secured with as of then; another one means other settings, secrets or roots."""
         self.connects = self.connect_failures = 0
         """Connections begun, and those that did not come up; as /clusters tells them."""
         self.rq_total = self.rq_success = self.rq_error = self.rq_timeout = 0

@@ -3,6 +3,10 @@
 Rule: this module decides and the worker acts: `Connect` starts a connection, which reports back by `connected` or
 `failed`. Idle connections are used last in, first out, so that surplus ones grow old and are closed. Waiting requests
 are served in order of arrival (Envoy's HTTP/1 connection pool).
+
+    connecting ─connected─► busy ─rest─► resting ─release─► idle ─request─► busy
+    any of them ─closed─► gone; a connection of an older generation is retired: it is closed instead of resting or idle
+
 Not for: sockets, timers.
 """
 
@@ -11,7 +15,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mypy_extensions import trait
 
@@ -25,6 +29,11 @@ if TYPE_CHECKING:
 @trait
 class PooledConnection:
     """An open upstream connection that carries one request at a time."""
+
+    generation: int
+    """The pool's when it began, or RETIRED."""
+    resting: bool
+    """Its response is over; it is handed on a turn later, when the peer's end would have been seen. The pool sets it."""
 
     @abstractmethod
     def close_idle(self) -> None:
@@ -51,12 +60,16 @@ class Waiter:
 
 
 Connect = Callable[["Pool"], None]
+RETIRED: Final = -1
+"""The generation of a connection that takes no more requests, whatever its pool's."""
 
 
 class Pool:
-    """Invariant: `total` counts connections that are connecting, idle or busy; each is in the breaker's count."""
+    """Invariant: `total` counts connections that are connecting, busy, resting or idle; each is in the breaker's count."""
 
-    __slots__ = ("breaker", "cluster", "connect", "connecting", "host", "idle", "total", "waiting")
+    __slots__ = (
+        "breaker", "cluster", "connect", "connecting", "generation", "host", "idle", "resting", "total", "waiting",
+    )  # fmt: skip
 
     def __init__(self, host: Host, cluster: ClusterRuntime, connect: Connect) -> None:
         self.host = host
@@ -66,7 +79,10 @@ class Pool:
         self.idle: list[PooledConnection] = []
         self.waiting: deque[Waiter] = deque()
         self.connecting = 0
+        self.resting = 0
         self.total = 0
+        self.generation = 0
+        """Grows when what secures connections to the host has changed."""
 
     def request(self, waiter: Waiter) -> PooledConnection | bool:
         """A connection to use now, True when the waiter will be called, False when the breaker refuses (overflow)."""
@@ -78,8 +94,7 @@ class Pool:
         breaker.add_pending(1)
         self.cluster.slots[self.cluster.stats.upstream_rq_pending_total] += 1
         self.waiting.append(waiter)
-        if self.connecting < len(self.waiting) and (self.total == 0 or breaker.may_connect()):
-            self._open()
+        self._provide()
         return True
 
     def withdraw(self, waiter: Waiter) -> None:
@@ -95,19 +110,30 @@ class Pool:
         self.connecting -= 1
         self.release(connection)
 
+    def keeps(self, connection: PooledConnection) -> bool:
+        """May it take another request? Else it is to be closed."""
+        return connection.generation == self.generation
+
+    def rest(self, connection: PooledConnection) -> None:
+        """A response is over; `release` follows in a later turn of the worker, unless the connection ends before."""
+        connection.resting = True
+        self.resting += 1
+
     def release(self, connection: PooledConnection) -> None:
         """A connection is free (again)."""
-        while self.waiting:
-            waiter = self.waiting.popleft()
-            waiter.priority_breaker.add_pending(-1)
-            if waiter.priority_breaker.may_request():
-                waiter.upstream_ready(connection)
+        self._rested(connection)
+        if self.keeps(connection):
+            while self.waiting:
+                waiter = self.waiting.popleft()
+                waiter.priority_breaker.add_pending(-1)
+                if waiter.priority_breaker.may_request():
+                    waiter.upstream_ready(connection)
+                    return
+                waiter.upstream_overflowed()
+            if not self.host.gone:
+                self.idle.append(connection)
                 return
-            waiter.upstream_overflowed()
-        if self.host.gone:
-            connection.close_idle()
-        else:
-            self.idle.append(connection)
+        connection.close_idle()
 
     def failed(self, reason: str, failure: str) -> None:
         """A connection that `connect` started did not come up: all who wait are told, as Envoy does."""
@@ -121,25 +147,40 @@ class Pool:
             waiter.upstream_unavailable(reason, failure)
 
     def closed(self, connection: PooledConnection) -> None:
-        """An open connection has ended, idle or busy."""
+        """An open connection has ended: busy, resting or idle."""
+        self._rested(connection)
         if connection in self.idle:
             self.idle.remove(connection)
         self._lost()
-        if len(self.waiting) > self.connecting:
-            self._open()
+        self._provide()
 
     def retire(self) -> None:
-        """The host is no longer a member, or its TLS has changed: close what is idle, let the rest finish."""
+        """What secures connections has changed: those of before take no more requests and end with the one on them."""
+        self.generation += 1
+        self.close_idle()
+
+    def close_idle(self) -> None:
+        """Close what nobody uses; the rest is closed when it is free, if the host has gone."""
         idle, self.idle = self.idle, []
         for connection in idle:
             connection.close_idle()
 
-    def _open(self) -> None:
-        self.connecting += 1
-        self.total += 1
-        self.host.connects += 1
-        self.breaker.add_connections(1)
-        self.connect(self)
+    def _provide(self) -> None:
+        """Open a connection, where somebody waits for whom none is on its way and the breaker allows it."""
+        waiting = self.waiting
+        if len(waiting) > self.connecting + self.resting and (
+            self.total == 0 or waiting[-1].priority_breaker.may_connect()
+        ):
+            self.connecting += 1
+            self.total += 1
+            self.host.connects += 1
+            self.breaker.add_connections(1)
+            self.connect(self)
+
+    def _rested(self, connection: PooledConnection) -> None:
+        if connection.resting:
+            connection.resting = False
+            self.resting -= 1
 
     def _lost(self) -> None:
         self.total -= 1

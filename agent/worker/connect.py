@@ -6,9 +6,11 @@ Not for: when to connect (agent/upstream/pool), what runs over it.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from abc import abstractmethod
+from functools import partial
 from typing import Final
 
 from mypy_extensions import trait
@@ -25,8 +27,7 @@ from agent.worker.transport import PlainTransport, TransportOwner
 MARK: Final = 0x539
 """What nftables rules let pass as the agent's own (contract of agent/host/capture/rules)."""
 _IP_BIND_ADDRESS_NO_PORT: Final = 24
-_IN_PROGRESS: Final = (0, 11, 115)
-_DELAYED: Final = "delayed connect error: %s"
+_IN_PROGRESS: Final = (0, errno.EINPROGRESS)
 
 
 @trait
@@ -53,123 +54,108 @@ class Dialer:
     def dial(
         self, host: Host, cluster: Cluster, caller: Caller, *, bulk: bool = False, server_name: str = ""
     ) -> None:
-        """Connect. The answer may come before this returns only for failures."""
-        Dial(self, host, cluster, caller, bulk, server_name)
+        """Connect. Never raises, and the answer never comes before this returns."""
+        Dial(self, host, cluster, caller, bulk, server_name).begin()
 
 
 class Dial(Handler, TlsOwner):
-    """One try. Invariant: `_caller` is told once; afterwards nothing of this is registered anywhere."""
+    """One try. Invariant: the socket is this object's until `_over`; then it is closed, or its transport is the caller's.
+    `_caller` is told once, and afterwards nothing of this is registered anywhere."""
 
     __slots__ = (
-        "_bulk",
-        "_caller",
-        "_cluster",
-        "_host",
-        "_offered",
-        "_server_name",
-        "_socket",
-        "_timer",
-        "_transport",
-        "reactor",
-    )
+        "_bulk", "_caller", "_cluster", "_host", "_mark", "_offered", "_over", "_server_name", "_socket", "_timer", "_tls",
+        "_transport", "reactor",
+    )  # fmt: skip
 
     def __init__(
         self, dialer: Dialer, host: Host, cluster: Cluster, caller: Caller, bulk: bool, server_name: str
     ) -> None:
         reactor = self.reactor = dialer.reactor
         self._host = host
+        self._tls: ClientTls | None = host.tls
+        """As it is now: a change before the connection is up retires it (agent/upstream/pool), and never mixes two."""
         self._cluster = cluster
         self._caller = caller
         self._bulk = bulk
+        self._mark = dialer.mark
         self._server_name = server_name
         self._offered = False
         """A session was offered for resumption."""
-        self._transport: TlsTransport | BulkTlsTransport | None = None
+        self._over = False
+        self._socket: socket.socket | None = None
+        self._transport: PlainTransport | None = None
+        """Around the socket, once TCP is connected."""
         self._timer = reactor.timer(self._timed_out)
-        address = host.endpoint.address
-        family, target = _where(address.host, address.port, address.path)
-        sock = self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+
+    def begin(self) -> None:
+        """Open a socket and connect it."""
+        address = self._host.endpoint.address
+        code = 0
         try:
-            _prepare(sock, family, cluster, dialer.mark)
+            family, target = _where(address.host, address.port, address.path)
+            sock = self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            _prepare(sock, family, self._cluster, self._mark)
             code = sock.connect_ex(target)
+            if code in _IN_PROGRESS:
+                self.reactor.register(sock.fileno(), OUT, self)
+                self._timer.set(self.reactor.now + self._cluster.connect_timeout)
+                return
         except OSError as error:
-            code = error.errno or 1
-        if code not in _IN_PROGRESS:
-            sock.close()
-            text = f"immediate connect error: {_words(code)}"
-            reactor.soon(lambda: caller.unreachable(reset.LOCAL_CONNECT_FAILURE, text))
-            return
-        self._timer.set(reactor.now + cluster.connect_timeout)
-        reactor.register(sock.fileno(), OUT, self)
+            code = error.errno or errno.EIO
+        except (ValueError, OverflowError):
+            code = errno.EINVAL
+        text = f"immediate connect error: {os.strerror(code)}"
+        self.reactor.soon(partial(self._fail, reset.LOCAL_CONNECT_FAILURE, text))
 
     def on_event(self, mask: int) -> None:
         """TCP is connected, or has failed."""
         sock = self._socket
+        assert sock is not None
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         self.reactor.unregister(sock.fileno())
         if code:
-            self._timer.cancel()
-            sock.close()
-            self._caller.unreachable(reset.CONNECT_FAILURE, _DELAYED % _words(code))
+            self._fail(reset.CONNECT_FAILURE, f"delayed connect error: {os.strerror(code)}")
             return
-        tls: ClientTls | None = self._host.tls
-        limit = self._cluster.buffer_limit
-        if tls is None:
-            self._timer.cancel()
-            transport = PlainTransport(sock, self.reactor, self._caller, limit)
-            transport.start()
-            self._caller.connected(transport, None)
-            return
-        name = self._server_name or tls.sni
-        if tls.context is None:
-            self._timer.cancel()
-            sock.close()
-            self._caller.unreachable(reset.CONNECT_FAILURE, f"TLS_error:{tls.missing}")
-            return
-        session = tls.sessions.find(self._host.name, name, tls.context, self.reactor.now)
-        self._offered = session is not None
         try:
-            if self._bulk:
-                self._transport = BulkTlsTransport(
-                    sock,
-                    tls.context,
-                    self.reactor,
-                    self,
-                    server_side=False,
-                    server_name=name,
-                    session=session,
-                    limit=limit,
-                )
-            else:
-                wrapped = tls.context.wrap_socket(
-                    sock, server_hostname=name, do_handshake_on_connect=False, session=session
-                )
-                self._transport = TlsTransport(wrapped, self.reactor, self, limit)
+            transport = self._transport = self._around(sock)
+            transport.start()
         except (OSError, ValueError) as error:
-            self._timer.cancel()
-            sock.close()
-            self._caller.unreachable(reset.CONNECT_FAILURE, str(error))
+            self._fail(reset.CONNECT_FAILURE, str(error))
             return
-        self._transport.start()
+        if self._tls is None:
+            self._hand_over(transport, None)
 
-    def on_failure(self) -> None:
-        """See reactor.Handler."""
-        self._fail(reset.LOCAL_CONNECT_FAILURE, "internal error")
+    def _around(self, sock: socket.socket) -> PlainTransport:
+        """The transport that the cluster asks for. Raises OSError or ValueError."""
+        tls, limit = self._tls, self._cluster.buffer_limit
+        if tls is None:
+            return PlainTransport(sock, self.reactor, self._caller, limit)
+        context = tls.context
+        if context is None:
+            raise ValueError(f"TLS_error:{tls.missing}")
+        name = self._server_name or tls.sni
+        session = tls.sessions.find(self._host.name, name, context, self.reactor.now)
+        self._offered = session is not None
+        if self._bulk:
+            return BulkTlsTransport(
+                sock, context, self.reactor, self, server_side=False, server_name=name, session=session, limit=limit
+            )  # fmt: skip
+        wrapped = context.wrap_socket(
+            sock, server_hostname=name, do_handshake_on_connect=False, session=session
+        )
+        return TlsTransport(wrapped, self.reactor, self, limit)
 
     def handshaken(self) -> bool:
         """See TlsOwner."""
-        transport = self._transport
-        assert transport is not None
-        tls: ClientTls = self._host.tls
+        transport, tls = self._transport, self._tls
+        assert tls is not None and isinstance(transport, (TlsTransport, BulkTlsTransport))
         peer, refused = tls.verdict(transport.ssl_object())
         if refused:
             self._fail(reset.CONNECT_FAILURE, f"TLS_error:{refused}")
             return False
-        self._timer.cancel()
         self._resumable(transport, tls)
-        transport.owner = self._caller
-        self._caller.connected(transport, peer)
-        return True
+        self._hand_over(transport, peer)
+        return not transport.closed
 
     def _resumable(self, transport: TlsTransport | BulkTlsTransport, tls: ClientTls) -> None:
         """Note whether the host resumed, and take its ticket if one comes, which is before its first bytes. Looked at once:
@@ -181,6 +167,38 @@ class Dial(Handler, TlsOwner):
             sessions.resumed(host, name, bool(connection.session_reused))
         if sessions.wanted(host, name):
             transport.first_data = lambda: sessions.keep(host, name, connection, reactor.now)
+
+    def _hand_over(self, transport: PlainTransport, peer: PeerIdentity | None) -> None:
+        """The one good exit."""
+        self._over = True
+        self._timer.cancel()
+        self._socket = None
+        transport.owner = self._caller
+        self._caller.connected(transport, peer)
+        self._transport = None
+
+    def _fail(self, reason: str, failure: str) -> None:
+        """The one bad exit."""
+        if self._over:
+            return
+        self._over = True
+        self._timer.cancel()
+        sock, self._socket = self._socket, None
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
+        elif sock is not None:
+            self.reactor.unregister(sock.fileno())
+            sock.close()
+        self._caller.unreachable(reason, failure)
+
+    def on_failure(self) -> None:
+        """See reactor.Handler. What the caller does wrong after the hand-over costs it the connection."""
+        if self._over:
+            if self._transport is not None:
+                self._transport.on_failure()
+        else:
+            self._fail(reset.LOCAL_CONNECT_FAILURE, "internal error")
 
     def received(self, data: bytes) -> None:
         """Never called: data comes after the handshake, to the caller."""
@@ -200,15 +218,6 @@ class Dial(Handler, TlsOwner):
 
     def _timed_out(self) -> None:
         self._fail(reset.CONNECT_TIMEOUT, "")
-
-    def _fail(self, reason: str, failure: str) -> None:
-        self._timer.cancel()
-        if self._transport is not None:
-            self._transport.close()
-        else:
-            self.reactor.unregister(self._socket.fileno())
-            self._socket.close()
-        self._caller.unreachable(reason, failure)
 
 
 def _where(host: str, port: int, path: str) -> tuple[int, str | tuple[str, int] | tuple[str, int, int, int]]:
@@ -239,7 +248,3 @@ def _prepare(sock: socket.socket, family: int, cluster: Cluster, mark: bool) -> 
             # The port is chosen at connect, so that it need be free towards this one destination only.
             sock.setsockopt(socket.SOL_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((source, 0))
-
-
-def _words(code: int) -> str:
-    return os.strerror(code)

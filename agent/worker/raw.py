@@ -22,13 +22,16 @@ class RawUpstream(Caller, UpstreamStream):
     """See the module."""
 
     __slots__ = (
-        "closed", "connected_at", "exchange", "local_address", "peer", "pool", "requests", "reused", "transport",
+        "closed", "connected_at", "exchange", "generation", "local_address", "peer", "pool", "requests", "resting", "reused",
+        "transport",
     )  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.transport: PlainTransport
         self.exchange: Exchange | None = None
+        self.generation = pool.generation
+        self.resting = False
         self.reused = False
         self.connected_at = 0.0
         self.local_address = ""
@@ -49,6 +52,8 @@ class RawUpstream(Caller, UpstreamStream):
         name = transport.socket.getsockname()
         self.local_address = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
         self.pool.connected(self)
+        if self.exchange is None:
+            self._close()  # who asked for it has gone, and nobody else will
 
     def unreachable(self, reason: str, failure: str) -> None:
         """See connect.Caller."""

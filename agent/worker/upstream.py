@@ -1,7 +1,8 @@
 """One HTTP/1.1 connection to an upstream host: idle in its pool, or carrying one exchange.
 
-Rule: a connection goes back to its pool only when request and response are both complete and nothing follows them; in
-every other case it is closed. It reports to its pool exactly once that it has ended.
+Rule: a connection goes back to its pool only when request and response are both complete and nothing follows them, and
+not before the next turn of the reactor, in which its end would be seen; in every other case it is closed. It reports to its
+pool exactly once that it has ended.
 Not for: choosing connections (agent/upstream/pool), connecting (connect).
 """
 
@@ -15,7 +16,7 @@ from agent.http.h1_message import ClientCodec, H1Violation, InboundResponse, Lim
 from agent.http.headers import Headers
 from agent.http.request import PeerIdentity
 from agent.upstream import reset
-from agent.upstream.pool import Pool
+from agent.upstream.pool import RETIRED, Pool
 from agent.worker.connect import Caller
 from agent.worker.timers import Timer
 from agent.worker.transport import PlainTransport
@@ -26,8 +27,8 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
 
     __slots__ = (
         "_answered", "_framing", "_full_url", "_keep_alive", "_let_go", "_max_age", "_proper_case", "_remote", "_request_done",
-        "_trailers", "_tunnel", "_upgrade", "closed",
-        "codec", "connected_at", "exchange", "local_address", "peer", "pool", "requests", "reused", "timer", "transport",
+        "_trailers", "_tunnel", "_upgrade", "closed", "codec", "connected_at", "exchange", "generation", "local_address", "peer",
+        "pool", "requests", "resting", "reused", "timer", "transport",
     )  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
@@ -36,6 +37,8 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
         self.transport: PlainTransport
         self.timer: Timer
         self.exchange: Exchange | None = None
+        self.generation = pool.generation
+        self.resting = False
         self.reused = False
         self.connected_at = 0.0
         self.local_address = ""
@@ -263,6 +266,7 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
             self._keep_alive
             and self._request_done
             and not self._upgrade
+            and self.pool.keeps(self)
             and not transport.closed
             and not transport.peer_ended
             and not self.codec.leftovers()
@@ -273,12 +277,18 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
             if transport.paused:
                 transport.resume()
             self.reused = True
-            self._idle(transport.reactor.now)
-            self.pool.release(self)
+            self.pool.rest(self)
+            transport.reactor.soon(self._rested)
         else:
             self._close()
         if exchange is not None:
             exchange.upstream_end(trailers)
+
+    def _rested(self) -> None:
+        """A turn has passed: had the peer closed with its response, that would be known by now."""
+        if not self.closed:
+            self._idle(self.transport.reactor.now)
+            self.pool.release(self)
 
     # The end
 
@@ -296,7 +306,7 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
     def _grown_old(self) -> None:
         cluster = self.pool.cluster
         cluster.slots[cluster.stats.upstream_cx_max_duration_reached] += 1
-        self._keep_alive = False
+        self.generation = RETIRED
         if self.exchange is None:
             self._close()
 

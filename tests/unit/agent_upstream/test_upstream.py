@@ -35,11 +35,16 @@ class Connections:
 
 
 class Connection:
-    def __init__(self) -> None:
-        self.closed = False
+    """As a worker's: it tells its pool when it closes."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.generation = pool.generation
+        self.resting = self.closed = False
 
     def close_idle(self) -> None:
         self.closed = True
+        self._pool.closed(self)  # type: ignore[arg-type]
 
 
 class Waiting:
@@ -168,7 +173,7 @@ def test_requests_wait_in_order_and_idle_connections_are_used_last_in_first_out(
     assert pool.request(first) is True
     assert pool.request(second) is True
     assert len(connections.asked) == 2
-    one, two = Connection(), Connection()
+    one, two = Connection(pool), Connection(pool)
     pool.connected(one)
     pool.connected(two)
     assert (first.told, second.told) == ([one], [two])
@@ -204,7 +209,7 @@ def test_the_breaker_bounds_who_may_wait_and_what_may_be_opened() -> None:
 def test_who_waited_is_refused_when_others_have_used_up_the_requests() -> None:
     cluster = runtime(endpoint(1), default_thresholds=Thresholds(max_requests=1))
     pool, breaker = cluster.hosts[0].pool, cluster.breakers[0]
-    waiting, connection = [Waiting(cluster), Waiting(cluster)], Connection()
+    waiting, connection = [Waiting(cluster), Waiting(cluster)], Connection(pool)
     assert [pool.request(one) for one in waiting] == [True, True]
     breaker.add_requests(1)
     pool.connected(connection)
@@ -215,14 +220,87 @@ def test_who_waited_is_refused_when_others_have_used_up_the_requests() -> None:
 def test_connections_of_a_host_that_left_are_closed_when_they_are_free() -> None:
     cluster = runtime(endpoint(1), endpoint(2))
     pool = cluster.hosts[0].pool
-    waiting, busy, idle = Waiting(cluster), Connection(), Connection()
-    pool.request(waiting)
-    pool.connected(busy)
-    pool.idle.append(idle)
+    busy, idle = Connection(pool), Connection(pool)
+    for connection in (busy, idle):
+        pool.request(Waiting(cluster))
+        pool.connected(connection)
+    pool.release(idle)
     cluster.update_hosts([endpoint(2)])
     assert idle.closed
     pool.release(busy)
     assert busy.closed
+    assert (pool.total, pool.connecting, cluster.breakers[0].connections) == (0, 0, 0)
+
+
+class Secured:
+    """TLS of an endpoint: what counts is which context new connections get."""
+
+    def __init__(self) -> None:
+        self.context = object()
+
+
+@pytest.mark.parametrize("change", ["settings", "secrets", "plaintext"])
+def test_connections_made_with_other_tls_are_retired(change: str) -> None:
+    """They end with the request on them and take no other, also where somebody waits."""
+    connections, tls = Connections(), Secured()
+    cluster = runtime(endpoint(1), connections=connections)
+    cluster.reconfigure(cluster.config, lambda _: tls)
+    pool = cluster.hosts[0].pool
+    busy, idle, coming, resting = (Connection(pool) for _ in range(4))
+    for connection in (busy, idle, resting):
+        pool.request(Waiting(cluster))
+        pool.connected(connection)
+    waiting = Waiting(cluster)
+    pool.request(waiting)
+    pool.idle.append(idle)
+    pool.rest(resting)
+    connections.asked.clear()
+    if change == "secrets":
+        tls.context = object()
+    other = {"settings": Secured(), "secrets": tls, "plaintext": None}[change]
+    cluster.reconfigure(cluster.config, lambda _: other)
+    assert (busy.closed, idle.closed) == (False, True)
+    for connection in (busy, resting):
+        pool.release(connection)
+        assert connection.closed
+    pool.connected(coming)
+    assert coming.closed and not waiting.told
+    assert connections.asked == [pool]
+    new = Connection(pool)
+    pool.connected(new)
+    assert waiting.told == [new]
+    pool.release(new)
+    assert pool.idle == [new]
+    assert (pool.total, pool.resting, cluster.breakers[0].connections) == (1, 0, 1)
+
+
+def test_nothing_is_retired_where_tls_stays_as_it_was() -> None:
+    tls = Secured()
+    cluster = runtime(endpoint(1))
+    cluster.reconfigure(cluster.config, lambda _: tls)
+    pool = cluster.hosts[0].pool
+    connection = Connection(pool)
+    pool.request(Waiting(cluster))
+    pool.connected(connection)
+    cluster.reconfigure(cluster.config, lambda _: tls)
+    pool.release(connection)
+    assert pool.idle == [connection]
+
+
+def test_who_waits_for_a_connection_that_rests_needs_no_new_one_unless_it_ends() -> None:
+    connections = Connections()
+    cluster = runtime(endpoint(1), connections=connections)
+    pool = cluster.hosts[0].pool
+    connection, waiting = Connection(pool), Waiting(cluster)
+    pool.request(Waiting(cluster))
+    pool.connected(connection)
+    pool.rest(connection)
+    connections.asked.clear()
+    assert pool.request(waiting) is True
+    assert not connections.asked and not waiting.told
+    pool.closed(connection)
+    assert connections.asked == [pool]
+    assert (pool.total, pool.resting) == (1, 0)
 
 
 # Outliers

@@ -169,6 +169,11 @@ class Stage:
         self.reactor.now += seconds
         self.reactor.timers.run(self.reactor.now)
 
+    def turn(self) -> None:
+        """The reactor's next turn: what was postponed to it."""
+        for _ in range(len(self.reactor._soon)):
+            self.reactor._soon.popleft()()
+
     def logged(self) -> list[str]:
         """The access log so far."""
         self.sinks.flush()

@@ -38,6 +38,7 @@ def test_a_request_goes_out_on_a_connection_of_the_pool_and_the_next_one_takes_i
     assert b"x-envoy-expected-rq-timeout-ms: 15000" in request
     upstream.owner.received(OK)
     assert client.take().endswith(b"\r\n\r\nhi")
+    stage.turn()
     client.owner.received(GET)
     if stage.dials.asked:  # the other host of the cluster has no connection yet
         stage.dials.accept().owner.received(OK)
@@ -182,6 +183,7 @@ def test_pipelined_requests_are_answered_in_order_and_wait_outside(stage: Stage)
         assert busy[0].take().startswith(b"GET " + path)
         busy[0].owner.received(OK)
         assert client.take().endswith(b"hi")
+        stage.turn()
     assert not client.paused
     assert [line.split()[0] for line in stage.logged()] == ["/x", "/y", "/z"]
 
@@ -331,6 +333,69 @@ def test_a_change_of_endpoints_alone_keeps_stations_and_pools(stage: Stage) -> N
     assert set(hosts) == {"10.0.0.1:80", "10.0.0.3:80"}
     assert hosts["10.0.0.1:80"] is pools["10.0.0.1:80"]
     assert stage.space.every_station() == station
+
+
+def over_tls(text: str) -> str:
+    """The upstream wants TLS from now on."""
+    return text.replace(
+        "    type: STATIC\n",
+        "    type: STATIC\n"
+        "    transport_socket: {name: tls, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets"
+        ".tls.v3.UpstreamTlsContext}}\n",
+    )
+
+
+def test_nothing_follows_in_plain_text_on_a_connection_that_was_busy_when_tls_was_asked_for(
+    stage: Stage,
+) -> None:
+    client = stage.client()
+    client.owner.received(GET)
+    upstream = stage.dials.accept()
+    stage.apply(change=over_tls)
+    upstream.take()
+    upstream.owner.received(OK)
+    assert client.take().endswith(b"hi")
+    stage.turn()
+    assert upstream.closed
+    client.owner.received(GET)
+    assert upstream.take() == b""
+    (host, _), *_ = stage.dials.asked
+    assert host.tls is not None
+
+
+def test_a_connection_that_came_up_before_tls_was_asked_for_takes_no_request(stage: Stage) -> None:
+    client = stage.client()
+    client.owner.received(GET)
+    _, caller = stage.dials.asked.pop()
+    stage.apply(change=over_tls)
+    early = Wire(stage.reactor, caller)
+    caller.connected(early, None)
+    assert early.closed and not early.sent
+    assert stage.dials.asked[0][0].tls is not None
+    stage.dials.accept().owner.received(OK)
+    assert status(client) == 200
+
+
+def test_a_connection_past_its_age_ends_with_the_response_on_it(tmp_path: Path) -> None:
+    stage = Stage(
+        tmp_path,
+        change=lambda text: text.replace(
+            "    type: STATIC\n",
+            "    type: STATIC\n"
+            "    typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {'@type': type."
+            "googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {http_protocol_options:"
+            " {}}, common_http_protocol_options: {max_connection_duration: 5s}}}\n",
+        ),
+    )
+    client = stage.client()
+    client.owner.received(GET)
+    upstream = stage.dials.accept()
+    stage.later(6)
+    assert not upstream.closed
+    upstream.owner.received(OK)
+    assert upstream.closed
+    assert client.take().endswith(b"hi")
+    stage.close()
 
 
 def test_connections_of_a_listener_that_left_end_with_their_response(stage: Stage) -> None:
