@@ -43,6 +43,7 @@ class Feed:
         self._debounce = debounce if debounce is not None else Debounce()
         self._facts: Facts = ((), (), ())
         self._reported: frozenset[str] = frozenset()
+        self._conflicts: frozenset[str] = frozenset()
         self._published = trio.Event()
         self.number = 0
         self.snapshot: Snapshot = build((), (), (), mesh)
@@ -137,7 +138,10 @@ class Feed:
         problems = frozenset(str(problem) for problem in self.snapshot.problems)
         for problem in sorted(problems - self._reported):
             log.warning("stored resource is not used: %s", problem)
-        self._reported = problems
+        conflicts = frozenset(str(conflict) for conflict in self.snapshot.conflicts)
+        for conflict in sorted(conflicts - self._conflicts):
+            log.warning("stored resource has no effect in part: %s", conflict)
+        self._reported, self._conflicts = problems, conflicts
 
 
 def _at_least(stored: str, wanted: str) -> bool:

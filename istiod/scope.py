@@ -6,7 +6,7 @@ Not for: what is made of it (istiod/compile).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from istiod.resources.document import Document
@@ -45,6 +45,18 @@ def host_covers(pattern: str, host: str) -> bool:
     if pattern == "*" or pattern == host:
         return True
     return pattern.startswith("*") and host.removeprefix("*").endswith(pattern[1:])
+
+
+def server_names(names: Iterable[str]) -> list[str] | None:
+    """Server names as Envoy matches them: lower case, whole or `*.suffix`; [] for any, None when none can match.
+
+    `*` is any (Istio); `*part.example.com` is nothing that Envoy could match.
+    """
+    given = [name.lower().removesuffix(".") for name in names]
+    if not given or "*" in given:
+        return []
+    usable = [name for name in dict.fromkeys(given) if "*" not in name.removeprefix("*.")]
+    return usable or None
 
 
 def hosts_meet(left: str, right: str) -> bool:

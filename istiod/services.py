@@ -111,6 +111,10 @@ class Endpoint:
         """The preferred address: an IP, a DNS name, or unix://PATH."""
         return self.addresses[0]
 
+    def serves(self, port: int) -> bool:
+        """Whether it serves a port of its service; one that declares no port serves all of them."""
+        return not self.ports or port in self.ports
+
 
 @dataclass(frozen=True, slots=True)
 class MeshService:
@@ -201,13 +205,14 @@ def from_entries(
             for port in spec.ports
         )
         fixed = _entry_endpoints(entry, ports, machines)
-        for host in spec.hosts:
-            joined = _joined(entry, host.lower(), ports, known, access)
+        for given in spec.hosts:
+            host = given.lower().removesuffix(".")
+            joined = _joined(entry, host, ports, known, access)
             endpoints = (*fixed, *joined)
             named = {
                 (one.namespace, one.service_account) for one in endpoints if one.mtls and one.service_account
             }
-            servers = tuple(sorted(named.union(access.servers(entry.resource.namespace, host.lower()))))
+            servers = tuple(sorted(named.union(access.servers(entry.resource.namespace, host))))
             addresses = tuple(_plain(address) for address in spec.addresses if _plain(address))
             allocated = False
             if not addresses and not host.startswith("*") and spec.resolution != "NONE":
@@ -215,8 +220,8 @@ def from_entries(
             result.append(
                 sealed(
                     MeshService(
-                        host=host.lower(),
-                        name=host.lower(),
+                        host=host,
+                        name=host,
                         namespace=entry.resource.namespace,
                         ports=ports,
                         addresses=addresses,
@@ -346,8 +351,11 @@ def _of_workload(
         workload=name,
         locality=spec.locality,
         weight=spec.weight or 1,
-        # Istio: a workload that names its service account, or is labelled so, has a proxy of its own.
-        mtls=(labels or spec.labels).get("security.istio.io/tlsMode") == "istio",
+        # Istio: a workload that names its service account has a proxy of its own, unless its label says otherwise.
+        mtls=(labels or spec.labels).get(
+            "security.istio.io/tlsMode", "istio" if spec.service_account else "disabled"
+        )
+        == "istio",
     )
 
 

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from istiod import conflicts
 from istiod.access.facts import Access
 from istiod.access.group import grants_of
+from istiod.merge import merge_entries
 from istiod.proxy import ProxyInfo
 from istiod.resources.destination_rule import DestinationRule
 from istiod.resources.document import Document, InvalidResourceError, typed
@@ -43,6 +45,8 @@ class Snapshot:
     keys: Mapping[ResourceKey, str]
     """A content hash of every resource."""
     problems: tuple[Problem, ...] = ()
+    conflicts: tuple[Problem, ...] = ()
+    """Parts of stored resources that have no effect (istiod/conflicts.py)."""
     instances: tuple[Instance, ...] = ()
     access: Access = field(default_factory=Access)
     """The registry's grants and those of WorkloadGroups."""
@@ -240,9 +244,12 @@ def build(
     members = tuple(one for one in registered if access.may_serve(one))
     found = from_registry(services, members, mesh, access)
     taken = {address for service in found for address in service.addresses}
-    found += from_entries(
-        kinds.get("ServiceEntry", ()), kinds.get("WorkloadEntry", ()), members, mesh, access, taken
+    entries, lost = merge_entries(
+        from_entries(
+            kinds.get("ServiceEntry", ()), kinds.get("WorkloadEntry", ()), members, mesh, access, taken
+        )
     )
+    found += entries
     by_host: dict[str, list[MeshService]] = {}
     for service in found:
         by_host.setdefault(service.host, []).append(service)
@@ -270,7 +277,16 @@ def build(
         if host.startswith("*"):
             known_patterns = {host, *patterns.get(home, ())}
             patterns[home] = tuple(sorted(known_patterns, key=lambda text: (-len(text), text)))
-    return snapshot
+    hosts = [
+        (snapshot.resolve(one.spec.host, one.resource.namespace), one)
+        for one in kinds.get("DestinationRule", ())
+    ]
+    found_conflicts = (
+        *conflicts.between_entries(found, lost),
+        *conflicts.of_rules(hosts, found),
+        *conflicts.of_server_names(kinds.get("VirtualService", ()), found),
+    )
+    return replace(snapshot, conflicts=found_conflicts)
 
 
 def selector_labels(spec: Any) -> Mapping[str, str]:

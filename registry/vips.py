@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from registry.model import VirtualIps
 
-__all__ = ["CAPACITY", "QUARANTINE_SECONDS", "RANGES", "candidates", "virtual_ips"]
+__all__ = [
+    "CAPACITY",
+    "QUARANTINE_SECONDS",
+    "RANGES",
+    "all_virtual",
+    "candidates",
+    "is_virtual",
+    "virtual_ips",
+]
 
 RANGES = ("240.240.0.0/16", "2001:2::/48")
 """Blocks of addresses that exist nowhere: only the proxies know what stands behind one."""
+_NETWORKS = tuple(ip_network(block) for block in RANGES)
 
 _V4 = int(IPv4Address("240.240.0.0"))
 _V6 = int(IPv6Address("2001:2::f0f0:0"))
@@ -39,3 +48,13 @@ def virtual_ips(slot: int) -> VirtualIps:
         raise ValueError(f"VIP slot {slot} is not within 0 … {CAPACITY - 1}")
     offset = slot // _HOSTS * 256 + slot % _HOSTS + 1
     return VirtualIps(str(IPv4Address(_V4 + offset)), str(IPv6Address(_V6 + offset)))
+
+
+def is_virtual(address: str) -> bool:
+    """Whether an address (not a block) is one of those that exist nowhere."""
+    return "/" not in address and any(ip_address(address) in network for network in _NETWORKS)
+
+
+def all_virtual(addresses: tuple[str, ...]) -> bool:
+    """Whether a service has addresses, and only such."""
+    return bool(addresses) and all(map(is_virtual, addresses))

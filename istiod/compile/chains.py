@@ -14,6 +14,8 @@ from typing import TypeAlias
 
 from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
 
+from istiod.scope import server_names
+
 Chain: TypeAlias = listener_components_pb2.FilterChain
 Match: TypeAlias = listener_components_pb2.FilterChainMatch
 Place: TypeAlias = tuple[str, str]
@@ -68,18 +70,6 @@ class Chains:
             match.prefix_ranges.add(address_prefix=address).prefix_len.value = int(length)
         if match == Match():
             added.ClearField("filter_chain_match")
-
-
-def server_names(names: Iterable[str]) -> list[str] | None:
-    """Server names as Envoy matches them: lower case, whole or `*.suffix`; [] for any, None when none can match.
-
-    `*` is any (Istio); `*part.example.com` is nothing that Envoy could match.
-    """
-    given = [name.lower().removesuffix(".") for name in names]
-    if not given or "*" in given:
-        return []
-    usable = [name for name in dict.fromkeys(given) if "*" not in name.removeprefix("*.")]
-    return usable or None
 
 
 def _block(address: str, length: int) -> str:

@@ -14,12 +14,12 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from envoy.config.cluster.v3 import cluster_pb2
-from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
+from envoy.config.endpoint.v3 import endpoint_components_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 
 from istiod.compile import naming
-from istiod.compile.endpoints import endpoint_address, sort_by_locality
-from istiod.compile.envoy import ads, any_of, duration, socket_address, struct, uint32
+from istiod.compile.endpoints import TlsDisabled, dns_assignment
+from istiod.compile.envoy import ads, any_of, duration, socket_address, struct
 from istiod.compile.tls import (
     ALPN_HTTP1,
     ALPN_HTTP2,
@@ -48,6 +48,11 @@ _DISCOVERY = {
     Resolution.DNS_ROUND_ROBIN: Type.LOGICAL_DNS,
     Resolution.NONE: Type.ORIGINAL_DST,
 }
+_FAMILIES = {
+    (True, False): cluster_pb2.Cluster.V4_ONLY,
+    (False, True): cluster_pb2.Cluster.V6_ONLY,
+    (True, True): cluster_pb2.Cluster.ALL,
+}
 
 
 def identities(service: MeshService, mesh: MeshConfig) -> tuple[str, ...]:
@@ -72,12 +77,15 @@ def outbound_cluster(
     *,
     sans: tuple[str, ...],
     mesh: MeshConfig,
+    families: tuple[bool, bool],
+    tls_disabled: TlsDisabled,
     opaque: bool = False,
 ) -> cluster_pb2.Cluster | None:
     """The cluster for calls to one port, None when there is nothing to call (DNS without endpoints).
 
     A port that is sniffed has a second one for what turned out not to be HTTP (`opaque`): the ALPN that a
     cluster offers tells the callee's proxy which of the two comes. (Istio has a filter of its own for that.)
+    `families`: whether the proxy's host has IPv4 and IPv6.
     """
     name = naming.outbound_cluster(port.number, subset, service.host)
     policy = rule.effective(port.number, subset)
@@ -90,10 +98,15 @@ def outbound_cluster(
         cluster.eds_cluster_config.eds_config.CopyFrom(ads())
         cluster.eds_cluster_config.service_name = name
     elif cluster.type in (Type.STRICT_DNS, Type.LOGICAL_DNS):
-        assignment = _dns_assignment(cluster.name, service, port, subset, rule)
+        labels = rule.subsets[subset].labels if subset in rule.subsets else {}
+        assignment = dns_assignment(cluster.name, service, port, labels, tls_disabled)
         if assignment is None:
             return None
         cluster.load_assignment.CopyFrom(assignment)
+        # The proxy's own addresses say what it can reach: AUTO would take AAAA records alone where there are any.
+        cluster.dns_lookup_family = _FAMILIES[families]
+        cluster.dns_refresh_rate.CopyFrom(duration(mesh.dns_refresh_rate))
+        cluster.respect_dns_ttl = True
     apply_connection_pool(cluster, policy.connection_pool, policy.retry_budget)
     apply_load_balancer(cluster, policy.load_balancer)
     protocol = Protocol.TCP if opaque else apply_http_options(cluster, port.protocol, policy.connection_pool)
@@ -102,7 +115,7 @@ def outbound_cluster(
     sni = naming.sni(port.number, subset, service.host)
     tls = policy.tls
     if tls is None:
-        if mesh.enable_auto_mtls and not service.external and cluster.type == Type.EDS:
+        if mesh.enable_auto_mtls and not service.external and cluster.type != Type.ORIGINAL_DST:
             # The endpoint's metadata decides, so that proxies and plain workloads can serve side by side.
             cluster.transport_socket_matches.add(
                 name="tlsMode-istio",
@@ -198,21 +211,3 @@ def fixed_clusters(mesh: MeshConfig) -> list[cluster_pb2.Cluster]:
         name=naming.BLACK_HOLE, type=Type.STATIC, connect_timeout=duration(mesh.connect_timeout)
     )
     return [*result, black_hole]
-
-
-def _dns_assignment(
-    name: str, service: MeshService, port: ServicePort, subset: str, rule: HostRule
-) -> endpoint_pb2.ClusterLoadAssignment | None:
-    labels = rule.subsets[subset].labels if subset in rule.subsets else {}
-    members = []
-    for endpoint in service.endpoints:
-        if not all(endpoint.labels.get(key) == value for key, value in labels.items()):
-            continue
-        member = endpoint_components_pb2.LbEndpoint(load_balancing_weight=uint32(endpoint.weight))
-        member.endpoint.address.CopyFrom(endpoint_address(endpoint, port))
-        members.append((endpoint, member))
-    if not members:
-        return None
-    if service.resolution is Resolution.DNS_ROUND_ROBIN:
-        members = members[:1]
-    return endpoint_pb2.ClusterLoadAssignment(cluster_name=name, endpoints=sort_by_locality(members))

@@ -1,6 +1,7 @@
-"""EDS: who serves a port, with the metadata that automatic mTLS and telemetry labels are made from.
+"""Who serves a port, with the metadata that automatic mTLS and telemetry labels are made from: EDS and DNS clusters.
 
-Rule: unhealthy endpoints are left out, as in Istio; an empty assignment is a service without endpoints.
+Rule: unhealthy endpoints are left out, as in Istio; an empty assignment is a service without endpoints. Weights keep
+their ratios and fit into what Envoy can add up.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from envoy.config.core.v3 import address_pb2, health_check_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 
-from istiod.compile.envoy import pipe_address, socket_address, struct, uint32
-from istiod.services import Endpoint, MeshService, ServicePort, includes
+from istiod.compile.envoy import fit_weights, pipe_address, socket_address, struct, uint32
+from istiod.services import Endpoint, MeshService, Resolution, ServicePort, includes
 
 TlsDisabled = Callable[[Endpoint, int], bool]
 """Whether an endpoint's own policy (PeerAuthentication DISABLE) makes it refuse mutual TLS on a port."""
@@ -21,12 +22,43 @@ def load_assignment(
     name: str, service: MeshService, port: ServicePort, labels: Mapping[str, str], tls_disabled: TlsDisabled
 ) -> endpoint_pb2.ClusterLoadAssignment:
     """The healthy endpoints of one port that have `labels`."""
+    found = _serving(service, port, labels)
+    return endpoint_pb2.ClusterLoadAssignment(
+        cluster_name=name, endpoints=sort_by_locality(_members(found, port, tls_disabled))
+    )
+
+
+def dns_assignment(
+    name: str, service: MeshService, port: ServicePort, labels: Mapping[str, str], tls_disabled: TlsDisabled
+) -> endpoint_pb2.ClusterLoadAssignment | None:
+    """The names (and addresses) that a DNS cluster resolves, None when there are none."""
+    found = _serving(service, port, labels)
+    if service.resolution is Resolution.DNS_ROUND_ROBIN:
+        found = found[:1]
+    if not found:
+        return None
+    members = _members(found, port, tls_disabled)
+    for _, member in members:
+        member.ClearField("health_status")
+    return endpoint_pb2.ClusterLoadAssignment(cluster_name=name, endpoints=sort_by_locality(members))
+
+
+def _serving(service: MeshService, port: ServicePort, labels: Mapping[str, str]) -> list[Endpoint]:
+    return [
+        endpoint
+        for endpoint in service.endpoints
+        if endpoint.healthy and endpoint.serves(port.number) and includes(endpoint.labels, labels)
+    ]
+
+
+def _members(
+    found: list[Endpoint], port: ServicePort, tls_disabled: TlsDisabled
+) -> list[tuple[Endpoint, endpoint_components_pb2.LbEndpoint]]:
     members = []
-    for endpoint in service.endpoints:
-        if not endpoint.healthy or not includes(endpoint.labels, labels):
-            continue
+    weights = fit_weights([endpoint.weight for endpoint in found])
+    for endpoint, weight in zip(found, weights, strict=True):
         member = endpoint_components_pb2.LbEndpoint(
-            load_balancing_weight=uint32(endpoint.weight), health_status=health_check_pb2.HEALTHY
+            load_balancing_weight=uint32(weight), health_status=health_check_pb2.HEALTHY
         )
         member.endpoint.address.CopyFrom(endpoint_address(endpoint, port))
         metadata = member.metadata.filter_metadata
@@ -36,7 +68,7 @@ def load_assignment(
         if endpoint.workload:
             metadata["istio"].CopyFrom(struct({"workload": workload_label(endpoint)}))
         members.append((endpoint, member))
-    return endpoint_pb2.ClusterLoadAssignment(cluster_name=name, endpoints=sort_by_locality(members))
+    return members
 
 
 def workload_label(endpoint: Endpoint) -> str:
@@ -72,7 +104,7 @@ def sort_by_locality(
     for locality, group in sorted(groups.items()):
         region, zone, sub_zone = [*locality.split("/"), "", "", ""][:3]
         part = endpoint_components_pb2.LocalityLbEndpoints(
-            load_balancing_weight=uint32(sum(endpoint.weight for endpoint, _ in group)),
+            load_balancing_weight=uint32(sum(member.load_balancing_weight.value for _, member in group)),
             lb_endpoints=[member for _, member in group],
         )
         if locality:

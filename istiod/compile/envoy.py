@@ -5,6 +5,7 @@ Rule: one line of Envoy configuration each; no Istio in here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from envoy.config.core.v3 import address_pb2, config_source_pb2
@@ -13,6 +14,8 @@ from google.protobuf.message import Message
 
 PREFIX = "type.googleapis.com/"
 UNLIMITED = 2**32 - 1
+_LONGEST = 100 * 365 * 86_400
+"""Seconds. Envoy counts milliseconds and nanoseconds in 64 bits: a longer duration breaks the whole resource."""
 
 
 def any_of(message: Message) -> any_pb2.Any:
@@ -23,14 +26,23 @@ def any_of(message: Message) -> any_pb2.Any:
 
 
 def duration(seconds: float) -> duration_pb2.Duration:
-    """A Duration, rounded to nanoseconds."""
-    nanos = round(seconds * 1_000_000_000)
+    """A Duration, rounded to nanoseconds; at most a hundred years."""
+    nanos = round(min(seconds, _LONGEST) * 1_000_000_000)
     return duration_pb2.Duration(seconds=nanos // 1_000_000_000, nanos=nanos % 1_000_000_000)
 
 
 def uint32(value: int) -> wrappers_pb2.UInt32Value:
-    """A UInt32Value; None and 0 differ."""
-    return wrappers_pb2.UInt32Value(value=value)
+    """A UInt32Value; None and 0 differ. What is larger is as good as unlimited."""
+    return wrappers_pb2.UInt32Value(value=min(value, UNLIMITED))
+
+
+def fit_weights(weights: Sequence[int]) -> list[int]:
+    """The same weights, scaled down where they add up to more than Envoy can count; none becomes 0."""
+    total = sum(weights)
+    if total <= UNLIMITED:
+        return list(weights)
+    room = UNLIMITED - len(weights)
+    return [weight * room // total + 1 if weight else 0 for weight in weights]
 
 
 def true() -> wrappers_pb2.BoolValue:

@@ -17,7 +17,7 @@ from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from google.protobuf import any_pb2
 
 from istiod.compile import naming
-from istiod.compile.envoy import any_of, duration, struct, uint32
+from istiod.compile.envoy import any_of, duration, fit_weights, struct, uint32
 from istiod.compile.route_filters import CORS_FILTER, FAULT_FILTER, cors, fault
 from istiod.resources.destination_rule import ConsistentHash
 from istiod.resources.document import Document
@@ -221,8 +221,8 @@ def _forward(action: route_pb2.RouteAction, rule: HttpRoute, namespace: str, con
         if single.headers is not None:
             _destination_headers_on_split(action, single, namespace, context)
     else:
-        for one in live:
-            _weighted(action.weighted_clusters, one, namespace, context)
+        for one, weight in zip(live, fit_weights([one.weight for one in live]), strict=True):
+            _weighted(action.weighted_clusters, one, namespace, context, weight)
     _timeouts(action, rule.timeout)
     if (policy := retry_policy(rule.retries)) is not None:
         action.retry_policy.CopyFrom(policy)
@@ -257,11 +257,9 @@ def _weighted(
     one: RouteDestination,
     namespace: str,
     context: RouteContext,
-    weight: int = 0,
+    weight: int,
 ) -> None:
-    part = split.clusters.add(
-        name=context.cluster_of(one.destination, namespace), weight=uint32(weight or one.weight)
-    )
+    part = split.clusters.add(name=context.cluster_of(one.destination, namespace), weight=uint32(weight))
     if one.headers is not None:
         _headers(part, one.headers.request, one.headers.response)
         if authority := one.headers.request.set.get(":authority"):

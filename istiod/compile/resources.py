@@ -20,7 +20,7 @@ from istiod.compile.authentication import disabling_key, peer_modes
 from istiod.compile.authorization import http_filters, policies_of, tcp_filters
 from istiod.compile.cache import Cache
 from istiod.compile.clusters import fixed_clusters, identities, inbound_cluster, outbound_cluster
-from istiod.compile.endpoints import load_assignment
+from istiod.compile.endpoints import TlsDisabled, load_assignment
 from istiod.compile.inbound import Inbound, InboundPort, inbound_ports, virtual_inbound
 from istiod.compile.name_table import name_table
 from istiod.compile.outbound import (
@@ -123,7 +123,9 @@ def _clusters(view: View, cache: Cache) -> Encoded:
     for service in view.scope.services.values():
         names_key = ("identities", service.servers, service.sans, mesh_key)
         sans = cache.get(names_key, partial(identities, service, mesh))
-        key = ("clusters", service.key, view.rule_key(service), sans, mesh_key)
+        key: tuple[object, ...] = ("clusters", service.key, view.rule_key(service), sans, mesh_key)
+        if service.resolution is not Resolution.ENDPOINTS:
+            key += (view.proxy.ipv4, view.proxy.ipv6, disabling_key(view.snapshot))
         for resource in cache.get(key, partial(_service_clusters, view, service, sans)):
             found[resource.name] = resource
     sidecar = view.scope.sidecar
@@ -150,6 +152,8 @@ def _inbound_cluster(view: View, one: InboundPort) -> EncodedResource:
 
 def _service_clusters(view: View, service: MeshService, sans: tuple[str, ...]) -> list[EncodedResource]:
     rule = view.rule(service)
+    families = view.proxy.ipv4, view.proxy.ipv6
+    tls_disabled = _tls_disabled(view)
     found = []
     for port in service.ports:
         if port.protocol is Protocol.UDP:
@@ -157,8 +161,9 @@ def _service_clusters(view: View, service: MeshService, sans: tuple[str, ...]) -
         for subset in ("", *rule.subsets):
             for opaque in (False, True) if port.protocol is Protocol.AUTO else (False,):
                 cluster = outbound_cluster(
-                    service, port, subset, rule, sans=sans, mesh=view.mesh, opaque=opaque
-                )
+                    service, port, subset, rule, sans=sans, mesh=view.mesh, families=families,
+                    tls_disabled=tls_disabled, opaque=opaque,
+                )  # fmt: skip
                 if cluster is not None:
                     found.append(_encode(cluster))
     return found
@@ -171,18 +176,24 @@ def _endpoints(view: View, cache: Cache) -> Encoded:
         if service.resolution is not Resolution.ENDPOINTS:
             continue
         key = ("endpoints", service.key, service.endpoints_key, view.rule_key(service), disabling)
-        for resource in cache.get(key, partial(_service_endpoints, view, service, disabling=bool(disabling))):
+        for resource in cache.get(key, partial(_service_endpoints, view, service)):
             found[resource.name] = resource
     return found
 
 
-def _service_endpoints(view: View, service: MeshService, *, disabling: bool) -> list[EncodedResource]:
+def _tls_disabled(view: View) -> TlsDisabled:
+    disabling = bool(disabling_key(view.snapshot))
+
     def tls_disabled(endpoint: Endpoint, port: int) -> bool:
         return (
             disabling and peer_modes(view.snapshot, endpoint.namespace, endpoint.labels).of(port) == "DISABLE"
         )
 
-    rule = view.rule(service)
+    return tls_disabled
+
+
+def _service_endpoints(view: View, service: MeshService) -> list[EncodedResource]:
+    rule, tls_disabled = view.rule(service), _tls_disabled(view)
     found = []
     for port in service.ports:
         if port.protocol is Protocol.UDP:

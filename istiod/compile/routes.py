@@ -20,6 +20,7 @@ from istiod.compile.view import View
 from istiod.resources.document import Document
 from istiod.resources.virtual_service import VirtualService
 from istiod.services import MeshService
+from registry.vips import is_virtual
 
 PHANTOM_PORT = 80
 Keyed = tuple[route_components_pb2.VirtualHost, str]
@@ -48,7 +49,7 @@ def virtual_routes(view: View, services: list[MeshService], port: int, cache: Ca
 
 
 def _virtual_routes(view: View, service: MeshService, port: int, cache: Cache) -> Routes:
-    addresses = tuple(address for address in view.addresses(service) if virtual.is_virtual(address))
+    addresses = tuple(address for address in view.addresses(service) if is_virtual(address))
     key = ("virtual", service.key, port, view.rule_key(service), addresses)
 
     def make() -> Routes:

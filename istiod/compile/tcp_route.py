@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from istiod.compile.envoy import fit_weights
 from istiod.compile.view import View
 from istiod.resources.virtual_service import L4Match, TcpDestination, TlsMatch
 from istiod.services import MeshService, Protocol, ServicePort, includes
@@ -66,6 +67,8 @@ def _clusters(
     view: View, routes: tuple[TcpDestination, ...], namespace: str, port: ServicePort
 ) -> tuple[tuple[str, int], ...]:
     live = [one for one in routes if one.weight > 0] or list(routes[:1])
+    weights = fit_weights([one.weight or 1 for one in live])
     return tuple(
-        (view.opaque_cluster_of(one.destination, namespace, port.number), one.weight or 1) for one in live
+        (view.opaque_cluster_of(one.destination, namespace, port.number), weight)
+        for one, weight in zip(live, weights, strict=True)
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isqrt
 from typing import TypeAlias
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
@@ -28,6 +29,9 @@ from istiod.services import Protocol
 
 Lb: TypeAlias = cluster_pb2.Cluster.LbPolicy
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_MOST_PROBES, _LONGEST_KEEPALIVE = 127, 32767
+"""Linux refuses more (MAX_TCP_KEEPCNT, MAX_TCP_KEEPIDLE), and with it every connection."""
+_LARGEST_RING, _LARGEST_TABLE = 8 << 20, 5_000_011
 _SIMPLE = {
     "ROUND_ROBIN": Lb.ROUND_ROBIN,
     "LEAST_REQUEST": Lb.LEAST_REQUEST,
@@ -126,11 +130,11 @@ def apply_connection_pool(
         if tcp.tcp_keepalive is not None:
             keepalive = cluster.upstream_connection_options.tcp_keepalive
             if tcp.tcp_keepalive.probes:
-                keepalive.keepalive_probes.value = tcp.tcp_keepalive.probes
+                keepalive.keepalive_probes.value = min(tcp.tcp_keepalive.probes, _MOST_PROBES)
             if tcp.tcp_keepalive.time:
-                keepalive.keepalive_time.value = round(tcp.tcp_keepalive.time)
+                keepalive.keepalive_time.value = _kernel_seconds(tcp.tcp_keepalive.time)
             if tcp.tcp_keepalive.interval:
-                keepalive.keepalive_interval.value = round(tcp.tcp_keepalive.interval)
+                keepalive.keepalive_interval.value = _kernel_seconds(tcp.tcp_keepalive.interval)
     if http is not None:
         if http.http1_max_pending_requests:
             limits.max_pending_requests.value = http.http1_max_pending_requests
@@ -144,6 +148,10 @@ def apply_connection_pool(
             3 if budget.min_retry_concurrency is None else budget.min_retry_concurrency
         )
     cluster.circuit_breakers.thresholds.append(limits)
+
+
+def _kernel_seconds(seconds: float) -> int:
+    return max(1, round(min(seconds, _LONGEST_KEEPALIVE)))
 
 
 def apply_http_options(
@@ -207,14 +215,24 @@ def apply_load_balancer(cluster: cluster_pb2.Cluster, balancer: LoadBalancer | N
         hashing = balancer.consistent_hash
         if hashing.maglev is not None:
             cluster.lb_policy = Lb.MAGLEV
-            if hashing.maglev.table_size:
-                cluster.maglev_lb_config.table_size.value = hashing.maglev.table_size
+            # Envoy refuses the cluster for any other size; its own is good for hundreds of hosts.
+            if is_table_size(hashing.maglev.table_size or 0):
+                cluster.maglev_lb_config.table_size.value = hashing.maglev.table_size or 0
         else:
             cluster.lb_policy = Lb.RING_HASH
             size = hashing.minimum_ring_size
             if hashing.ring_hash is not None and hashing.ring_hash.minimum_ring_size is not None:
                 size = hashing.ring_hash.minimum_ring_size
-            cluster.ring_hash_lb_config.minimum_ring_size.value = 1024 if size is None else size
+            cluster.ring_hash_lb_config.minimum_ring_size.value = min(
+                1024 if size is None else size, _LARGEST_RING
+            )
+
+
+def is_table_size(size: int) -> bool:
+    """Whether Maglev can use a table of this size: prime, and not larger than Envoy makes them."""
+    if not 1 < size <= _LARGEST_TABLE:
+        return False
+    return all(size % divisor for divisor in range(2, isqrt(size) + 1))
 
 
 def apply_outlier_detection(cluster: cluster_pb2.Cluster, outlier: OutlierDetection | None) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from istiod.compile import naming
 from istiod.compile.traffic_policy import HostRule, merge
-from istiod.compile.virtual import all_virtual
 from istiod.proxy import ProxyInfo
 from istiod.resources.destination_rule import ConsistentHash
 from istiod.resources.document import Document
@@ -15,6 +14,7 @@ from istiod.resources.virtual_service import Destination, VirtualService
 from istiod.scope import host_covers
 from istiod.services import MeshService, Protocol
 from istiod.snapshot import Snapshot
+from registry.vips import all_virtual
 
 
 class View:

@@ -7,8 +7,6 @@ Rule: a call to a virtual address ends at the service that has it, or is refused
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_network
-
 from envoy.config.core.v3 import address_pb2
 from envoy.config.listener.v3 import listener_components_pb2
 from envoy.config.route.v3 import route_components_pb2
@@ -22,17 +20,6 @@ from registry.vips import RANGES
 
 SET_FILTER_STATE = "envoy.filters.network.set_filter_state"
 STATE = "hostmesh.virtual_destination"
-_NETWORKS = tuple(ip_network(block) for block in RANGES)
-
-
-def is_virtual(address: str) -> bool:
-    """Whether an address (not a block) is one of those that exist nowhere."""
-    return "/" not in address and any(ip_address(address) in network for network in _NETWORKS)
-
-
-def all_virtual(addresses: tuple[str, ...]) -> bool:
-    """Whether a service has addresses, and only such."""
-    return bool(addresses) and all(map(is_virtual, addresses))
 
 
 def blocks() -> list[address_pb2.CidrRange]:

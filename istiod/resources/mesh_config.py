@@ -35,6 +35,7 @@ class MeshConfig(Spec):
     outbound_traffic_policy: OutboundPolicy = OutboundPolicy()
     enable_auto_mtls: Bool = True
     connect_timeout: PositiveDuration = 10.0
+    dns_refresh_rate: PositiveDuration = 60.0
     protocol_detection_timeout: Duration = 0.0
     """Seconds; 0 waits for the first bytes without limit, as Istio does."""
     access_log_file: Str = ""
