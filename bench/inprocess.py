@@ -28,9 +28,8 @@ import trio
 from agent import compiled
 from agent.http.request import ConnectionInfo, PeerIdentity
 from agent.table.bootstrap import load
-from agent.worker.accept import Nobody
 from agent.worker.http_station import HttpStation
-from agent.worker.transport import PlainTransport
+from agent.worker.transport import Nobody, PlainTransport
 from agent.worker.worker import Worker
 from bench.bootstraps import BARE, FULL, Hop, bootstrap
 from bench.certificates import CLIENT

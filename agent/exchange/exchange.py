@@ -472,7 +472,7 @@ class Exchange(Attempts):
             return
         self.over = True
         setting, outcome = self.setting, self.outcome
-        self.client.timer.cancel()
+        self.client.timer.set(inf)
         if self.tried:
             self.priority_breaker.add_retries(-1)
         now = setting.clock.now

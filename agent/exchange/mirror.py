@@ -48,7 +48,8 @@ class _NoClient(ClientStream):
 
     def resume(self) -> None: ...
 
-    def exchange_over(self) -> None: ...
+    def exchange_over(self) -> None:
+        self.timer.close()
 
 
 def send_mirrors(exchange: Exchange, plan: RoutePlan) -> None:

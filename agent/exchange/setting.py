@@ -57,6 +57,9 @@ class Timer:
     @abstractmethod
     def cancel(self) -> None: ...
 
+    @abstractmethod
+    def close(self) -> None: ...
+
 
 class Setting:
     """See the module."""

@@ -23,7 +23,8 @@ def codec(name: str) -> tuple[MakeServer, MakeClient]:
         from agent.http.h1_reference import ReferenceClientCodec, ReferenceServerCodec
 
         return ReferenceServerCodec, ReferenceClientCodec
-    from agent.http.h1_fast import FastClientCodec, FastServerCodec
+    from agent.http.h1_fast import FastServerCodec
+    from agent.http.h1_fast_client import FastClientCodec
 
     return FastServerCodec, FastClientCodec
 

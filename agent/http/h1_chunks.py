@@ -6,8 +6,8 @@
     AFTER     CRLF, then SIZE
     TRAILERS  field lines up to an empty one, then DONE
 
-Rule: all data that has come is handed on at once, however many chunks it was cut into. A size that can be read in two
-ways is refused: no sign, no prefix, no bare LF.
+Rule: all data that has come is handed on at once, however many chunks it was cut into, but PIECES chunks at most in one
+call: `more` says that others are held. A size that can be read in two ways is refused: no sign, no prefix, no bare LF.
 Not for: requests, where leniency would help smuggling; what trailers mean.
 """
 
@@ -16,6 +16,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+PIECES: Final = 128
+"""Chunks that a codec reads in one call, before other connections get their turn."""
 _SIZE: Final = re.compile(rb"0*([0-9A-Fa-f]{0,15})(?<=[0-9A-Fa-f])(?:[ \t;][^\r\n]*)?\Z")
 _LONGEST_LINE: Final = 16 * 1024
 _IN_SIZE: Final = 0
@@ -29,7 +31,7 @@ class ChunkedBody:
     """One body. `done` once it has ended; then `trailers` are its field lines and `rest` is what follows it. Once `error`
     says what is wrong with it, nothing more may be fed."""
 
-    __slots__ = ("_held", "_left", "_most", "_state", "done", "error", "rest", "trailers")
+    __slots__ = ("_held", "_left", "_most", "_state", "done", "error", "more", "rest", "trailers")
 
     def __init__(self, most_trailers: int) -> None:
         """`most_trailers`: bytes of trailers."""
@@ -39,6 +41,8 @@ class ChunkedBody:
         self._most = most_trailers
         self._state: int = _IN_SIZE
         self.done = False
+        self.more = False
+        """Complete chunks are held; nothing new may be fed before `receive(b"")` has read them."""
         self.error = ""
         self.trailers = b""
         self.rest = b""
@@ -50,6 +54,7 @@ class ChunkedBody:
             self._held = b""
         found: list[bytes] = []
         at = 0
+        self.more = False
         while True:
             if self._state == _IN_DATA:
                 part = data[at : at + self._left]
@@ -69,6 +74,10 @@ class ChunkedBody:
                 at += 2
                 self._state = _IN_SIZE
             elif self._state == _IN_SIZE:
+                if len(found) >= PIECES:
+                    self._held = data[at:]
+                    self.more = True
+                    break
                 end = data.find(b"\r\n", at)
                 if end < 0:
                     self._hold(data[at:], _LONGEST_LINE)

@@ -142,6 +142,17 @@ class ResponseSink:
 class ServerCodec:
     """Reads requests from one connection, one at a time."""
 
+    more: bool
+    """So many small pieces arrived at once that the rest waits for `go_on`; nothing must be received before."""
+
+    @abstractmethod
+    def go_on(self) -> None:
+        """Read on where `more` stopped. Raises H1Violation."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """The connection has ended: let go of the sink, which owns this codec."""
+
     @abstractmethod
     def receive(self, data: bytes) -> None:
         """Take bytes and report what they complete. Raises H1Violation."""
@@ -162,6 +173,17 @@ class ServerCodec:
 @trait
 class ClientCodec:
     """Reads responses from one connection, one at a time."""
+
+    more: bool
+    """As ServerCodec.more."""
+
+    @abstractmethod
+    def go_on(self) -> None:
+        """Read on where `more` stopped. Raises H1Violation."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """The connection has ended: let go of the sink, which owns this codec."""
 
     @abstractmethod
     def expect(self, method: bytes, upgrade: bytes) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import h11
 
+from agent.http.h1_closed import NO_REQUESTS, NO_RESPONSES
 from agent.http.h1_message import (
     NO_HOST,
     ClientCodec,
@@ -41,6 +42,8 @@ _HEAD_END: Final = re.compile(rb"\n\r?\n")
 
 class ReferenceServerCodec(ServerCodec):
     """Reads requests. Invariant: `_parser` reads the request in progress and has seen no byte of an earlier one."""
+
+    more = False
 
     def __init__(self, sink: RequestSink, limits: Limits) -> None:
         self._sink = sink
@@ -73,6 +76,13 @@ class ReferenceServerCodec(ServerCodec):
                 return
             data = self._first
         self._read(data)
+
+    def go_on(self) -> None:
+        """See ServerCodec: everything is read at once."""
+
+    def close(self) -> None:
+        """See ServerCodec."""
+        self._sink = NO_REQUESTS
 
     def end_of_input(self) -> bool:
         """See ServerCodec."""
@@ -177,6 +187,8 @@ class ReferenceServerCodec(ServerCodec):
 class ReferenceClientCodec(ClientCodec):
     """Reads responses. Invariant: between messages no parser is held, so bytes that come then are garbage."""
 
+    more = False
+
     def __init__(self, sink: ResponseSink, limits: Limits) -> None:
         self._sink = sink
         self._limits = limits
@@ -206,6 +218,13 @@ class ReferenceClientCodec(ClientCodec):
             self._advance(self._parser)
         except h11.RemoteProtocolError as error:
             raise H1Violation(502, "http1.codec_error", str(error)) from None
+
+    def go_on(self) -> None:
+        """See ClientCodec: everything is read at once."""
+
+    def close(self) -> None:
+        """See ClientCodec."""
+        self._sink = NO_RESPONSES
 
     def end_of_input(self) -> None:
         """See ClientCodec."""

@@ -2,8 +2,8 @@
 
 Rule: the order is Envoy's: original destination, hand-over to the listener that owns it, inspection of the first bytes
 (which stay in the socket), filter chain, TLS, identity; only then does a byte reach a protocol. Everything before that
-point is bounded by time.
-Not for: what a station does with the connection.
+point is bounded by time, and an arrival that is over holds nothing and is held by nothing.
+Not for: what a station does with the connection; listening sockets (acceptor.py).
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from agent.worker.reactor import ERR, ET, HUP, IN, RDHUP, Handler, Reactor
 from agent.worker.sniff import MAX_HELLO, NOT_TLS, client_hello, http_version
 from agent.worker.station import Station
 from agent.worker.tls_transport import BulkTlsTransport, TlsOwner, TlsTransport
-from agent.worker.transport import PlainTransport, TransportOwner
+from agent.worker.transport import NOBODY, PlainTransport
 
 _ORIGINAL_DST: Final = 80
 """SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST."""
-_BATCH: Final = 64
 _connection_ids: Final = count(1)
 _PEEK: Final = 16 * 1024 + 64
 
@@ -47,49 +46,11 @@ class ListenerRuntime:
         """The listener that owns an original destination."""
 
 
-class Acceptor(Handler):
-    """One listening socket. `runtime` is exchanged when the table changes."""
-
-    def __init__(self, sock: socket.socket, reactor: Reactor, runtime: ListenerRuntime) -> None:
-        self.socket = sock
-        self.reactor = reactor
-        self.runtime = runtime
-        self.accepting = False
-
-    def start(self) -> None:
-        """Begin to accept."""
-        if not self.accepting:
-            self.accepting = True
-            self.reactor.register(self.socket.fileno(), IN, self)
-
-    def stop(self) -> None:
-        """Accept no more and close the listening socket."""
-        if self.accepting:
-            self.accepting = False
-            self.reactor.unregister(self.socket.fileno())
-        self.socket.close()
-
-    def on_event(self, mask: int) -> None:
-        """Connections are waiting."""
-        for _ in range(_BATCH):
-            try:
-                sock, remote = self.socket.accept()
-            except BlockingIOError:
-                return
-            except OSError:
-                return
-            sock.setblocking(False)
-            Arrival(sock, remote, self.runtime, self.reactor).begin()
-
-    def on_failure(self) -> None:
-        """One connection failed before it had an owner; the listener goes on."""
-
-
 class Arrival(Handler, TlsOwner):
-    """A connection on its way to its station."""
+    """A connection on its way to its station. Invariant: exactly one of these ends it: `_hand_over`, `_give_up`, `lost`."""
 
     __slots__ = (
-        "_http", "_proxied", "_socket", "_station", "_timer", "_tls", "_transport", "direct", "local",
+        "_http", "_inspecting", "_proxied", "_socket", "_station", "_timer", "_tls", "_transport", "direct", "local",
         "reactor", "remote", "runtime", "seen",
     )  # fmt: skip
 
@@ -105,6 +66,7 @@ class Arrival(Handler, TlsOwner):
         self._station: Station
         self._transport: TlsTransport | BulkTlsTransport | None = None
         self._timer = reactor.timer(self._timed_out)
+        self._inspecting = False
         slots, stats = runtime.slots, runtime.stats
         slots[stats.downstream_cx_total] += 1
 
@@ -126,6 +88,8 @@ class Arrival(Handler, TlsOwner):
         self.seen = Seen(self.local, self.remote)
         self._tls, self._http = inspected(listener, self.local[1])
         if self._tls or self._http or self._proxied:
+            self._inspecting = True
+            self.runtime.slots[self.runtime.stats.downstream_pre_cx_active] += 1
             self.reactor.register(sock.fileno(), IN | RDHUP | ET, self)
             if listener.inspection_timeout:
                 self._timer.set(self.reactor.now + listener.inspection_timeout)
@@ -152,15 +116,26 @@ class Arrival(Handler, TlsOwner):
                 self._give_up()
                 return
         if not self._proxied and self._inspect(data):
-            self._timer.cancel()
-            self.reactor.unregister(self._socket.fileno())
+            self._inspected()
             self._choose()
         elif mask & RDHUP:
             self._give_up()
 
     def on_failure(self) -> None:
-        """See reactor.Handler."""
+        """See reactor.Handler. Whatever failed: no descriptor and no timer stays."""
+        transport = self._transport
+        self.reactor.unregister(self._socket.fileno())
         self._give_up()
+        if transport is not None:
+            transport.abort()
+
+    def _inspected(self) -> None:
+        """The first bytes are known, or nobody waits for them any more."""
+        self._timer.cancel()
+        if self._inspecting:
+            self._inspecting = False
+            self.runtime.slots[self.runtime.stats.downstream_pre_cx_active] -= 1
+            self.reactor.unregister(self._socket.fileno())
 
     def _unwrapped(self, data: bytes) -> bytes:
         """Take the PROXY protocol's header off and believe it; returns the bytes after it."""
@@ -201,21 +176,28 @@ class Arrival(Handler, TlsOwner):
     def _timed_out(self) -> None:
         """Nothing came: Envoy closes, or goes on with what it has."""
         slots, stats = self.runtime.slots, self.runtime.stats
-        if self._transport is not None:
+        transport = self._transport
+        if transport is not None:
             slots[stats.downstream_cx_transport_socket_connect_timeout] += 1
-            self._transport.close()
+            self._hand_over()
+            transport.close()
             return
         slots[stats.downstream_pre_cx_timeout] += 1
         if self.runtime.listener.continue_on_inspection_timeout:
-            self.reactor.unregister(self._socket.fileno())
+            self._inspected()
             self._choose()
         else:
             self._give_up()
 
     def _give_up(self) -> None:
-        self._timer.cancel()
-        self.reactor.unregister(self._socket.fileno())
+        self._inspected()
+        self._hand_over()
         self._socket.close()
+
+    def _hand_over(self) -> None:
+        """This is no longer in charge: the timer and the transport let go of it, and it of the transport."""
+        self._timer.close()
+        self._transport = None
 
     # Chain and TLS
 
@@ -224,12 +206,13 @@ class Arrival(Handler, TlsOwner):
         station = runtime.index.find(self.seen)
         if station is None:
             runtime.slots[runtime.stats.no_filter_chain_match] += 1
-            self._socket.close()
+            self._give_up()
             return
         self._station = station
         limit = runtime.listener.buffer_limit
         tls = station.tls
         if tls is None:
+            self._hand_over()
             transport = PlainTransport(self._socket, self.reactor, NOBODY, limit)
             station.open(transport, self._info("", "", "", self.seen.server_name, None, ()))
             if not transport.closed:
@@ -237,7 +220,7 @@ class Arrival(Handler, TlsOwner):
             return
         context = tls.next_context()
         if context is None:
-            self._socket.close()
+            self._give_up()
             return
         self._timer.set(self.reactor.now + (station.chain.handshake_timeout or 15.0))
         try:
@@ -249,15 +232,14 @@ class Arrival(Handler, TlsOwner):
                 wrapped = context.wrap_socket(self._socket, server_side=True, do_handshake_on_connect=False)
                 self._transport = TlsTransport(wrapped, self.reactor, self, limit)
         except (OSError, ValueError):
-            self._timer.cancel()
-            self._socket.close()
+            self._give_up()
             return
         self._transport.start()
 
     def handshaken(self) -> bool:
         """See TlsOwner: judge the client, then hand over."""
-        self._timer.cancel()
         transport, tls = self._transport, self._station.tls
+        self._hand_over()
         assert transport is not None and tls is not None
         slots, stats = self.runtime.slots, self.runtime.stats
         connection = transport.ssl_object()
@@ -295,13 +277,14 @@ class Arrival(Handler, TlsOwner):
 
     def ended(self) -> None:
         """The client left during the handshake."""
+        transport = self._transport
         self.lost("closed")
-        if self._transport is not None:
-            self._transport.close()
+        if transport is not None:
+            transport.close()
 
     def lost(self, reason: str) -> None:
         """The handshake failed."""
-        self._timer.cancel()
+        self._hand_over()
         slots, stats = self.runtime.slots, self.runtime.stats
         if "PEER_DID_NOT_RETURN_A_CERTIFICATE" in reason:
             slots[stats.ssl_fail_verify_no_cert] += 1
@@ -309,21 +292,6 @@ class Arrival(Handler, TlsOwner):
             slots[stats.ssl_fail_verify_error] += 1
         else:
             slots[stats.ssl_connection_error] += 1
-
-
-class Nobody(TransportOwner):
-    """The owner of a transport that has not been started."""
-
-    def received(self, data: bytes) -> None: ...
-
-    def ended(self) -> None: ...
-
-    def lost(self, reason: str) -> None: ...
-
-    def drained(self) -> None: ...
-
-
-NOBODY: Final = Nobody()
 
 
 def original_destination(sock: socket.socket) -> tuple[str, int] | None:

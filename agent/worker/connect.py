@@ -171,7 +171,7 @@ class Dial(Handler, TlsOwner):
     def _hand_over(self, transport: PlainTransport, peer: PeerIdentity | None) -> None:
         """The one good exit."""
         self._over = True
-        self._timer.cancel()
+        self._timer.close()
         self._socket = None
         transport.owner = self._caller
         self._caller.connected(transport, peer)
@@ -182,7 +182,7 @@ class Dial(Handler, TlsOwner):
         if self._over:
             return
         self._over = True
-        self._timer.cancel()
+        self._timer.close()
         sock, self._socket = self._socket, None
         transport, self._transport = self._transport, None
         if transport is not None:

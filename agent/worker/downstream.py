@@ -1,14 +1,16 @@
 """One HTTP/1.1 connection from a client: bytes from the transport become exchanges, one after the other.
 
 Rule: responses leave in the order of the requests; while one exchange lasts, what the client pipelines waits in the codec
-and reading pauses, so that memory is bounded. How a connection ends follows Envoy: at once if the client asked for it and
-got everything, else after `delayed_close_timeout`, so that the last response is not lost to a RST.
+and reading pauses, so that memory is bounded; in one turn of the reactor it has _ANSWERS answers at most.
+How a connection ends follows Envoy: at once if the client asked for it and got everything, else after
+`delayed_close_timeout`, so that the last response is not lost to a RST.
 Not for: what a request means (agent/exchange), bytes on sockets (transport).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Final
 
 from mypy_extensions import trait
 
@@ -21,6 +23,15 @@ from agent.http.h1_message import H1Violation, RequestHead, RequestSink, ServerC
 from agent.http.headers import Headers
 from agent.http.request import ConnectionInfo, ResponseHead
 from agent.worker.transport import PlainTransport, TransportOwner
+
+_ANSWERS: Final = 16
+"""Pipelined requests that a connection has answered in a turn before others get theirs."""
+_BODY: Final = 1
+"""The exchange takes no more of the request's body."""
+_NEXT: Final = 2
+"""The next request is there, and this one has not been answered."""
+_MORE: Final = 4
+"""What has been read must go on first."""
 
 
 @trait
@@ -42,7 +53,7 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
     """See the module. Invariant: `exchange` is the request whose response is due; `request_done` is about its request."""
 
     __slots__ = (
-        "_again", "_discarding", "_framing", "_heard", "_hold_body", "_hold_next", "_in_codec", "_max_age", "_polite", "_remote",
+        "_again", "_discarding", "_framing", "_heard", "_holds", "_in_codec", "_later", "_max_age", "_polite", "_remote",
         "_tunnel", "_upgrading", "_winding_down", "certificate_element", "closing", "codec", "connection", "exchange",
         "old", "request_done", "requests", "setting",
         "station", "timer", "transport",
@@ -75,8 +86,10 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
         self._discarding = False
         self._in_codec = False
         self._again = False
-        self._hold_body = False
-        self._hold_next = False
+        self._holds = 0
+        """Why reading is paused: _BODY, _NEXT, _MORE."""
+        self._later = False
+        """`_go_on` is due in the next turn."""
         self._max_age: Timer | None = None
         slots, stats, manager = setting.slots, setting.stats, setting.manager
         slots[stats.downstream_cx_total] += 1
@@ -106,25 +119,66 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
                 exchange.request_data(data)
             return
         if self._discarding:
+            self.transport.pause()  # the rest stays where it is: throwing it away would be work without end
             return
         if exchange is not None and (self.request_done or self._upgrading):
-            self._hold_next = True
-            self.transport.pause()
+            self._hold(_NEXT)
+        self._read_on(data)
+
+    def _read_on(self, data: bytes | None) -> None:
+        """Have the codec read `data` (None: what it has left), and answer what is pipelined."""
         self._in_codec = True
         try:
-            self.codec.receive(data)
+            if data is not None:
+                self.codec.receive(data)
+            elif self.codec.more:
+                self.codec.go_on()
             self._run_on()
         except H1Violation as violation:
             self._in_codec = False
             self._refuse(violation)
         self._in_codec = False
+        if self.codec.more:
+            self._postpone()
         if self.exchange is None and not self._discarding:
             self._await_rest()
 
+    def _hold(self, why: int) -> None:
+        self._holds |= why
+        self.transport.pause()
+
+    def _free(self, why: int) -> None:
+        if self._holds & why:
+            self._holds &= ~why
+            if not self._holds:
+                self.transport.resume()
+
+    def _postpone(self) -> None:
+        """This connection has had its share of the turn: what it has sent goes on in the next one."""
+        self._hold(_MORE)
+        if not self._later:
+            self._later = True
+            self.transport.reactor.soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._later = False
+        if self.transport.closed or self._discarding:
+            return
+        self._read_on(None)
+        if not self._has_more():
+            self._free(_MORE)
+
+    def _has_more(self) -> bool:
+        return self._later or self._again
+
+    def hung_up(self, broken: bool) -> None:
+        """See TransportOwner. What it has sent has nobody to be answered."""
+        self.ended()
+
     def ended(self) -> None:
         """See TransportOwner. A client that closes its side has gone, as for Envoy."""
-        self.lost("")
-        self.transport.close()
+        self._remote = True
+        self.cut()
 
     def lost(self, reason: str) -> None:
         """See TransportOwner."""
@@ -154,6 +208,8 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
         """See TransportOwner."""
         if self.exchange is not None:
             self.exchange.client_drained()
+        elif self._again:
+            self._postpone()
 
     # From the codec
 
@@ -211,16 +267,11 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
 
     def pause(self) -> None:
         """See ClientStream."""
-        if not self._hold_body:
-            self._hold_body = True
-            self.transport.pause()
+        self._hold(_BODY)
 
     def resume(self) -> None:
         """See ClientStream."""
-        if self._hold_body:
-            self._hold_body = False
-            if not self._hold_next:
-                self.transport.resume()
+        self._free(_BODY)
 
     def send_continue(self) -> None:
         """See ClientStream."""
@@ -258,9 +309,7 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
             )
         self._write(data)
         if tunnel:
-            self._hold_next = False
-            if not self._hold_body:
-                self.transport.resume()
+            self._free(_NEXT | _MORE)
             early = self.codec.leftovers()
             if early and self.exchange is not None:
                 self.exchange.request_data(early)
@@ -291,31 +340,26 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
         elif self._in_codec:
             self._again = self.request_done
         else:
-            self._in_codec = True
             self._again = True
-            try:
-                self._run_on()
-            except H1Violation as violation:
-                self._in_codec = False
-                self._refuse(violation)
-            self._in_codec = False
-            if self._idle() and not self._discarding:
-                self._await_rest()
+            self._read_on(None)
 
     # Between requests
 
-    def _idle(self) -> bool:
-        return self.exchange is None
-
     def _run_on(self) -> None:
-        """Take up what was pipelined, without recursion however many requests are answered at once."""
+        """Take up what was pipelined, without recursion: _ANSWERS requests in a turn, and none while the client does not
+        read the answers."""
+        answers = 0
         while self._again:
+            if answers == _ANSWERS or self.transport.full:
+                self._hold(_MORE)
+                if not self.transport.full:
+                    self._postpone()
+                return
+            answers += 1
             self._again = False
             self.codec.next_request()
-            if self.exchange is None and not self._again and self._hold_next:
-                self._hold_next = False
-                if not self._hold_body:
-                    self.transport.resume()
+            if self.exchange is None and not self._again:
+                self._free(_NEXT)
 
     def _await_rest(self) -> None:
         """Idle, or in the middle of a head: the clock for either runs."""
@@ -349,8 +393,8 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
         if self.exchange is not None:
             self.exchange.timer_fired()
         elif self._discarding:
-            self._gone()
             self.transport.close()
+            self._gone()
         elif self.codec.end_of_input():
             slots = self.setting.slots
             if self._winding_down or not self.setting.manager.drain_timeout:
@@ -395,17 +439,23 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
             self.transport.flush()
             if not self.transport.closed:
                 self.transport.close_when_sent()
-                if not self.transport.closed:
-                    self.timer.set(self.transport.reactor.now + max(delay, 1.0))
+            if self.transport.closed:
+                self.timer.close()
+            else:
+                self.timer.set(self.transport.reactor.now + max(delay, 1.0))
         else:
             self.timer.set(self.transport.reactor.now + delay)
             if not self.request_done:
                 self.transport.pause()
 
     def _gone(self) -> None:
-        self.timer.cancel()
+        if self.transport.closed:
+            self.timer.close()
+        else:
+            self.timer.cancel()
         if self._max_age is not None:
-            self._max_age.cancel()
+            self._max_age.close()
+        self.codec.close()
         if self.requests >= 0:
             self.requests = -1
             slots, stats = self.setting.slots, self.setting.stats

@@ -126,7 +126,7 @@ class HostCheck(TransportOwner, ResponseSink):
     def stop(self) -> None:
         """The host is none of ours any more."""
         self._stopped = True
-        self._timer.cancel()
+        self._timer.close()
         self._drop()
 
     # The check
@@ -197,7 +197,10 @@ class HostCheck(TransportOwner, ResponseSink):
             self._done(True)
         elif self._codec is not None:
             try:
-                self._codec.receive(data)
+                codec = self._codec
+                codec.receive(data)
+                while codec.more:
+                    codec.go_on()
             except H1Violation:
                 self._drop()
                 self._done(False, network=True)
@@ -267,7 +270,9 @@ class HostCheck(TransportOwner, ResponseSink):
 
     def _drop(self) -> None:
         transport, self._transport = self._transport, None
-        self._codec = None
+        codec, self._codec = self._codec, None
+        if codec is not None:
+            codec.close()
         if transport is not None:
             transport.close()
 

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.upstream.view import cluster_view
+from agent.worker.holdings import holdings
 from agent.worker.worker import Worker
 
 CLUSTERS = "clusters"
 CONNECTIONS = "connections"
+HOLDINGS = "holdings"
 DRAIN_LISTENERS = "drain_listeners"
 RESET_COUNTERS = "reset_counters"
 REOPEN_LOGS = "reopen_logs"
@@ -31,6 +33,8 @@ def obey(worker: Worker, what: str, arguments: Mapping[str, Any], *, added_via_a
         ]
     if what == CONNECTIONS:
         return {key: space.connections() for key, space in worker.spaces.items()}
+    if what == HOLDINGS:
+        return [holdings(worker)]
     if what == DRAIN_LISTENERS:
         worker.drain_listeners()
         return []

@@ -4,7 +4,9 @@ Rule: while there are events they are dispatched without a single await; the epo
 when there are none, and at least every `BUDGET` seconds trio's other tasks get their turn. Handlers are called with
 the event mask and must not block. Output that handlers queue is flushed when the handler returns, so that a head, its
 body and pipelined messages leave in one send.
-Not for: protocols.
+A turn is bounded: it runs the events, timers and postponed calls that were there when it began, each once. What these
+add waits for the next turn, after new events, so that no connection can keep the others from theirs.
+Not for: protocols, and how much a connection may do in one call (transport.py, agent/http/codecs).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import trio
 from mypy_extensions import trait
 
 from agent.exchange.setting import Clock
-from agent.worker.timers import Timer, Timers
+from agent.worker.timers import Timer, Timers, fire
 
 BUDGET: Final = 0.005
 """Seconds for which the reactor may keep trio's other tasks waiting."""
@@ -96,6 +98,8 @@ class Reactor(Clock):
         self._soon: deque[Callable[[], None]] = deque()
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
+        self._fresh: set[int] = set()
+        """Descriptors registered since epoll was asked: what it said about their numbers was about closed ones."""
         self._stopped = False
         self._date = b""
         self._date_until = 0.0
@@ -106,6 +110,7 @@ class Reactor(Clock):
     def register(self, descriptor: int, events: int, handler: Handler) -> None:
         """Call `handler.on_event(mask)` for these epoll events of a descriptor."""
         self._handlers[descriptor] = handler
+        self._fresh.add(descriptor)
         self._epoll.register(descriptor, events)
 
     def modify(self, descriptor: int, events: int) -> None:
@@ -144,7 +149,7 @@ class Reactor(Clock):
         return self.timers.timer(call)
 
     def soon(self, call: Callable[[], None]) -> None:
-        """Call after the handler in progress, before the next wait. Only for code that the reactor called."""
+        """Call in the next turn, without a wait before it. Only for code that the reactor called."""
         self._soon.append(call)
 
     def call(self, call: Callable[[], None]) -> None:
@@ -153,17 +158,24 @@ class Reactor(Clock):
         os.eventfd_write(self._bell, 1)
 
     def flush_dirty(self) -> None:
-        """Send what handlers queued. A flush may queue more (a drained buffer resumes its source)."""
-        dirty = self.dirty
-        while dirty:
-            self.dirty = []
-            for transport in dirty:
-                try:
-                    transport.flush()
-                except Exception:
-                    _log.exception("output failed; its connection is closed")
-                    self._guarded(transport.on_failure)
-            dirty = self.dirty
+        """Send what handlers queued. What a flush queues (a drained buffer makes room for its source) leaves with the next."""
+        dirty, self.dirty = self.dirty, []
+        for transport in dirty:
+            try:
+                transport.flush()
+            except Exception:
+                _log.exception("output failed; its connection is closed")
+                self._guarded(transport.on_failure)
+
+    def holds(self) -> dict[str, int]:
+        """What the loop holds for others: registered descriptors, set timers, and calls and output that wait."""
+        return {
+            "descriptors": len(self._handlers),
+            "timers": len(self.timers),
+            "timer_places": self.timers.places(),
+            "calls": len(self._soon),
+            "outputs": len(self.dirty),
+        }
 
     def _guarded(self, call: Callable[[], None]) -> None:
         """What fails here has no connection that could be closed for it; the others must go on."""
@@ -181,11 +193,13 @@ class Reactor(Clock):
         self._stopped = True
         os.eventfd_write(self._bell, 1)
 
-    def _turn(self, wait: float) -> bool:
+    def turn(self, wait: float) -> bool:
         """Ask epoll once, waiting so many seconds at most, and handle what there is. False: nothing was to be done."""
+        soon, timers, fresh = self._soon, self.timers, self._fresh
+        fresh.clear()
         events = self._epoll.poll(wait, 256)
-        soon, timers = self._soon, self.timers
-        if not events and not soon and timers.next_due() > self.now:
+        waiting = len(soon)
+        if not events and not waiting and not self.dirty and timers.next_due() > self.now:
             return False
         self.turns += 1
         if len(events) > 1:
@@ -195,7 +209,7 @@ class Reactor(Clock):
         clock = time.monotonic
         for fd, mask in events:
             handler = handlers.get(fd)
-            if handler is None:
+            if handler is None or fd in fresh:
                 continue
             self.now = clock()
             try:
@@ -206,9 +220,10 @@ class Reactor(Clock):
             if self.dirty:
                 self.flush_dirty()
         now = self.now = clock()
-        while timers.next_due() <= now:
-            self._guarded(partial(timers.run, now))
-        while soon:
+        if timers.next_due() <= now:
+            for timer in timers.due(now):
+                self._guarded(partial(fire, timer, now))
+        for _ in range(waiting):
             self._guarded(soon.popleft())
         if self.dirty:
             self.flush_dirty()
@@ -223,7 +238,7 @@ class Reactor(Clock):
             started = self.now = clock()
             wait = 0.0
             while True:
-                if self._turn(wait):
+                if self.turn(wait):
                     wait = 0.0
                 elif wait:
                     self.now = clock()

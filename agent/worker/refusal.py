@@ -1,7 +1,8 @@
 """A connection that policy refuses: closed so that the client sees an orderly end.
 
-Rule: closing a socket with unread input sends RST, which a client cannot tell from a crash; so the end is sent first, what
-still arrives is thrown away, and the connection is closed when the client has ended too, or after a second.
+Rule: closing a socket with unread input sends RST, which a client cannot tell from a crash; so the end is sent first, and
+the connection is closed when the client has ended too, or after a second. Of what still arrives one piece is thrown away,
+the rest stays in the socket: reading it would be work without end.
 Not for: deciding who is refused (agent/filters/network).
 """
 
@@ -25,7 +26,12 @@ class Refusal(TransportOwner):
         transport.finish()
 
     def received(self, data: bytes) -> None:
-        """See TransportOwner: thrown away."""
+        """See TransportOwner: thrown away, and no more is read."""
+        self._transport.pause()
+
+    def hung_up(self, broken: bool) -> None:
+        """See TransportOwner."""
+        self._close()
 
     def ended(self) -> None:
         """See TransportOwner."""
@@ -33,11 +39,11 @@ class Refusal(TransportOwner):
 
     def lost(self, reason: str) -> None:
         """See TransportOwner."""
-        self._timer.cancel()
+        self._timer.close()
 
     def drained(self) -> None:
         """See TransportOwner: nothing is sent."""
 
     def _close(self) -> None:
-        self._timer.cancel()
+        self._timer.close()
         self._transport.close()

@@ -31,7 +31,8 @@ from agent.upstream import breaker
 from agent.upstream.cluster import ClusterRuntime
 from agent.upstream.host import Host
 from agent.upstream.pool import Pool
-from agent.worker.accept import Acceptor, ListenerRuntime
+from agent.worker.accept import ListenerRuntime
+from agent.worker.acceptor import Acceptor
 from agent.worker.answers import AnswerStation
 from agent.worker.chain_match import ChainIndex, owner
 from agent.worker.connect import Dialer

@@ -253,6 +253,12 @@ class TcpConnection(TransportOwner):
         self._client_gone = True
         self.stop("DC" if self.upstream is None else "")
 
+    def hung_up(self, broken: bool) -> None:
+        """See TransportOwner. A half-close waits for what came before it; a client that is gone takes no more."""
+        if broken:
+            self.transport.close()
+            self.lost("connection reset")
+
     def drained(self) -> None:
         """See TransportOwner."""
         self.relay.client_drained()
@@ -313,7 +319,7 @@ class TcpConnection(TransportOwner):
         if self.over:
             return
         self.over = True
-        self._timer.cancel()
+        self._timer.close()
         outcome, station, cluster = self.outcome, self.station, self.cluster
         now = self.transport.reactor.now
         relay = self.relay

@@ -17,10 +17,12 @@ from typing import Any, Final
 
 from mypy_extensions import trait
 
-from agent.worker.reactor import ERR, HUP, IN, OUT, Reactor
-from agent.worker.transport import READS, PlainTransport, TransportOwner
+from agent.worker.reactor import ERR, HUP, IN, OUT, RDHUP, Reactor
+from agent.worker.transport import READ_BUDGET, Nobody, PlainTransport, TransportOwner
 
 _BULK: Final = 262144
+_RECORDS: Final = 8
+"""Records read in a row before others get their turn."""
 _RECORD: Final = 16384
 _PLAIN: Final = bytearray(_BULK + _RECORD + 1)
 """Where records are decrypted before they go on as one piece; the reactor reads one connection at a time."""
@@ -33,6 +35,16 @@ class TlsOwner(TransportOwner):
     @abstractmethod
     def handshaken(self) -> bool:
         """The handshake is over; False refuses the peer (the owner has closed the transport)."""
+
+
+class _NobodySecure(Nobody, TlsOwner):
+    """Whom a transport asks after its handshake: nobody, lest who judged it lives as long as the connection."""
+
+    def handshaken(self) -> bool:
+        return False
+
+
+_JUDGED: Final = _NobodySecure()
 
 
 class TlsTransport(PlainTransport):
@@ -51,7 +63,7 @@ class TlsTransport(PlainTransport):
         self.first_data: Callable[[], object] | None = None
         """Called once, when the first data of the peer has arrived."""
         self._events = 0
-        self._retry = b""
+        self._retry: bytes | memoryview = b""
 
     def start(self) -> None:
         """Begin the handshake."""
@@ -73,6 +85,16 @@ class TlsTransport(PlainTransport):
             self._events = events
             self.reactor.modify(self.descriptor, events)
 
+    def _watch_input(self) -> None:
+        """Bytes; while reading is paused only the peer's end, which is level-triggered too and therefore told once."""
+        events = self._events & ~(IN | RDHUP)
+        if not self.peer_ended:
+            if not self.paused:
+                events |= IN
+            elif not self._gone:
+                events |= RDHUP
+        self._watch(events)
+
     def _handshake(self) -> None:
         try:
             self.tls_socket.do_handshake()
@@ -86,8 +108,10 @@ class TlsTransport(PlainTransport):
             self._break(describe(error))
             return
         self.handshaking = False
-        self._watch(0 if self.paused else IN)
-        if not self._tls_owner.handshaken():
+        self._watch(0)
+        self._watch_input()
+        judge, self._tls_owner = self._tls_owner, _JUDGED
+        if not judge.handshaken():
             return
         if self.out:
             self.flush()
@@ -110,11 +134,15 @@ class TlsTransport(PlainTransport):
                 self._read(False)
         elif mask & (HUP | ERR) and not self.closed:
             self._break("connection reset")
+        elif mask & RDHUP and self.paused and not self.closed:
+            self._gone = RDHUP
+            self._watch_input()
+            self.owner.hung_up(False)
 
     def _read(self, to_the_end: bool) -> None:
         tls = self._tls
         owner = self.owner
-        for _ in range(READS):
+        for _ in range(_RECORDS):
             try:
                 data = tls.read(_RECORD)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -126,7 +154,7 @@ class TlsTransport(PlainTransport):
                 return
             if not data:
                 self.peer_ended = True
-                self._watch(self._events & ~IN)
+                self._watch_input()
                 owner.ended()
                 return
             if self.first_data is not None:
@@ -143,17 +171,24 @@ class TlsTransport(PlainTransport):
         if not self.paused:
             self.paused = True
             if not self.handshaking:
-                self._watch(self._events & ~IN)
+                self._watch_input()
 
     def resume(self) -> None:
         """See PlainTransport."""
         if self.paused:
             self.paused = False
             if not self.handshaking and not self.peer_ended and not self.closed:
-                self._watch(self._events | IN)
+                self._watch_input()
                 if self.tls_socket.pending():
                     self._readable = True
                     self._read_soon()
+
+    def close(self) -> None:
+        """See PlainTransport."""
+        self._tls_owner = _JUDGED
+        self.first_data = None
+        self._retry = b""
+        super().close()
 
     def flush(self) -> None:
         """See PlainTransport."""
@@ -162,14 +197,17 @@ class TlsTransport(PlainTransport):
             return
         out = self.out
         if out or self._retry:
-            data = self._retry or (out[0] if len(out) == 1 else b"".join(out))
-            if not self._retry:
+            data: bytes | memoryview = self._retry
+            if not data:
+                data = out[0] if len(out) == 1 else b"".join(out)
                 out.clear()
             try:
                 sent: int = self._tls.write(data)
-                while sent < len(data):
-                    data = data[sent:]
-                    sent = self._tls.write(data)
+                if sent < len(data):
+                    data = memoryview(data)  # one record a call: what follows is not copied for each
+                    while sent < len(data):
+                        data = data[sent:]
+                        sent = self._tls.write(data)
                 self._retry = b""
             except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
                 self._retry = data
@@ -264,11 +302,18 @@ class BulkTlsTransport(PlainTransport):
             self._break(failure)
         elif over:
             self.handshaking = False
-            if self._tls_owner.handshaken():
+            judge, self._tls_owner = self._tls_owner, _JUDGED
+            if judge.handshaken():
                 if self.out:
                     self.flush()
                 if self._incoming.pending and not self.closed:
                     self._decrypt()
+
+    def close(self) -> None:
+        """See PlainTransport."""
+        self._tls_owner = _JUDGED
+        self.first_data = None
+        super().close()
 
     def _cut_short(self) -> None:
         if self.handshaking and not self.closed:
@@ -276,7 +321,8 @@ class BulkTlsTransport(PlainTransport):
 
     def _read(self, to_the_end: bool) -> None:
         receive = self.socket.recv
-        for _ in range(READS):
+        budget = READ_BUDGET
+        while budget > 0:
             try:
                 data = receive(_BULK)
             except BlockingIOError:
@@ -284,6 +330,7 @@ class BulkTlsTransport(PlainTransport):
             except OSError as error:
                 self._break(error.strerror or "connection reset")
                 return
+            budget -= len(data)
             if not data:
                 self._incoming.write_eof()
             else:
@@ -299,7 +346,7 @@ class BulkTlsTransport(PlainTransport):
             if len(data) < _BULK and not to_the_end:
                 return
             if self.paused:
-                self._readable = True
+                self._hold()
                 return
         self._readable = True
         self._read_soon()

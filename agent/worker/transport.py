@@ -2,7 +2,8 @@
 
 Rule: a transport knows bytes, not protocols. Input is pushed to the owner as it arrives unless reading is paused; output is
 queued by `write` and leaves when the reactor flushes. Queues are bounded by their users: `backlog` says how much waits,
-and `drained` is called once it has fallen under half of `limit` after `full` was seen.
+and `drained` is called once it has fallen under half of `limit` after `full` was seen. One call reads `READ_BUDGET` bytes at
+most; the rest is read in the next turn. A closed transport has let go of its owner: the two are no cycle.
 Not for: connecting, accepting, deadlines.
 """
 
@@ -21,8 +22,8 @@ from agent.worker.reactor import ERR, ET, HUP, IN, OUT, RDHUP, Flushable, Handle
 
 RECEIVE: Final = 65536
 """Bytes asked of the kernel at once; a shorter answer means that the socket is empty."""
-READS: Final = 8
-"""Receives in a row before others get their turn."""
+READ_BUDGET: Final = 262144
+"""Bytes received in a row before others get their turn."""
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
@@ -46,14 +47,33 @@ class TransportOwner:
     def drained(self) -> None:
         """The output queue was full and has room again."""
 
+    def hung_up(self, broken: bool) -> None:
+        """While reading is paused, the peer has closed its side (`broken`: has reset the connection). What it sent before waits
+        in the socket, and `ended` or `lost` would follow it; may be called again. Owners that wait for it do nothing."""
+
+
+class Nobody(TransportOwner):
+    """The owner of a transport that has not been started, or is closed."""
+
+    def received(self, data: bytes) -> None: ...
+
+    def ended(self) -> None: ...
+
+    def lost(self, reason: str) -> None: ...
+
+    def drained(self) -> None: ...
+
+
+NOBODY: Final = Nobody()
+
 
 class PlainTransport(Handler, Flushable, Stream):
     """A TCP (or Unix) stream, edge-triggered. Invariant: `out` is empty unless the kernel's buffer is full or a flush
     is due; after `closed` nothing is called back."""
 
     __slots__ = (
-        "_blocked", "_dirty", "_left", "_readable", "_shut", "_soon", "backlog", "closed", "descriptor", "full", "limit", "out",
-        "owner", "paused", "peer_ended", "reactor", "receive_size", "socket",
+        "_blocked", "_dirty", "_gone", "_left", "_readable", "_shut", "_soon", "backlog", "closed", "descriptor", "full", "limit",
+        "out", "owner", "paused", "peer_ended", "reactor", "receive_size", "socket",
     )  # fmt: skip
     tls = False
 
@@ -75,6 +95,8 @@ class PlainTransport(Handler, Flushable, Stream):
         self.peer_ended = False
         self._blocked = False
         self._dirty = False
+        self._gone = 0
+        """RDHUP, HUP or ERR, once epoll has reported them."""
         self._readable = False
         self._soon = False
         self._shut = ""
@@ -94,23 +116,32 @@ class PlainTransport(Handler, Flushable, Stream):
             if self.closed:
                 return
         if mask & (IN | RDHUP | HUP | ERR):
+            self._gone |= mask & (RDHUP | HUP | ERR)
             if self.paused:
-                self._readable = True
+                self._hold()
             else:
-                self._read(mask & (RDHUP | HUP | ERR) != 0)
+                self._read(self._gone != 0)
 
     def on_failure(self) -> None:
         """See reactor.Handler."""
         if not self.closed:
+            owner = self.owner
             self.abort()
-            self.owner.lost("internal error")
+            owner.lost("internal error")
+
+    def _hold(self) -> None:
+        """There is something to read while reading is paused."""
+        self._readable = True
+        if self._gone and not self.peer_ended and not self.closed:
+            self.owner.hung_up(self._gone & ERR != 0)
 
     def _read(self, to_the_end: bool) -> None:
         """Read until the socket is empty; with `to_the_end`, until its end, which a short read does not show."""
         receive = self.socket.recv
         owner = self.owner
         size = self.receive_size
-        for _ in range(READS):
+        budget = READ_BUDGET
+        while budget > 0:
             try:
                 data = receive(size)
             except BlockingIOError:
@@ -122,13 +153,14 @@ class PlainTransport(Handler, Flushable, Stream):
                 self.peer_ended = True
                 owner.ended()
                 return
+            budget -= len(data)
             owner.received(data)
             if self.closed:
                 return
             if len(data) < size and not to_the_end:
                 return
             if self.paused:
-                self._readable = True
+                self._hold()
                 return
             owner = self.owner
         self._readable = True
@@ -152,7 +184,11 @@ class PlainTransport(Handler, Flushable, Stream):
 
     def _resumed(self) -> None:
         self._soon = False
-        if self._readable and not self.paused and not self.closed and not self.peer_ended:
+        if not self._readable or self.closed or self.peer_ended:
+            return
+        if self.paused:
+            self._hold()
+        else:
             self._readable = False
             self._read(True)
 
@@ -238,6 +274,7 @@ class PlainTransport(Handler, Flushable, Stream):
         if not self.closed:
             self.closed = True
             self.reactor.unregister(self.descriptor)
+            self.owner = NOBODY
             self.out.clear()
             self._left = None
             self.backlog = 0
@@ -251,5 +288,6 @@ class PlainTransport(Handler, Flushable, Stream):
             self.close()
 
     def _break(self, reason: str) -> None:
+        owner = self.owner
         self.close()
-        self.owner.lost(reason)
+        owner.lost(reason)

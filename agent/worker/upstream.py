@@ -8,6 +8,9 @@ Not for: choosing connections (agent/upstream/pool), connecting (connect).
 
 from __future__ import annotations
 
+from math import inf
+from typing import Final
+
 from agent.exchange.exchange import Exchange
 from agent.exchange.streams import UpstreamStream
 from agent.http import h1_encode
@@ -21,14 +24,19 @@ from agent.worker.connect import Caller
 from agent.worker.timers import Timer
 from agent.worker.transport import PlainTransport
 
+_CLIENT: Final = 1
+"""The exchange's client takes no more."""
+_MORE: Final = 2
+"""What has been read must go on first."""
+
 
 class H1Upstream(Caller, ResponseSink, UpstreamStream):
     """See the module. Invariant: `exchange` is set from `begin` until its response is over."""
 
     __slots__ = (
-        "_answered", "_framing", "_full_url", "_keep_alive", "_let_go", "_max_age", "_proper_case", "_remote", "_request_done",
-        "_trailers", "_tunnel", "_upgrade", "closed", "codec", "connected_at", "exchange", "generation", "local_address", "peer",
-        "pool", "requests", "resting", "reused", "timer", "transport",
+        "_answered", "_framing", "_full_url", "_holds", "_keep_alive", "_let_go", "_max_age", "_proper_case", "_remote",
+        "_request_done", "_trailers", "_tunnel", "_upgrade", "closed", "codec", "connected_at", "exchange", "generation",
+        "local_address", "peer", "pool", "requests", "resting", "reused", "timer", "transport",
     )  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
@@ -48,6 +56,8 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
         self._framing = h1_encode.FIXED
         self._request_done = True
         self._answered = False
+        self._holds = 0
+        """Why reading is paused: _CLIENT, _MORE."""
         self._keep_alive = True
         self._tunnel = False
         self._upgrade = b""
@@ -122,7 +132,7 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
         self, exchange: Exchange, method: bytes, path: bytes, authority: bytes, headers: Headers, ended: bool, upgrade: bytes
     ) -> None:  # fmt: skip
         """See UpstreamStream."""
-        self.timer.cancel()
+        self.timer.set(inf)
         self.exchange = exchange
         self.requests += 1
         self._answered = False
@@ -163,11 +173,21 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
 
     def pause(self) -> None:
         """See UpstreamStream."""
-        self.transport.pause()
+        self._hold(_CLIENT)
 
     def resume(self) -> None:
         """See UpstreamStream."""
-        self.transport.resume()
+        self._free(_CLIENT)
+
+    def _hold(self, why: int) -> None:
+        self._holds |= why
+        self.transport.pause()
+
+    def _free(self, why: int) -> None:
+        if self._holds & why:
+            self._holds &= ~why
+            if not self._holds:
+                self.transport.resume()
 
     def close_idle(self) -> None:
         """See PooledConnection."""
@@ -187,15 +207,33 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
         if tunnel:
             exchange.upstream_data(data)
             return
+        self._read_on(data)
+
+    def _read_on(self, data: bytes | None) -> None:
+        """Have the codec read `data` (None: what it has left)."""
+        codec = self.codec
         try:
-            self.codec.receive(data)
+            if data is not None:
+                codec.receive(data)
+            else:
+                codec.go_on()
         except H1Violation:
             self._broken(reset.PROTOCOL, "")
             return
         if self._tunnel and self.exchange is not None:
-            rest = self.codec.leftovers()
+            rest = codec.leftovers()
             if rest:
                 self.exchange.upstream_data(rest)
+        if codec.more:
+            # It has had its share of the turn: what it has sent goes on in the next one.
+            self._hold(_MORE)
+            self.transport.reactor.soon(self._go_on)
+        elif self._holds:
+            self._free(_MORE)
+
+    def _go_on(self) -> None:
+        if not self.closed and self.codec.more:
+            self._read_on(None)
 
     def ended(self) -> None:
         """See TransportOwner."""
@@ -274,8 +312,7 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
                 config.max_requests_per_connection and self.requests >= config.max_requests_per_connection
             )
         ):
-            if transport.paused:
-                transport.resume()
+            self._free(_CLIENT | _MORE)
             self.reused = True
             self.pool.rest(self)
             transport.reactor.soon(self._rested)
@@ -322,10 +359,11 @@ class H1Upstream(Caller, ResponseSink, UpstreamStream):
     def _close(self, *, busy: bool = False) -> None:
         if not self.closed:
             self.closed = True
-            self.timer.cancel()
+            self.timer.close()
             if self._max_age is not None:
-                self._max_age.cancel()
+                self._max_age.close()
             self.transport.close()
+            self.codec.close()
             cluster = self.pool.cluster
             slots, stats = cluster.slots, cluster.stats
             slots[stats.upstream_cx_active] -= 1

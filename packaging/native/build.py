@@ -55,6 +55,7 @@ HOT = (
     "agent/telemetry/series.py",
     "agent/telemetry/times.py",
     "agent/worker/accept.py",
+    "agent/worker/acceptor.py",
     "agent/worker/answers.py",
     "agent/worker/connect.py",
     "agent/worker/downstream.py",

@@ -1,7 +1,8 @@
 """The same bootstrap and the same bytes through our proxy and the real Envoy: a client and a backend see the same.
 
 Cases are in cases/*.yaml. A call may also state what is expected (`expect`), lest both be wrong together.
-Wanted differences are listed with a reason in wanted_differences.yaml and nowhere else.
+Wanted differences are listed with a reason in wanted_differences.yaml and nowhere else. After the cases of a file, our worker
+holds what it held before them (tests/leftovers.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import leftovers
 from tests.differential.backend import Backend, Received
 from tests.differential.bootstrap import template
 from tests.differential.client import Answer, Conversation, build, converse
@@ -34,6 +36,7 @@ def _cases() -> Iterator[Any]:
     for path in FILES:
         for call in yaml.safe_load(path.read_text())["calls"]:
             yield pytest.param(path, call, id=f"{path.stem}: {call['name']}")
+        yield pytest.param(path, None, id=f"{path.stem}: nothing is left")
 
 
 class Stand:
@@ -51,9 +54,16 @@ class Stand:
         try:
             for proxy in self.proxies.values():
                 proxy.wait()
-        except RuntimeError:
+            self._leftovers = leftovers.of_proxy(self.proxies["ours"].ports["admin"])
+        except BaseException:
             self.close()
             raise
+
+    def check_leftovers(self) -> None:
+        """The last case: without its backends, our worker has no connection to keep."""
+        for backend in self.backends["ours"].values():
+            backend.close()
+        self._leftovers.check()
 
     def close(self) -> None:
         for proxy in self.proxies.values():
@@ -196,9 +206,15 @@ def _run(stand: Stand, kind: str, call: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.envoy
 @pytest.mark.parametrize(("path", "call"), list(_cases()))
 def test_ours_behaves_as_envoy(
-    path: Path, call: dict[str, Any], stands: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    path: Path, call: dict[str, Any] | None, stands: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     stand = _stand(stands, path, tmp_path_factory)
+    if call is None:
+        try:
+            stand.check_leftovers()
+        finally:
+            stands.pop(path.stem).close()
+        return
     theirs, ours = stand.run(call)
     expect = call.get("expect", {})
     if "status" in expect and "answers" in theirs:

@@ -64,7 +64,7 @@ class AdminPages:
             "/runtime": (self._runtime, "print runtime values"),
             "/help": (self._help, "print out list of admin commands"),
             "/listeners": (self._listeners, "listeners and their addresses (format=json)"),
-            "/memory": (self._memory, "memory of this process"),
+            "/memory": (self._memory, "memory of this process (workers: what each worker holds, by kind)"),
             "/ready": (self._ready, "print server state, return 200 if LIVE, otherwise return 503"),
             "/server_info": (self._server_info, "print server version/status information"),
             "/stats": (self._stats, "print server stats (filter, usedonly, type, format=json|prometheus)"),
@@ -156,7 +156,10 @@ class AdminPages:
 
     async def _memory(self, query: Query) -> Page:
         size = str(resident())
-        return _json({"allocated": size, "heap_size": size, "total_physical_bytes": size})
+        told: dict[str, Any] = {"allocated": size, "heap_size": size, "total_physical_bytes": size}
+        if "workers" in query:
+            told["workers"] = [held for answer in await self._sources.query("holdings") for held in answer]
+        return _json(told)
 
     async def _runtime(self, query: Query) -> Page:
         layers = self._sources.runtime

@@ -169,10 +169,13 @@ class Stage:
         self.reactor.now += seconds
         self.reactor.timers.run(self.reactor.now)
 
-    def turn(self) -> None:
-        """The reactor's next turn: what was postponed to it."""
-        for _ in range(len(self.reactor._soon)):
-            self.reactor._soon.popleft()()
+    def turn(self) -> bool:
+        """The next turn of the reactor, at the same time: what was postponed goes on. False: nothing was."""
+        calls = self.reactor._soon
+        waiting = len(calls)
+        for _ in range(waiting):
+            calls.popleft()()
+        return waiting > 0
 
     def logged(self) -> list[str]:
         """The access log so far."""

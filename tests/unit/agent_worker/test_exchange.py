@@ -194,8 +194,80 @@ def test_hundreds_of_pipelined_requests_that_are_answered_at_once(tmp_path: Path
     )
     client = stage.client()
     client.owner.received(GET * 900)
-    assert client.sent.count(b"HTTP/1.1 200 OK") == 900
+    seen = [client.sent.count(b"HTTP/1.1 200 OK")]
+    while stage.turn():
+        assert client.paused or len(seen) == 900 // 16
+        seen.append(client.sent.count(b"HTTP/1.1 200 OK"))
+    assert seen[-1] == 900
+    assert not client.paused
+    steps = [after - before for before, after in zip([0, *seen], seen, strict=False)]
+    assert max(steps) <= 17, "one client was answered more often than its share of a turn"
     stage.close()
+
+
+def test_a_client_that_does_not_read_is_answered_no_more(tmp_path: Path) -> None:
+    stage = staged(
+        tmp_path, '[{match: {prefix: /}, direct_response: {status: 200, body: {inline_string: "d"}}}]'
+    )
+    client = stage.client()
+    client.owner.received(GET)
+    client.full = True
+    client.owner.received(GET * 900)
+    while stage.turn():
+        pass
+    assert client.sent.count(b"HTTP/1.1 200 OK") <= 2
+    assert client.paused
+    client.full = False
+    client.owner.drained()
+    while stage.turn():
+        pass
+    assert client.sent.count(b"HTTP/1.1 200 OK") == 901
+    assert not client.paused
+    stage.close()
+
+
+def test_informational_heads_and_tiny_chunks_are_read_a_share_at_a_time(stage: Stage) -> None:
+    client = stage.client()
+    client.owner.received(GET)
+    upstream = stage.dials.accept()
+    upstream.owner.received(b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" * 1000)
+    assert upstream.paused
+    turns = 0
+    while stage.turn():
+        turns += 1
+    assert turns >= 1000 // 32
+    assert not upstream.paused
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    upstream.owner.received(head + b"1\r\nx\r\n" * 2000)
+    assert client.sent.partition(b"\r\n\r\n")[2].count(b"x") < 200
+    while stage.turn():
+        turns += 1
+    upstream.owner.received(b"0\r\n\r\n")
+    sent = client.take().partition(b"\r\n\r\n")[2]
+    assert sent.count(b"x") == 2000
+    assert sent.count(b"\r\n") < 100, "what came together did not leave together"
+    assert sent.endswith(b"0\r\n\r\n")
+    assert not upstream.paused
+
+
+def test_a_refused_client_is_not_read_any_further(stage: Stage) -> None:
+    client = stage.client()
+    client.owner.received(b"GARBAGE\r\n\r\n")
+    assert client.take().startswith(b"HTTP/1.1 400")
+    client.owner.received(b"x" * 65536)
+    assert client.paused
+
+
+def test_a_client_that_leaves_while_nothing_is_read_of_it_is_let_go(stage: Stage) -> None:
+    client = stage.client()
+    client.owner.received(GET + GET)
+    client.owner.received(GET)
+    assert client.paused
+    upstream = stage.dials.accept()
+    client.owner.hung_up(False)
+    assert client.closed
+    assert upstream.closed
+    assert [line.split()[2] for line in stage.logged()] == ["DC"]
 
 
 def test_the_proxy_says_continue_by_itself(stage: Stage) -> None:
