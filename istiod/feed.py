@@ -14,13 +14,15 @@ from collections.abc import AsyncIterator, Mapping
 
 import trio
 
+from istiod.access.facts import Access
+from istiod.access.records import AccessRecords, Stored
 from istiod.debounce import Debounce
 from istiod.log import fields
 from istiod.monitoring import Metrics
 from istiod.resources.mesh_config import MeshConfig
 from istiod.snapshot import Snapshot, build
 from registry.errors import RegistryError
-from registry.model import Health, Instance, Resource, ResourceKey, Service
+from registry.model import Instance, Resource, ResourceKey, Service
 from registry.store import Registry
 
 log = logging.getLogger("istiod.feed")
@@ -42,6 +44,9 @@ class Feed:
         self._metrics = metrics
         self._debounce = debounce if debounce is not None else Debounce()
         self._facts: Facts = ((), (), ())
+        self._by_id: dict[str, Instance] = {}
+        self._access_records = AccessRecords(registry.records)
+        self._access = Stored(Access.of())
         self._reported: frozenset[str] = frozenset()
         self._conflicts: frozenset[str] = frozenset()
         self._published = trio.Event()
@@ -60,15 +65,16 @@ class Feed:
         """The catalog's instances."""
         return self._facts[1]
 
-    def health_of(self, instance_id: str) -> Health | None:
+    def instance_of(self, instance_id: str) -> Instance | None:
         """What the catalog says about an instance, None when it is not there."""
-        return next((one.health for one in self._facts[1] if one.id == instance_id), None)
+        return self._by_id.get(instance_id)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Publish snapshots until cancelled; started when the first one is there."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, self._registry.catalog.watch())
             nursery.start_soon(self._watch, self._registry.store.watch())
+            nursery.start_soon(self._watch, self._registry.records.watch())
             started = False
             while True:
                 if not started and await self._read():
@@ -114,15 +120,18 @@ class Feed:
             services = await self._registry.catalog.services()
             instances = await self._registry.catalog.instances()
             resources = await self._registry.store.list()
+            access = await self._access_records.read()
         except RegistryError as error:
             log.warning("registry: %s; the last snapshot stays in force", error)
             return False
         facts = (services, instances, resources)
-        if self.number and facts == self._facts and not self._mesh_changed:
+        unchanged = facts == self._facts and access == self._access and not self._mesh_changed
+        if self.number and unchanged:
             return True
         self._mesh_changed = False
-        self.snapshot = build(services, instances, resources, self._mesh, self.snapshot)
-        self._facts = facts
+        self.snapshot = build(services, instances, resources, self._mesh, self.snapshot, access.access)
+        self._facts, self._access = facts, access
+        self._by_id = {instance.id: instance for instance in instances}
         self.number += 1
         self._metrics.snapshots.inc()
         self._report_problems()
@@ -135,7 +144,7 @@ class Feed:
 
     def _report_problems(self) -> None:
         """Say once which stored resources cannot be used."""
-        problems = frozenset(str(problem) for problem in self.snapshot.problems)
+        problems = frozenset((*map(str, self.snapshot.problems), *self._access.problems))
         for problem in sorted(problems - self._reported):
             log.warning("stored resource is not used: %s", problem)
         conflicts = frozenset(str(conflict) for conflict in self.snapshot.conflicts)

@@ -25,6 +25,8 @@ import trio
 from starlette.applications import Starlette
 
 from istiod import notify
+from istiod.access.records import AccessRecords, upgrade
+from istiod.api.access import AccessApi
 from istiod.api.app import admin_app
 from istiod.api.inventory import InventoryApi
 from istiod.api.proxies import ProxyApi
@@ -44,6 +46,7 @@ from istiod.log import fields
 from istiod.monitoring import VERSION, Metrics, monitoring_app
 from istiod.registration import Registration
 from istiod.xds.plane import Plane
+from istiod.xds.standing import Judge
 from istiod.xds.stream import serve_delta, serve_sotw
 from registry.errors import RegistryError
 from registry.opening import open_registry
@@ -73,6 +76,8 @@ async def run(config: Config, environ: Mapping[str, str], path: Path | None = No
         admin_ca = admin_authority(config.state_dir, utc_now())
         async with open_registry(settings) as registry:
             await claim_root(registry.records, mesh_ca, plugged=config.ca.plugged is not None)
+            if granted := await upgrade(registry, utc_now().timestamp()):
+                log.warning("what was registered before grants is granted now", extra=fields(grants=granted))
             await _Istiod(
                 config,
                 registry,
@@ -128,12 +133,15 @@ class _Istiod:
         self._metrics = Metrics()
         self._feed = Feed(registry, config.mesh, self._metrics)
         self._registration = Registration(
-            registry.catalog, registry.owner, self._feed.health_of, config.registration.grace_seconds
+            registry.catalog, registry.owner, self._feed.instance_of, config.registration.grace_seconds
         )
+        self._access = AccessRecords(registry.records)
+        self._judge = Judge(self._feed, self._access, self._registration, registry.owner)
         self._plane = Plane(
             self._feed,
             self._registration,
             self._metrics,
+            self._judge,
             trust_domain=trust_domain,
             owner=registry.owner,
             identifier=f"hostmesh-istiod {VERSION} {registry.owner}",
@@ -146,6 +154,8 @@ class _Istiod:
             trust_domain,
             config.ca.workload_ttl,
             grace=timedelta(seconds=config.ca.renewal_grace),
+            barred=self._judge.barred,
+            aliases=self._aliases,
         )
         hosts = [config.listen.xds.host, config.listen.admin.host]
         names = server_names(
@@ -167,6 +177,9 @@ class _Istiod:
             alpn=("http/1.1",),
             now=now,
         )
+
+    def _aliases(self) -> tuple[str, ...]:
+        return tuple(self._feed.snapshot.mesh.trust_domain_aliases)
 
     async def run(self) -> None:
         """Start everything, wait for the end, take leave."""
@@ -309,6 +322,7 @@ class _Istiod:
             TokenApi(self._enrolment, utc_now),
             InventoryApi(self._feed, self._plane.table, mesh.domain_suffix, self._called(addresses["xds"])),
             ProxyApi(self._plane.table, self._feed, self._debug, self._plane.sent, self._registry.owner),
+            AccessApi(self._access, self._registry.catalog, self._feed, utc_now),
             {
                 "istiod": self._registry.owner,
                 "registry": self._registry.description,

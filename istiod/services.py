@@ -18,7 +18,7 @@ from istiod.resources.document import Document
 from istiod.resources.mesh_config import MeshConfig
 from istiod.resources.service_entry import ServiceEntry
 from istiod.resources.workload import WorkloadEntry
-from registry.model import Health, Instance, Service
+from registry.model import MAX_WEIGHT, Health, Instance, Service
 
 
 class Protocol(Enum):
@@ -290,7 +290,7 @@ def _of_instance(instance: Instance) -> Endpoint:
         service_account=instance.service_account,
         workload=instance.workload,
         locality=instance.locality,
-        weight=instance.weight or 1,
+        weight=min(instance.weight or 1, MAX_WEIGHT),
         healthy=instance.health is Health.HEALTHY,
         mtls=instance.mtls,
     )

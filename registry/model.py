@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "ABSENT",
+    "MAX_WEIGHT",
     "Health",
     "Instance",
     "Port",
@@ -27,6 +28,10 @@ __all__ = [
 
 ABSENT = ""
 """As an expected version: the thing must not exist yet."""
+
+
+MAX_WEIGHT = 128
+"""Of an instance, as agent.yaml has it: Envoy refuses an assignment whose weights add up to more than 32 bits."""
 
 
 class Health(StrEnum):

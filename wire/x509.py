@@ -213,6 +213,14 @@ def _key_usage(
     )
 
 
+def serial_of(der: bytes) -> str:
+    """The serial number of a certificate in lower-case hexadecimal digits. Raises X509Error."""
+    try:
+        return f"{x509.load_der_x509_certificate(der).serial_number:x}"
+    except ValueError as error:
+        raise X509Error(f"the certificate cannot be read: {error}") from error
+
+
 def fingerprint(certificate: Certificate | bytes) -> str:
     """The lower-case hexadecimal SHA-256 of the certificate's DER (64 characters)."""
     der = (

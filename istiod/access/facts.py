@@ -176,6 +176,14 @@ class Access:
             for grant in self.of_service(instance.namespace, instance.service)
         )
 
+    def check_eviction(self, instance_id: str) -> None:
+        """Raise NotGrantedError for an instance that an administrator keeps out."""
+        if (eviction := self.evictions.get(instance_id)) is not None:
+            why = f": {eviction.reason}" if eviction.reason else ""
+            raise NotGrantedError(
+                f"{instance_id} was evicted{why} (undo: meshctl workload readmit {instance_id})"
+            )
+
     def admit(self, instance: Instance, peer_host: str, is_local: Callable[[str], bool]) -> Instance:
         """The instance as it may be registered: with its granted addresses and its WorkloadGroup's template.
 
@@ -184,11 +192,6 @@ class Access:
         """
         who = f"{instance.namespace}/{instance.service_account}"
         what = f"{instance.namespace}/{instance.service}"
-        if (eviction := self.evictions.get(instance.id)) is not None:
-            why = f": {eviction.reason}" if eviction.reason else ""
-            raise NotGrantedError(
-                f"{instance.id} was evicted{why} (undo: meshctl workload readmit {instance.id})"
-            )
         matching = [
             grant
             for grant in self.of_service(instance.namespace, instance.service)

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
+from istiod.api.access import AccessApi
 from istiod.api.errors import ApiError, on_api_error, on_http_exception, on_registry_error, on_unexpected
 from istiod.api.inventory import InventoryApi
 from istiod.api.proxies import ProxyApi
@@ -30,6 +31,7 @@ def admin_app(
     tokens: TokenApi,
     inventory: InventoryApi,
     proxies: ProxyApi,
+    access: AccessApi,
     about: Mapping[str, object],
 ) -> Starlette:
     """The application. `about` is what /api/v1/version says beside the version (addresses, registry)."""
@@ -43,6 +45,7 @@ def admin_app(
         *tokens.routes(),
         *inventory.routes(),
         *proxies.routes(),
+        *access.routes(),
     ]
     return Starlette(
         routes=[

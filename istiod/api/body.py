@@ -52,6 +52,15 @@ def member(body: Mapping[str, Any], path: str, kind: type[T], default: T | None 
     return value
 
 
+def texts(body: Mapping[str, Any], path: str, default: list[str] | None = None) -> list[str]:
+    """A list of texts. Raises `ApiError`."""
+    values: list[Any] = member(body, path, list, default)
+    for index, value in enumerate(values):
+        if not isinstance(value, str):
+            raise bad_request(f"{path}[{index}]: a text is expected here", f"{path}[{index}]")
+    return values
+
+
 def flag(request: Request, name: str) -> bool:
     """A query parameter that is true or false."""
     value = request.query_params.get(name, "false").lower()

@@ -148,6 +148,7 @@ class ProxyApi:
             "protocol": stream.protocol,
             "connectedSeconds": round(now - stream.connected_at, 1),
             "health": stream.health,
+            "notRegistered": stream.refused,
             "attached": self._debug.attached(stream.node.key),
             "istiod": self._owner,
             "version": stream.node.version or "-",

@@ -16,9 +16,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from istiod.api.body import member, read_json
+from istiod.api.body import member, read_json, texts
 from istiod.api.documents import Finding
-from istiod.api.errors import ApiError, bad_request, not_found
+from istiod.api.errors import ApiError, not_found
 from istiod.enrolment import Enrolment, JoinToken, TokenRequestError
 from istiod.log import fields
 
@@ -43,26 +43,34 @@ class TokenApi:
         ]
 
     async def create(self, request: Request) -> Response:
-        """POST {namespace, serviceAccounts, ttlSeconds}."""
+        """POST {namespace, serviceAccounts, services, addresses, uses, ttlSeconds}."""
         body = await read_json(request)
         namespace = member(body, "namespace", str)
-        accounts = member(body, "serviceAccounts", list)
-        for index, account in enumerate(accounts):
-            if not isinstance(account, str):
-                raise bad_request(
-                    f"serviceAccounts[{index}]: a text is expected here", f"serviceAccounts[{index}]"
-                )
+        accounts = texts(body, "serviceAccounts")
+        services, addresses = texts(body, "services", []), texts(body, "addresses", [])
         seconds = member(body, "ttlSeconds", int, 3600)
         ttl = timedelta(seconds=max(min(seconds, _LONGEST_SECONDS), -1))
         try:
-            text, token = await self._enrolment.create(namespace, accounts, ttl, self._clock())
+            text, token = await self._enrolment.create(
+                namespace,
+                accounts,
+                ttl,
+                self._clock(),
+                services=services,
+                addresses=addresses,
+                uses=member(body, "uses", int, 1),
+            )
         except TokenRequestError as error:
             detail = Finding("", error.field, str(error))
             raise ApiError(422, "Invalid", "the token cannot be made", (detail,)) from error
         log.info(
             "join token created",
             extra=fields(
-                token=token.id, namespace=namespace, accounts=",".join(accounts), expires=token.expires
+                token=token.id,
+                namespace=namespace,
+                accounts=",".join(accounts),
+                services=",".join(token.services),
+                expires=token.expires,
             ),
         )
         return JSONResponse({"token": text, **self._document(token)}, status_code=201)
@@ -84,6 +92,9 @@ class TokenApi:
             "id": token.id,
             "namespace": token.namespace,
             "serviceAccounts": list(token.service_accounts),
+            "services": list(token.services),
+            "addresses": list(token.addresses),
+            "uses": token.uses,
             "used": sorted(token.used),
             "created": token.created.isoformat(timespec="seconds"),
             "expires": token.expires.isoformat(timespec="seconds"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -45,6 +45,10 @@ class CertificateService:
     trust_domain: str
     ttl: timedelta
     """The longest lifetime, and the one given when the request names none."""
+    barred: Callable[[SpiffeId, bytes | None], str | None] = lambda _, __: None
+    """Why an identity, or the presented certificate (DER), was revoked; None when it was not."""
+    aliases: Callable[[], tuple[str, ...]] = tuple
+    """Further trust domains of this mesh, now: identities move between them (Istio's trustDomainAliases)."""
     clock: Clock = utc_now
     grace: timedelta = timedelta(0)
     """How long after its end a certificate still proves who asks for the next one."""
@@ -78,10 +82,12 @@ class CertificateService:
             public_key, identity = x509.read_csr(request.csr)
         except x509.X509Error as error:
             raise GrpcError(GrpcStatus.INVALID_ARGUMENT, str(error)) from error
-        if identity.trust_domain != self.trust_domain:
+        if identity.trust_domain not in (self.trust_domain, *self.aliases()):
             raise _denied(f"{identity} is not of the trust domain {self.trust_domain}")
-        if identity == istiod_identity(self.trust_domain):
+        if identity == istiod_identity(identity.trust_domain):
             raise _denied(f"{identity} is istiod's own identity")
+        if (reason := self.barred(identity, None)) is not None:
+            raise _denied(reason)
         proof = await self._proof(identity, public_key, metadata, peer, request.csr)
         now = self.clock()
         ttl = granted(request.validity_duration, self.ttl)
@@ -107,6 +113,8 @@ class CertificateService:
     ) -> str:
         """What entitles the peer to `identity`, for the log. Raises GrpcError."""
         token = _bearer(metadata)
+        if peer.spiffe_id is not None and (reason := self.barred(peer.spiffe_id, peer.cert_der)) is not None:
+            raise _denied(reason)
         if token is not None:
             return await self._by_token(token, identity, public_key)
         if peer.spiffe_id is None:
@@ -115,7 +123,10 @@ class CertificateService:
             raise GrpcError(
                 GrpcStatus.UNAUTHENTICATED, "neither a client certificate nor a join token was presented"
             )
-        if peer.spiffe_id != identity:
+        # One principal in every trust domain of the mesh; which domain a peer is of was checked by the CA that signed it.
+        domains = (self.trust_domain, *self.aliases())
+        same = replace(peer.spiffe_id, trust_domain=identity.trust_domain) == identity
+        if not same or peer.spiffe_id.trust_domain not in domains:
             raise _denied(f"a certificate for {peer.spiffe_id} does not allow {identity}")
         return "current certificate"
 
@@ -128,6 +139,8 @@ class CertificateService:
         if found is None:
             return None
         actual, certificate = found
+        if (reason := self.barred(actual, certificate.public_bytes(Encoding.DER))) is not None:
+            raise _denied(reason)
         if actual != identity:
             raise _denied(f"a certificate for {actual} does not allow {identity}")
         return certificate

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from istiod.admin_context import ContextError
-from istiod.ctl import apply, bootstrap, get, proxies, proxy_config, tokens, version, workloads
+from istiod.ctl import access, apply, bootstrap, get, proxies, proxy_config, tokens, version, workloads
 from istiod.ctl.failure import CommandError, report
 from istiod.ctl.output import console
 from istiod.ctl.session import Session
@@ -53,6 +53,7 @@ apply.add_to(app)
 get.add_to(app)
 tokens.add_to(app)
 workloads.add_to(app)
+access.add_to(app)
 proxies.add_to(app)
 proxy_config.add_to(app)
 bootstrap.add_to(app)

@@ -73,6 +73,8 @@ def _table(items: list[dict[str, Any]]) -> None:
         ["NAME", "CLUSTER", *SHORT, "HEALTH", "ISTIOD", "VERSION"], rows, "No proxies are connected."
     )
     for item in items:
+        if item.get("notRegistered"):
+            output.note(f"{item['namespace']}/{item['name']} is not registered: {item['notRegistered']}")
         for entry in item["types"]:
             if entry["status"] == "ERROR":
                 output.note(f"{item['namespace']}/{item['name']} refused {entry['short']}: {entry['reason']}")
@@ -84,6 +86,8 @@ def _detail(item: Mapping[str, Any]) -> None:
     since = output.age(item["connectedSeconds"])
     output.say(f"address    {item['address']}, {item['protocol']}, connected for {since}")
     output.say(f"health     {item['health']}    attached {'yes' if item['attached'] else 'no'}")
+    if item.get("notRegistered"):
+        output.say(f"registered no: {item['notRegistered']}")
     typer.echo()
     rows = [
         [

@@ -44,18 +44,44 @@ def create(
     service_account: Annotated[
         list[str], typer.Option("--service-account", "-s", help="Identity the token allows. May be repeated.")
     ],
+    service: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--service",
+            help="Service that its bearer may serve (ACCOUNT/NAME if there are several accounts). May be repeated. "
+            "Without it, the bearer is a client only.",
+        ),
+    ] = None,
+    address: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--address",
+            metavar="CIDR",
+            help="Where its instances may be (default: own, the address that the host connects from). May be repeated.",
+        ),
+    ] = None,
+    uses: Annotated[int, typer.Option("--uses", help="How many hosts may join with it.")] = 1,
     namespace: Annotated[str, typer.Option("--namespace", "-n", envvar="HOSTMESH_NAMESPACE")] = "default",
     ttl: Annotated[str, typer.Option("--ttl", help="How long it may be used: 30m, 1h, 7d.")] = "1h",
     form: Annotated[output.DataFormat, typer.Option("-o", "--output")] = output.DataFormat.TABLE,
 ) -> None:
-    """Make a single-use join token; each service account may be enrolled once with it."""
-    body = {"namespace": namespace, "serviceAccounts": service_account, "ttlSeconds": seconds_of(ttl)}
+    """Make a join token, and grant its bearer to serve the services; each account may be enrolled once with it."""
+    body = {
+        "namespace": namespace,
+        "serviceAccounts": service_account,
+        "services": service or [],
+        "addresses": address or [],
+        "uses": uses,
+        "ttlSeconds": seconds_of(ttl),
+    }
     with session_of(ctx).client() as client:
         answer = client.call("POST", "/api/v1/tokens", body=body)
     if form is not output.DataFormat.TABLE:
         output.print_data(answer, form)
         return
     typer.echo(answer["token"])
+    if not service:
+        output.note("without --service the bearer may call services, and serve none")
 
 
 def list_tokens(
@@ -78,13 +104,16 @@ def list_tokens(
                 token["id"],
                 token["namespace"],
                 ",".join(token["serviceAccounts"]),
+                ",".join(pair.rpartition("/")[2] for pair in token["services"]) or "-",
                 ",".join(token["used"]) or "-",
                 output.age(left) if left > 0 else "-",
                 token["status"],
             ]
         )
     output.print_table(
-        ["ID", "NAMESPACE", "SERVICE ACCOUNTS", "USED", "EXPIRES IN", "STATUS"], rows, "No tokens."
+        ["ID", "NAMESPACE", "SERVICE ACCOUNTS", "SERVICES", "USED", "EXPIRES IN", "STATUS"],
+        rows,
+        "No tokens.",
     )
 
 

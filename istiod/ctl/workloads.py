@@ -1,7 +1,7 @@
-"""meshctl workload list, and service list: what is registered.
+"""meshctl workload and meshctl service: what is registered, and what may be.
 
-Job: the catalog as tables.
-Rule: read only; workloads come and go with their agents.
+Job: the catalog as tables; the commands that change what may be in it are in `istiod.ctl.access`.
+Rule: workloads come and go with their agents.
 Not for: WorkloadEntry resources (`meshctl get workloadentries`).
 """
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from istiod.ctl import output
+from istiod.ctl import access, output
 from istiod.ctl.session import session_of
 
 NamespaceOption = Annotated[
@@ -24,9 +24,13 @@ def add_to(app: typer.Typer) -> None:
     """Register the command groups."""
     workload = typer.Typer(help="Registered workloads.", no_args_is_help=True)
     workload.command("list")(list_workloads)
+    workload.command("evict")(access.evict)
+    workload.command("readmit")(access.readmit)
     app.add_typer(workload, name="workload")
     service = typer.Typer(help="Services of the mesh.", no_args_is_help=True)
     service.command("list")(list_services)
+    service.command("grants")(access.grants)
+    service.command("delete")(access.delete_service)
     app.add_typer(service, name="service")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from istiod.resources.schema import Int32, NonEmpty, PortNumber, Spec, Str, UInt32, empty
+from registry.model import MAX_WEIGHT
 
 _PORT_NAME = re.compile(r"[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?")
 
@@ -129,6 +130,8 @@ class WorkloadTemplate(WorkloadEntry):
     def refusals(self) -> Iterator[tuple[str, str]]:
         if self.network:
             yield "network", "east-west gateways are not built: all workloads are in one network"
+        if self.weight > MAX_WEIGHT:
+            yield "weight", f"an agent's instance has a weight of at most {MAX_WEIGHT}"
         if self.address:
             yield "address", "an instance's address is its host's own; use a WorkloadEntry for a fixed one"
 

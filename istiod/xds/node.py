@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from envoy.config.core.v3 import base_pb2
 from google.protobuf import json_format
 
 from istiod.proxy import ProxyInfo
-from registry.model import Health, Instance, Port
+from registry.model import MAX_WEIGHT, Health, Instance, Port
 from wire.spiffe import SpiffeId
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -153,10 +153,10 @@ def parse_node(node: base_pb2.Node) -> ProxyNode:
     )
 
 
-def check_identity(node: ProxyNode, peer: SpiffeId, trust_domain: str) -> None:
-    """The node must be who its certificate says. Raises `NodeError`."""
-    claimed = SpiffeId(trust_domain, node.namespace, node.service_account)
-    if peer != claimed:
+def check_identity(node: ProxyNode, peer: SpiffeId, trust_domains: Collection[str]) -> None:
+    """The node must be who its certificate says, in one of the mesh's trust domains. Raises `NodeError`."""
+    claimed = SpiffeId(peer.trust_domain, node.namespace, node.service_account)
+    if peer.trust_domain not in trust_domains or peer != claimed:
         raise NodeError(f"node {node.key} claims {claimed}, but its certificate is for {peer}")
 
 
@@ -185,8 +185,8 @@ def _workload(value: Any, namespace: str, node: base_pb2.Node) -> Workload | Non
     weight = value.get("weight", 0)
     if not isinstance(locality, str) or len(locality) > 200:
         raise NodeError(f"{path}.locality: a text is expected here")
-    if not isinstance(weight, int | float) or not 0 <= weight < 2**31 or weight != int(weight):
-        raise NodeError(f"{path}.weight: a whole number is expected here")
+    if not isinstance(weight, int | float) or not 0 <= weight <= MAX_WEIGHT or weight != int(weight):
+        raise NodeError(f"{path}.weight: a whole number of at most {MAX_WEIGHT} is expected here")
     return Workload(service, namespace, parsed, locality, int(weight))
 
 

@@ -17,6 +17,7 @@ from istiod.monitoring import Metrics
 from istiod.proxy import ProxyInfo
 from istiod.registration import Registration
 from istiod.xds.phases import Content, PhasedContent
+from istiod.xds.standing import Judge
 from istiod.xds.status import ProxyStatus, ProxyTable
 
 
@@ -28,15 +29,17 @@ class Plane:
         feed: Feed,
         registration: Registration,
         metrics: Metrics,
+        judge: Judge,
         *,
         trust_domain: str,
         owner: str,
         identifier: str,
     ) -> None:
         self.feed = feed
+        self.judge = judge
         self.registration = registration
         self.metrics = metrics
-        self.trust_domain = trust_domain
+        self._trust_domain = trust_domain
         self.owner = owner
         self.identifier = identifier
         self.table = ProxyTable()
@@ -46,6 +49,11 @@ class Plane:
         """Held by the stream whose turn it is to compile."""
         self._cache = Cache()
         self._generation = 0
+
+    @property
+    def trust_domains(self) -> tuple[str, ...]:
+        """The mesh's own, and its aliases now."""
+        return (self._trust_domain, *self.feed.snapshot.mesh.trust_domain_aliases)
 
     def compile(self, proxy: ProxyInfo) -> Content:
         """The newest snapshot's resources for a proxy, shared with every proxy that has the same."""

@@ -75,6 +75,8 @@ class ProxyStatus:
     connected_at: float
     types: dict[str, TypeStatus] = field(default_factory=dict)
     health: str = "-"
+    refused: str = ""
+    """Why its workload is not in the catalog."""
     settled: int = 0
     """Number of the newest snapshot that this proxy has taken (or refused)."""
 

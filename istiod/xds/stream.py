@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 
 import trio
 
@@ -18,6 +19,7 @@ from istiod.log import fields
 from istiod.xds.node import NodeError, ProxyNode, check_identity, parse_node
 from istiod.xds.phases import PhasedContent, Session
 from istiod.xds.plane import Plane
+from istiod.xds.standing import Standing
 from istiod.xds.status import SHORT_NAMES, ProxyStatus
 from wire.grpc import GrpcError, GrpcStatus, ServerCall
 from wire.xds import HEALTH, DeltaSession, Kind, Received, SotwSession, XdsError
@@ -27,6 +29,12 @@ log = logging.getLogger("istiod.xds")
 DELTA_PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 SOTW_PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
 
+MAXIMUM_AGE = 1800.0
+"""Seconds after which a stream is ended, give or take AGE_JITTER of it (Istio: keepaliveMaxServerConnectionAge)."""
+AGE_JITTER = 0.1
+AGED = "this stream is as old as streams may get: connect anew"
+REFUSED_HEADER = b"hostmesh-not-registered"
+"""In the response's headers: why the agent's workload is not in the catalog."""
 FIRST_REQUEST_SECONDS = 15.0
 PATIENCE = 2.0
 """Seconds for which listeners and routes wait for a proxy to take the clusters they need."""
@@ -52,16 +60,30 @@ async def _serve(plane: Plane, call: ServerCall, session: Session, protocol: str
     if data is None:
         return
     received = _understood(session, data)
-    node = _identified(plane, call, received)
+    asked = _identified(plane, call, received)
+    standing = await plane.judge.begin(asked, call.peer)
+    if standing.refused:
+        call.headers.append((REFUSED_HEADER, ascii_text(standing.refused)))
     status = ProxyStatus(
         number=plane.table.next_number(),
-        node=node,
+        node=standing.node,
+        refused=standing.refused,
         peer=call.peer.spiffe_id,
         address=call.peer.address,
         protocol=protocol,
         connected_at=trio.current_time(),
     )
-    await _Stream(plane, call, session, status).run(received)
+    age = MAXIMUM_AGE * (1 + AGE_JITTER * random.uniform(-1, 1))  # noqa: S311 - spreads reconnections
+    with trio.move_on_after(age) as life:
+        await _Stream(plane, call, session, status, standing, asked).run(received)
+    if life.cancelled_caught:
+        # Agents connect anew: certificates and grants are checked again, and no istiod keeps them all for ever.
+        raise GrpcError(GrpcStatus.UNAVAILABLE, AGED)
+
+
+def ascii_text(text: str) -> bytes:
+    """A text as a header's value."""
+    return text.encode("ascii", "backslashreplace")[:1024]
 
 
 def _understood(session: Session, data: bytes) -> Received:
@@ -80,7 +102,7 @@ def _identified(plane: Plane, call: ServerCall, received: Received) -> ProxyNode
         node = parse_node(received.node)
         if call.peer.spiffe_id is not None:
             reason = "identity"
-            check_identity(node, call.peer.spiffe_id, plane.trust_domain)
+            check_identity(node, call.peer.spiffe_id, plane.trust_domains)
     except NodeError as error:
         plane.metrics.refused.labels(reason).inc()
         log.warning("ADS stream refused: %s", error, extra=fields(peer=call.peer))
@@ -92,7 +114,20 @@ def _identified(plane: Plane, call: ServerCall, received: Received) -> ProxyNode
 class _Stream:
     """The state of one stream. `status.settled` is the newest snapshot that the proxy has answered whole."""
 
-    def __init__(self, plane: Plane, call: ServerCall, session: Session, status: ProxyStatus) -> None:
+    def __init__(
+        self,
+        plane: Plane,
+        call: ServerCall,
+        session: Session,
+        status: ProxyStatus,
+        standing: Standing,
+        asked: ProxyNode,
+    ) -> None:
+        self._standing = standing
+        self._asked = asked
+        """The node as the proxy names itself."""
+        self._access = plane.feed.snapshot.access
+        self._lost = trio.Event()
         self._plane = plane
         self._call = call
         self._session = session
@@ -105,8 +140,7 @@ class _Stream:
         self._wake = trio.Event()
         self._left = False
         self._ending = False
-        # Only an agent over mTLS may put its workload into the catalog; the plaintext port proves nothing.
-        self._instance = status.node.instance(plane.owner) if call.peer.spiffe_id is not None else None
+        self._instance = standing.instance
 
     async def run(self, first: Received) -> None:
         """Serve until the client ends the stream or goes away."""
@@ -117,12 +151,13 @@ class _Stream:
         about = fields(proxy=node.key, peer=self._call.peer, protocol=status.protocol, version=node.version)
         log.info("proxy connected", extra=about)
         if self._instance is not None:
-            plane.registration.connected(self._instance, status.number)
+            plane.registration.connected(self._instance, status.number, self._lost.set)
         try:
             async with trio.open_nursery() as nursery:
                 self._take(first)
                 nursery.start_soon(self._send, nursery.cancel_scope)
                 nursery.start_soon(self._follow_snapshots)
+                nursery.start_soon(self._end_when_lost)
                 while (data := await self._call.receive()) is not None:
                     self._take(_understood(self._session, data))
                 # Who asks and says no more (grpcurl) still gets what was asked for.
@@ -170,11 +205,29 @@ class _Stream:
             )
 
     async def _follow_snapshots(self) -> None:
-        number = self._plane.feed.number
+        feed = self._plane.feed
+        number = feed.number
         while True:
-            await self._plane.feed.newer_than(number)
-            number = self._plane.feed.number
+            await feed.newer_than(number)
+            number = feed.number
+            if self._access is not feed.snapshot.access:
+                self._access = feed.snapshot.access
+                self._check_standing()
             self._wake.set()
+
+    def _check_standing(self) -> None:
+        """Raise GrpcError when the peer's standing is not what it was; what it may not serve leaves at once."""
+        try:
+            self._plane.judge.changed(self._standing, self._asked, self._call.peer)
+        except GrpcError:
+            if self._instance is not None and not self._access.may_serve(self._instance):
+                self._left = True
+                self._plane.registration.left(self._instance.id, self._status.number)
+            raise
+
+    async def _end_when_lost(self) -> None:
+        await self._lost.wait()
+        raise GrpcError(GrpcStatus.UNAVAILABLE, "another host has registered under this name: connect anew")
 
     async def _send(self, stream: trio.CancelScope) -> None:
         """The one task that compiles and sends; ends the stream when the client has ended its side."""

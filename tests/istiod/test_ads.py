@@ -30,7 +30,7 @@ async def _in_thread(call: Any, *arguments: Any) -> Any:
 
 async def joined(istiod: Istiod, *accounts: str) -> list[Identity]:
     """Identities default/ACCOUNT, one for each, by one join token."""
-    options = [part for account in accounts for part in ("-s", account)]
+    options = [part for account in accounts for part in ("-s", account, "--service", f"{account}/reviews")]
     token = (await _in_thread(istiod.ok, "token", "create", *options)).strip()
     address = istiod.address("xds")
     return [

@@ -47,7 +47,11 @@ def test_two_istiods_on_one_consul_serve_one_mesh(pair: tuple[Istiod, Istiod, Co
 
     async def story() -> None:
         run = trio.to_thread.run_sync
-        token = (await run(first.ok, "token", "create", "-s", "reviews", "-s", "caller")).strip()
+        token = (
+            await run(
+                first.ok, "token", "create", "-s", "reviews", "-s", "caller", "--service", "reviews/reviews"
+            )
+        ).strip()
         reviews = await enrol(first.address("xds"), token, SpiffeId("cluster.local", "default", "reviews"))
         caller = await enrol(second.address("xds"), token, SpiffeId("cluster.local", "default", "caller"))
         agent_node = node("reviews-a", "reviews", service_account="reviews", address="127.0.0.7")

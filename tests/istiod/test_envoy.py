@@ -130,7 +130,9 @@ def envoy(bootstrap: dict[str, Any], directory: Path, base_id: int) -> Iterator[
 
 def mesh(istiod: Istiod) -> tuple[Identity, Identity]:
     """Two identities: reviews' and the caller's."""
-    token = istiod.ok("token", "create", "-s", "reviews", "-s", "caller").strip()
+    token = istiod.ok(
+        "token", "create", "-s", "reviews", "-s", "caller", "--service", "reviews/reviews"
+    ).strip()
 
     async def both() -> tuple[Identity, Identity]:
         reviews = await enrol(istiod.address("xds"), token, SpiffeId("cluster.local", "default", "reviews"))

@@ -34,6 +34,6 @@ def test_of_racing_agents_exactly_one_gets_the_identity(settings: SqliteSettings
                         nursery.start_soon(enrol, agent)
             (token,) = await istiods[1].list()
             assert len(won) == 1
-            assert token.used == {"reviews": f"key of {won[0]}"}
+            assert token.used == {"reviews": (f"key of {won[0]}",)}
 
     trio.run(main)

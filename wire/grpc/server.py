@@ -71,6 +71,8 @@ class ServerCall:
         self._stream = stream
         self._reader = reader
         self.responded = False
+        self.headers: list[tuple[bytes, bytes]] = []
+        """Further headers of the response; they go out before the first message."""
 
     async def receive(self) -> bytes | None:
         """The client's next message, None when it sends no more. Raises GrpcError; let it pass."""
@@ -79,7 +81,7 @@ class ServerCall:
     async def send(self, message: bytes) -> None:
         """Send a message; waits while the client reads too slowly. The bytes are not copied."""
         if not self.responded:
-            self._stream.respond([(b":status", b"200"), _CONTENT_TYPE])
+            self._stream.respond([(b":status", b"200"), _CONTENT_TYPE, *self.headers])
             self.responded = True
         await self._stream.send(prefix(message), message)
 

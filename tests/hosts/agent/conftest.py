@@ -115,7 +115,7 @@ class Agent:
         self.token = self.directory / "token"
         namespace = workload.get("namespace", "default")
         account = workload.get("serviceAccount", "default")
-        arguments = ("--namespace", namespace, "--service-account", account)
+        arguments = ("--namespace", namespace, "--service-account", account, "--service", workload["service"])
         self.token.write_text(mesh.meshctl("token", "create", *arguments))
         config = {
             "istiod": [f"127.0.0.1:{mesh.xds_port}"],

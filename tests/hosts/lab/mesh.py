@@ -159,9 +159,11 @@ class Mesh:
         """Give the host a join token and start its agent, without waiting for it."""
         workload = self.workloads[name]
         account = f"bookinfo-{workload.service}"
+        # Hosts of the lab have an address of each family; istiod is called over IPv4, so the other one is granted.
         token = self.meshctl(
-            "token", "create", "--namespace", "default", "--service-account", account
-        ).stdout.strip()
+            "token", "create", "--namespace", "default", "--service-account", account,
+            "--service", workload.service, "--address", "own", "--address", workload.host.v6,
+        ).stdout.strip()  # fmt: skip
         token_file = workload.folder / "join-token"
         token_file.touch(mode=0o600)
         token_file.write_text(token + "\n")

@@ -123,7 +123,8 @@ def test_an_evicted_instance_is_out_while_others_of_its_service_stay() -> None:
     access = Access.of([GRANT], evictions=[Eviction(REVIEWS.id, "disk fails")])
     assert [one.id for one in snapshot(access, REVIEWS, other).instances] == [other.id]
     with pytest.raises(NotGrantedError, match=r"was evicted: disk fails .*readmit default/reviews-vm1"):
-        access.admit(REVIEWS, "10.0.0.1", nowhere)
+        access.check_eviction(REVIEWS.id)
+    access.check_eviction(other.id)
 
 
 GROUP = """

@@ -73,7 +73,9 @@ class Mesh:
 
 
 @asynccontextmanager
-async def running(tmp_path: Path, age: timedelta = timedelta(0)) -> AsyncIterator[Mesh]:
+async def running(
+    tmp_path: Path, age: timedelta = timedelta(0), aliases: tuple[str, ...] = ()
+) -> AsyncIterator[Mesh]:
     now = datetime.now(UTC)
     authority = mesh_authority(tmp_path, None, now - age)
     names = server_names(
@@ -85,7 +87,9 @@ async def running(tmp_path: Path, age: timedelta = timedelta(0)) -> AsyncIterato
     with trio.fail_after(30):
         async with open_registry(SqliteSettings(tmp_path / "registry.db")) as registry:
             enrolment = Enrolment(registry.records, authority.fingerprint)
-            service = CertificateService(authority, enrolment, TD, DAY, grace=timedelta(days=7))
+            service = CertificateService(
+                authority, enrolment, TD, DAY, grace=timedelta(days=7), aliases=lambda: aliases
+            )
             listeners = await listen("127.0.0.1", 0, certificate.context)
             port = listeners[0].transport_listener.socket.getsockname()[1]  # type: ignore[attr-defined]
             async with trio.open_nursery() as nursery:
@@ -149,6 +153,26 @@ def test_a_certificate_is_renewed_with_the_current_one_and_no_token(tmp_path: Pa
                 x509.make_csr(x509.new_key(), RATINGS), identity=identity, token=await mesh.token("ratings")
             )
             assert SpiffeId.of_certificate(x509.load_chain(second[0])[0]) == RATINGS
+
+    trio.run(main)
+
+
+def test_an_identity_is_one_principal_in_every_trust_domain_of_the_mesh(tmp_path: Path) -> None:
+    old = SpiffeId("old.example", "default", "reviews")
+
+    async def main() -> None:
+        async with running(tmp_path, aliases=("old.example",)) as mesh:
+            key = x509.new_key()
+            chain = await mesh.ask(x509.make_csr(key, old), token=await mesh.token("reviews"))
+            identity = (chain[0].encode(), x509.key_to_pem(key))
+            for wanted in (old, REVIEWS):
+                renewed = await mesh.ask(x509.make_csr(x509.new_key(), wanted), identity=identity)
+                assert SpiffeId.of_certificate(x509.load_chain(renewed[0])[0]) == wanted
+            with refused(GrpcStatus.PERMISSION_DENIED, "does not allow"):
+                await mesh.ask(x509.make_csr(x509.new_key(), RATINGS), identity=identity)
+            with refused(GrpcStatus.PERMISSION_DENIED, "istiod's own identity"):
+                istiod = istiod_identity("old.example")
+                await mesh.ask(x509.make_csr(x509.new_key(), istiod), token=await mesh.token("reviews"))
 
     trio.run(main)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from istiod.access.facts import Grant
 from istiod.enrolment import Enrolment, TokenRefusedError, TokenRequestError
 from registry.opening import SqliteSettings, open_registry
 from wire.spiffe import SpiffeId
@@ -40,7 +41,7 @@ def test_a_token_gives_each_of_its_identities_once(tmp_path: Path) -> None:
         assert refusal.value.known
         second = await enrolment.use(text, RATINGS, "key-3", NOW)
         assert second.status(NOW) == "used"
-        assert [t.used for t in await enrolment.list()] == [{"reviews": "key-1", "ratings": "key-3"}]
+        assert [t.used for t in await enrolment.list()] == [{"reviews": ("key-1",), "ratings": ("key-3",)}]
 
     with_enrolment(tmp_path, body)
 
@@ -153,3 +154,83 @@ def test_long_expired_tokens_disappear_when_a_new_one_is_made(tmp_path: Path) ->
         assert [token.service_accounts for token in await enrolment.list()] == [("new",)]
 
     with_enrolment(tmp_path, body)
+
+
+def test_a_token_grants_its_bearer_what_it_names_and_nothing_without(tmp_path: Path) -> None:
+    async def body(enrolment: Enrolment) -> None:
+        await enrolment.create("default", ["caller"], HOUR, NOW)
+        assert (await granted(enrolment)) == []
+        _, token = await enrolment.create(
+            "default",
+            ["reviews", "ratings"],
+            HOUR,
+            NOW,
+            services=["reviews/reviews", "ratings/ratings", "ratings/payments.example.com"],
+            addresses=["10.1.2.3", "10.0.0.5/24"],
+        )
+        assert [(one.service, one.service_account) for one in await granted(enrolment)] == [
+            ("payments.example.com", "ratings"),
+            ("ratings", "ratings"),
+            ("reviews", "reviews"),
+        ]
+        for one in await granted(enrolment):
+            assert one.addresses == ("10.0.0.0/24", "10.1.2.3/32")
+            assert one.source == f"join token {token.id}"
+        await enrolment.revoke(token.id)
+        assert (await granted(enrolment)) == [], "nobody used it"
+
+    with_enrolment(tmp_path, body)
+
+
+def test_a_second_token_widens_a_grant_and_the_revocation_of_a_used_one_leaves_it(tmp_path: Path) -> None:
+    async def body(enrolment: Enrolment) -> None:
+        text, first = await enrolment.create("default", ["reviews"], HOUR, NOW, services=["reviews"])
+        await enrolment.create(
+            "default", ["reviews"], HOUR, NOW, services=["reviews"], addresses=["fd00::/8"]
+        )
+        await enrolment.use(text, REVIEWS, "key-1", NOW)
+        await enrolment.revoke(first.id)
+        (grant,) = await granted(enrolment)
+        assert grant.addresses == ("fd00::/8", "own")
+
+    with_enrolment(tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    ("services", "addresses", "field"),
+    [
+        (["reviews"], [], "services"),  # for which of the two accounts?
+        (["other/reviews"], [], "services"),
+        (["reviews/*.example.com"], [], "services"),
+        (["reviews/Reviews"], [], "services"),
+        (["reviews/reviews"], ["10.0.0.300"], "addresses"),
+    ],
+)
+def test_a_grant_that_cannot_be_made_is_refused_with_its_field(
+    tmp_path: Path, services: list[str], addresses: list[str], field: str
+) -> None:
+    async def body(enrolment: Enrolment) -> None:
+        with pytest.raises(TokenRequestError) as refusal:
+            await enrolment.create(
+                "default", ["reviews", "ratings"], HOUR, NOW, services=services, addresses=addresses
+            )
+        assert refusal.value.field == field
+        assert (await granted(enrolment), await enrolment.list()) == ([], ())
+
+    with_enrolment(tmp_path, body)
+
+
+def test_a_counted_token_lets_so_many_hosts_join(tmp_path: Path) -> None:
+    async def body(enrolment: Enrolment) -> None:
+        text, _ = await enrolment.create("default", ["reviews"], HOUR, NOW, uses=2)
+        for key in ("key-1", "key-2", "key-1"):
+            token = await enrolment.use(text, REVIEWS, key, NOW)
+        assert (token.used, token.status(NOW)) == ({"reviews": ("key-1", "key-2")}, "used")
+        with pytest.raises(TokenRefusedError, match="used already 2 times"):
+            await enrolment.use(text, REVIEWS, "key-3", NOW)
+
+    with_enrolment(tmp_path, body)
+
+
+async def granted(enrolment: Enrolment) -> list[Grant]:
+    return list((await enrolment._access.read()).access.grants)

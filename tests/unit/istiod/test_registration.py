@@ -10,6 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from istiod.registration import Registration
 from registry.catalog import Catalog
+from registry.document import check_holder
 from registry.errors import RegistryUnavailableError
 from registry.model import Health, Instance, Port, Service, VirtualIps
 
@@ -27,8 +28,10 @@ class CatalogInMemory(Catalog):
             raise RegistryUnavailableError("away")
         self.writes += 1
 
-    async def register(self, instance: Instance) -> Service:
+    async def register(self, instance: Instance, *, takeover: bool = True) -> Service:
         self._write()
+        if not takeover:
+            check_holder(instance, self.held.get(instance.id))
         self.held[instance.id] = instance
         return Service(instance.service, instance.namespace, instance.ports, "240.240.0.1", "2001:2::1")
 
@@ -95,7 +98,7 @@ REVIEWS = Instance(
 Story = Callable[[Registration, CatalogInMemory], Awaitable[None]]
 
 
-def play(story: Story, known: dict[str, Health] | None = None) -> None:
+def play(story: Story, known: dict[str, Instance] | None = None) -> None:
     async def main() -> None:
         catalog = CatalogInMemory()
         registration = Registration(catalog, "me", (known or {}).get, grace=30)
@@ -179,7 +182,7 @@ def test_after_a_restart_of_istiod_health_is_what_the_catalog_says() -> None:
         await wait_all_tasks_blocked()
         assert catalog.held[REVIEWS.id].health is Health.HEALTHY
 
-    play(story, known={REVIEWS.id: Health.HEALTHY})
+    play(story, known={REVIEWS.id: replace(REVIEWS, health=Health.HEALTHY)})
 
 
 def test_what_the_registry_missed_while_it_was_away_is_written_when_it_is_back() -> None:
@@ -216,5 +219,74 @@ def test_an_agent_that_returns_while_its_goodbye_is_written_stays() -> None:
         registration.connected(REVIEWS, 2)
         await trio.sleep(60)
         assert REVIEWS.id in catalog.held
+
+    play(story)
+
+
+CLONE = replace(REVIEWS, addresses=("10.0.0.3",))
+"""Another host with the same name and identity, as cloned machines are."""
+
+
+def test_two_hosts_with_one_name_are_two_instances_and_end_apart() -> None:
+    async def story(registration: Registration, catalog: CatalogInMemory) -> None:
+        assert registration.name_for(REVIEWS) == REVIEWS.id
+        registration.connected(REVIEWS, 1)
+        other = registration.name_for(CLONE)
+        assert other.startswith(f"{REVIEWS.id}-")
+        registration.connected(replace(CLONE, id=other), 2)
+        await wait_all_tasks_blocked()
+        assert set(catalog.held) == {REVIEWS.id, other}
+        assert (registration.name_for(REVIEWS), registration.name_for(CLONE)) == (REVIEWS.id, other)
+        registration.left(other, 2)
+        registration.left(other, 1)
+        await trio.sleep(60)
+        assert list(catalog.held.values()) == [REVIEWS]
+
+    play(story)
+
+
+def test_a_host_gets_the_name_that_its_former_holder_has_left() -> None:
+    async def story(registration: Registration, catalog: CatalogInMemory) -> None:
+        registration.connected(REVIEWS, 1)
+        registration.lost(REVIEWS.id, 1)
+        await trio.sleep(20)
+        assert registration.name_for(CLONE) != REVIEWS.id, "its grace is not over: it is live"
+        await trio.sleep(20)
+        assert registration.name_for(CLONE) == REVIEWS.id
+
+    play(story)
+
+
+def test_a_name_that_another_identity_claims_in_advance_does_not_keep_its_owner_out() -> None:
+    async def story(registration: Registration, _: CatalogInMemory) -> None:
+        squatter = replace(REVIEWS, service_account="ratings")
+        registration.connected(squatter, 1)
+        first = registration.name_for(REVIEWS)
+        registration.connected(replace(squatter, id=first), 2)
+        second = registration.name_for(REVIEWS)
+        assert len({REVIEWS.id, first, second}) == 3
+
+    play(story)
+
+
+def test_an_instance_in_the_catalog_keeps_its_name_from_others_after_a_restart_of_istiod() -> None:
+    async def story(registration: Registration, catalog: CatalogInMemory) -> None:
+        assert registration.name_for(CLONE) != REVIEWS.id
+        assert registration.name_for(REVIEWS) == REVIEWS.id
+
+    play(story, known={REVIEWS.id: REVIEWS})
+
+
+def test_a_name_that_another_istiod_gave_away_at_the_same_moment_is_given_up() -> None:
+    async def story(registration: Registration, catalog: CatalogInMemory) -> None:
+        elsewhere = replace(CLONE, owner="another-istiod")
+        catalog.held[REVIEWS.id] = elsewhere
+        lost = trio.Event()
+        registration.connected(REVIEWS, 1, lost.set)
+        with trio.fail_after(10):
+            await lost.wait()
+        registration.left(REVIEWS.id, 1)
+        await trio.sleep(60)
+        assert catalog.held == {REVIEWS.id: elsewhere}
 
     play(story)

@@ -91,6 +91,7 @@ def test_a_node_without_workload_is_served_and_not_registered() -> None:
             "HOSTMESH_WORKLOAD.ports",
         ),
         ({"HOSTMESH_WORKLOAD": {"service": "a", "weight": 0.5}}, ID, "HOSTMESH_WORKLOAD.weight"),
+        ({"HOSTMESH_WORKLOAD": {"service": "a", "weight": 129}}, ID, "HOSTMESH_WORKLOAD.weight"),
     ],
 )
 def test_what_is_wrong_is_refused_by_name(changes: dict[str, Any], identifier: str, named: str) -> None:
@@ -109,6 +110,13 @@ def test_what_is_wrong_is_refused_by_name(changes: dict[str, Any], identifier: s
 )
 def test_a_node_must_be_who_its_certificate_says(peer: SpiffeId) -> None:
     proxy = parse_node(node())
-    check_identity(proxy, SpiffeId("cluster.local", "default", "bookinfo-reviews"), "cluster.local")
+    check_identity(proxy, SpiffeId("cluster.local", "default", "bookinfo-reviews"), ("cluster.local",))
     with pytest.raises(NodeError):
-        check_identity(proxy, peer, "cluster.local")
+        check_identity(proxy, peer, ("cluster.local",))
+
+
+def test_a_node_may_be_of_any_trust_domain_of_the_mesh() -> None:
+    proxy = parse_node(node())
+    check_identity(
+        proxy, SpiffeId("old.example", "default", "bookinfo-reviews"), ("cluster.local", "old.example")
+    )
