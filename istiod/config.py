@@ -100,7 +100,12 @@ def _is_ip(text: str) -> bool:
     return True
 
 
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)
+
+
 ListenAddress = Annotated[Address, BeforeValidator(_address)]
+OptionalAddress = Annotated[Address | None, BeforeValidator(lambda value: _address(value) if value else None)]
 AbsolutePath = Annotated[Path, BeforeValidator(_path)]
 CredentialName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,255}$")]
 
@@ -143,10 +148,20 @@ class Listen(Spec):
     """The four listeners. `hostNames`: further names and addresses for istiod's own certificate."""
 
     xds: ListenAddress = Address(host="0.0.0.0", port=15012)  # noqa: S104 - hosts of the mesh connect here
-    xds_plaintext: ListenAddress | None = Address(host="127.0.0.1", port=15010)
+    xds_plaintext: OptionalAddress = None
+    """Nothing proves there who asks, so it is off unless it is configured, and then for this machine alone."""
     admin: ListenAddress = Address(host="127.0.0.1", port=8443)
     monitoring: ListenAddress | None = Address(host="127.0.0.1", port=15014)
     host_names: tuple[Annotated[str, BeforeValidator(_server_name)], ...] = ()
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        plaintext = self.xds_plaintext
+        if plaintext is not None and not _is_loopback(plaintext.host):
+            yield (
+                "xdsPlaintext",
+                "must be an address of loopback, as 127.0.0.1:15010: nothing proves there who asks; "
+                'hosts use xds, and "" turns it off',
+            )
 
 
 class Ca(Spec):

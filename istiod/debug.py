@@ -1,8 +1,8 @@
 """The way back to the hosts: istiod asks an agent's admin pages over a stream that the agent opened.
 
 Job: the table of attached agents (hostmesh.v1.Debug/Attach) and one request-response exchange on it.
-Rule: an attachment speaks for the nodes it names only as far as its certificate goes: the first node must be
-of the certificate's own namespace, and every node must be connected by ADS from the same host.
+Rule: an attachment speaks for the proxies whose ADS streams are on its own connection, and for no others: whatever
+nodes a peer names, it answers for itself only.
 Not for: what the pages contain (the agent's admin server) or who may ask (the admin API).
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
+from google.protobuf.message import DecodeError
 
 from istiod.log import fields
 from wire.grpc import GrpcError, GrpcStatus, ServerCall
@@ -22,7 +23,6 @@ log = logging.getLogger("istiod.debug")
 
 PATH = "/hostmesh.v1.Debug/Attach"
 ANSWER_SECONDS = 15.0
-_MAX_NODES = 64
 
 
 class NotAttachedError(Exception):
@@ -38,19 +38,18 @@ class _Attachment:
     """One agent's stream and the questions that wait for its answers."""
 
     call: ServerCall
-    address: str
-    nodes: tuple[str, ...]
     sending: trio.Lock = field(default_factory=trio.Lock)
     waiting: dict[int, trio.MemorySendChannel[debug_pb2.DebugResponse]] = field(default_factory=dict)
     last_id: int = 0
 
 
 class DebugChannels:
-    """All attached agents. `host_of` gives the address from which a node (by its key) is connected by ADS."""
+    """All attached agents, one for each connection. `connection_of` gives the address and port at the other end of a
+    node's ADS stream (by the node's key): no two connections have the same."""
 
-    def __init__(self, host_of: Callable[[str], str | None]) -> None:
-        self._host_of = host_of
-        self._by_node: dict[str, _Attachment] = {}
+    def __init__(self, connection_of: Callable[[str], str | None]) -> None:
+        self._connection_of = connection_of
+        self._by_connection: dict[str, _Attachment] = {}
 
     def attached(self, node_key: str) -> bool:
         """Whether the proxy's agent can be asked."""
@@ -61,26 +60,25 @@ class DebugChannels:
         peer = call.peer.spiffe_id
         if peer is None:
             raise GrpcError(GrpcStatus.UNAUTHENTICATED, "Debug/Attach needs a client certificate")
-        keys = _node_keys(call)
-        if keys[0].partition("/")[0] != peer.namespace:
-            raise GrpcError(GrpcStatus.PERMISSION_DENIED, f"{keys[0]} is not of {peer}'s namespace")
-        attachment = _Attachment(call, host_part(call.peer.address), keys)
-        for key in keys:
-            self._by_node[key] = attachment
-        log.info("agent attached", extra=fields(nodes=",".join(keys), peer=peer))
+        connection = call.peer.address
+        if connection in self._by_connection:
+            raise GrpcError(GrpcStatus.ALREADY_EXISTS, "this connection is attached already")
+        attachment = self._by_connection[connection] = _Attachment(call)
+        log.debug("agent attached", extra=fields(peer=call.peer))
         try:
             while (message := await call.receive()) is not None:
-                answer = debug_pb2.DebugResponse.FromString(message)
+                try:
+                    answer = debug_pb2.DebugResponse.FromString(message)
+                except DecodeError as error:
+                    raise GrpcError(GrpcStatus.INVALID_ARGUMENT, "not a DebugResponse") from error
                 channel = attachment.waiting.pop(answer.id, None)
                 if channel is not None:
                     channel.send_nowait(answer)
         finally:
-            for key in keys:
-                if self._by_node.get(key) is attachment:
-                    del self._by_node[key]
+            del self._by_connection[connection]
             for channel in attachment.waiting.values():
                 channel.close()
-            log.info("agent detached", extra=fields(nodes=",".join(keys)))
+            log.debug("agent detached", extra=fields(peer=call.peer))
 
     async def ask(self, node_key: str, path: str) -> debug_pb2.DebugResponse:
         """One page of the agent's admin. Raises `NotAttachedError` or `NoAnswerError`."""
@@ -105,26 +103,5 @@ class DebugChannels:
             attachment.waiting.pop(number, None)
 
     def _find(self, node_key: str) -> _Attachment | None:
-        attachment = self._by_node.get(node_key)
-        if attachment is None or self._host_of(node_key) != attachment.address:
-            return None
-        return attachment
-
-
-def host_part(address: str) -> str:
-    """The host of `HOST:PORT` or `[HOST]:PORT`."""
-    return address.rpartition(":")[0].strip("[]") or address
-
-
-def _node_keys(call: ServerCall) -> tuple[str, ...]:
-    """The nodes that the call's metadata names, as NAMESPACE/NAME."""
-    keys = []
-    for value in call.metadata.get_all("hostmesh-node"):
-        parts = value.split("~")
-        workload, _, namespace = parts[2].rpartition(".") if len(parts) == 4 else ("", "", "")
-        if not workload or not namespace:
-            raise GrpcError(GrpcStatus.INVALID_ARGUMENT, f"hostmesh-node: {value[:200]!r} is not a node id")
-        keys.append(f"{namespace}/{workload}")
-    if not 0 < len(keys) <= _MAX_NODES:
-        raise GrpcError(GrpcStatus.INVALID_ARGUMENT, f"hostmesh-node: 1 to {_MAX_NODES} entries are expected")
-    return tuple(keys)
+        connection = self._connection_of(node_key)
+        return self._by_connection.get(connection) if connection is not None else None

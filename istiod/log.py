@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from wire.log_text import indented, one_line
+
 _ATTRIBUTE = "hostmesh_fields"
 _JOURNAL = "/run/systemd/journal/socket"
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
@@ -102,10 +104,10 @@ def journal_entry(record: logging.LogRecord, identifier: str) -> bytes:
         "SYSLOG_IDENTIFIER": identifier,
         "LOGGER": record.name,
     }
-    values |= {f"HOSTMESH_{key.upper()}": str(value) for key, value in _fields(record).items()}
+    values |= {f"HOSTMESH_{key.upper()}": one_line(str(value)) for key, value in _fields(record).items()}
     entry = bytearray()
     for key, value in values.items():
-        data = value.encode()
+        data = value.encode(errors="backslashreplace")
         if b"\n" in data:
             entry += key.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n"
         else:
@@ -146,9 +148,10 @@ def _quoted(value: Any) -> str:
 
 
 def _message(record: logging.LogRecord) -> str:
-    text = record.getMessage()
+    """The message as one line, and a traceback's lines marked as its continuation."""
+    text = one_line(record.getMessage())
     if record.exc_info:
-        text += "\n" + logging.Formatter().formatException(record.exc_info)
+        text += indented(logging.Formatter().formatException(record.exc_info))
     return text
 
 

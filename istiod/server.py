@@ -39,7 +39,7 @@ from istiod.ca.keys import CaError, admin_authority, claim_root, mesh_authority
 from istiod.ca.service import CertificateService
 from istiod.ca.serving import ServingCertificate, server_names, utc_now
 from istiod.config import Address, Config, ConfigError, load
-from istiod.debug import DebugChannels, host_part
+from istiod.debug import DebugChannels
 from istiod.enrolment import Enrolment
 from istiod.feed import Feed
 from istiod.log import fields
@@ -146,7 +146,7 @@ class _Istiod:
             owner=registry.owner,
             identifier=f"hostmesh-istiod {VERSION} {registry.owner}",
         )
-        self._debug = DebugChannels(self._host_of)
+        self._debug = DebugChannels(self._connection_of)
         self._enrolment = Enrolment(registry.records, mesh_ca.fingerprint)
         self._certificates = CertificateService(
             mesh_ca,
@@ -341,9 +341,9 @@ class _Istiod:
             host = names[0]
         return f"{_reachable(host.strip('[]'))}:{port}"
 
-    def _host_of(self, key: str) -> str | None:
+    def _connection_of(self, key: str) -> str | None:
         status = self._plane.table.find(key)
-        return host_part(status.address) if status is not None else None
+        return status.address if status is not None else None
 
 
 def _with_certificate(handler: grpc.Handler) -> grpc.Handler:

@@ -7,14 +7,13 @@ reach OpenSSL through memory files only. Not for the data plane, whose TLS has n
 
 from __future__ import annotations
 
-import os
 import ssl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import trio
 
+from wire.memory_file import memory_file
 from wire.spiffe import SpiffeError, SpiffeId
 from wire.x509 import fingerprint
 
@@ -76,7 +75,7 @@ def client_context(
 def load_identity(context: ssl.SSLContext, cert_chain_pem: bytes, key_pem: bytes) -> None:
     """Give the context a certificate and its key; on a live context later handshakes use the new ones."""
     # OpenSSL reads files; a memory file has no name, and /proc/self/fd is ours alone.
-    with _memory_file(cert_chain_pem) as certificate, _memory_file(key_pem) as key:
+    with memory_file(cert_chain_pem) as certificate, memory_file(key_pem) as key:
         context.load_cert_chain(certificate, key)
 
 
@@ -184,13 +183,3 @@ def _context(protocol: int, alpn: Sequence[str]) -> ssl.SSLContext:
     if alpn:
         context.set_alpn_protocols(list(alpn))
     return context
-
-
-@contextmanager
-def _memory_file(content: bytes) -> Iterator[str]:
-    descriptor = os.memfd_create("hostmesh-tls", os.MFD_CLOEXEC)
-    try:
-        os.write(descriptor, content)
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from wire.log_text import indented, one_line
+
 _JOURNAL = "/run/systemd/journal/socket"
 _PRIORITY = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 _ATTRIBUTE = "hostmesh_fields"
@@ -39,9 +41,10 @@ def _is_journal(environ: Mapping[str, str]) -> bool:
 
 
 def _text(record: logging.LogRecord) -> str:
-    text = record.getMessage()
+    """The message as one line, and a traceback's lines marked as its continuation."""
+    text = one_line(record.getMessage())
     if record.exc_info:
-        text += "\n" + logging.Formatter().formatException(record.exc_info)
+        text += indented(logging.Formatter().formatException(record.exc_info))
     return text
 
 
@@ -80,10 +83,10 @@ def journal_entry(record: logging.LogRecord) -> bytes:
         "SYSLOG_IDENTIFIER": "hostmesh-agent",
         "LOGGER": record.name,
     }
-    values |= {f"HOSTMESH_{name.upper()}": value for name, value in _fields(record).items()}
+    values |= {f"HOSTMESH_{name.upper()}": one_line(str(value)) for name, value in _fields(record).items()}
     entry = bytearray()
     for name, value in values.items():
-        data = str(value).encode()
+        data = str(value).encode(errors="backslashreplace")
         if b"\n" in data:
             entry += name.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
         else:

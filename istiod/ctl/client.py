@@ -13,7 +13,6 @@ from __future__ import annotations
 import datetime
 import json
 import ssl
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from http.client import HTTPException, HTTPResponse, HTTPSConnection
@@ -23,6 +22,7 @@ from urllib.parse import urlencode, urlsplit
 
 from istiod.admin_context import AdminContext
 from istiod.ctl.failure import CommandError, Detail
+from wire.memory_file import memory_file
 
 TIMEOUT = 30.0
 """Seconds for one answer; waiting calls add their own time to it."""
@@ -137,11 +137,9 @@ def _tls_context(context: AdminContext) -> ssl.SSLContext:
     tls.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
         tls.load_verify_locations(cadata=context.certificate_authority)
-        # OpenSSL reads client certificates from files only; this one is private (0600) and gone after.
-        with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
-            file.write(context.client_certificate + "\n" + context.client_key)
-            file.flush()
-            tls.load_cert_chain(file.name)
+        # OpenSSL reads client certificates from files only; this one is in memory, and no file system ever has the key.
+        with memory_file(f"{context.client_certificate}\n{context.client_key}".encode()) as path:
+            tls.load_cert_chain(path)
     except (ssl.SSLError, ValueError) as error:
         raise CommandError(f"the admin context's certificates cannot be used: {error}") from error
     return tls

@@ -51,6 +51,7 @@ def _workload(workload: HostWorkload) -> dict[str, Any]:
             "connected": parts.xds.connected,
             "error": parts.xds.last_error or None,
             "rejected": parts.xds.last_rejection or None,
+            "notRegistered": parts.xds.not_registered or None,
         },
         "identity": {
             "spiffe": str(identity.spiffe) if identity is not None else None,

@@ -55,6 +55,8 @@ class XdsClient:
         self.connected = False
         self.last_error = ""
         self.last_rejection = ""
+        self.not_registered = ""
+        """Why istiod does not keep the workload in its catalog: callers do not find it."""
         self.has_config = trio.Event()
         self._key, self._session, self._identity = key, session, identity
         self._control_plane, self._apply, self._chance = control_plane, apply, chance
@@ -130,10 +132,16 @@ class XdsClient:
             if self._attached is not None:
                 nursery.start_soon(self._attached, channel)
             while (message := await call.receive()) is not None:
+                self._note_registration(call.initial_metadata.get("hostmesh-not-registered") or "")
                 for request in self._session.receive(message):
                     await sender.send(request)
                 self._updated.set()
             nursery.cancel_scope.cancel()
+
+    def _note_registration(self, reason: str) -> None:
+        if reason and reason != self.not_registered:
+            log.error("istiod does not register this workload: %s", reason, extra=fields(workload=self._key))
+        self.not_registered = reason
 
     async def _report_health(self, sender: _Sender, call: ClientCall) -> None:
         while True:

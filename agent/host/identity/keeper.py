@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
 import trio
+from cryptography.x509 import Certificate
 from google.protobuf.message import DecodeError
 
 from agent.host.config import JoinToken
@@ -44,7 +45,6 @@ log = logging.getLogger("hostmesh.identity")
 _DEADLINE = 15.0
 _LONGEST_SLEEP = 60.0
 """Between two looks at the wall clock, and two tries to store what could not be stored."""
-_MAX_ROOTS = 4
 
 
 _NOT_LIKE_THIS = (GrpcStatus.PERMISSION_DENIED, GrpcStatus.UNAUTHENTICATED)
@@ -176,7 +176,7 @@ class IdentityKeeper:
         if self.current is None:
             await self._join()
         elif not self.expired:
-            await self._ask(new_key(), self.context(), self.roots)
+            await self._ask(new_key(), self.context())
         else:
             try:
                 await self._renew_lapsed(self.current)
@@ -197,7 +197,7 @@ class IdentityKeeper:
             raise IdentityError(f"{error} (a new one: meshctl token create)") from error
         roots = await self._control_plane.fetch_root(token.root)
         metadata = (("authorization", f"Bearer {token.text}"),)
-        await self._ask(self._joining_key(), client_context(roots), roots, metadata)
+        await self._ask(self._joining_key(), client_context(roots), metadata)
 
     def _joining_key(self) -> PrivateKey:
         """The key to join with, stored before the token is used: only the same key may ask again (decision 004)."""
@@ -223,13 +223,12 @@ class IdentityKeeper:
         def proof(csr: bytes) -> tuple[tuple[str, bytes], ...]:
             return prove(leaf, key_from_pem(lapsed.key_pem), csr)
 
-        await self._ask(key, client_context(self.roots), self.roots, proof=proof)
+        await self._ask(key, client_context(self.roots), proof=proof)
 
     async def _ask(
         self,
         key: PrivateKey,
         context: ssl.SSLContext,
-        roots: bytes,
         metadata: tuple[tuple[str, str | bytes], ...] = (),
         proof: Callable[[bytes], tuple[tuple[str, bytes], ...]] = lambda csr: (),
     ) -> None:
@@ -245,11 +244,14 @@ class IdentityKeeper:
                 CREATE_CERTIFICATE, request.SerializeToString(), (*metadata, *proof(csr)), deadline=_DEADLINE
             )
         chain = istio_ca_pb2.IstioCertificateResponse.FromString(answer).cert_chain
-        chain_pem = "".join(part if part.endswith("\n") else part + "\n" for part in chain).encode()
-        identity = read(key_to_pem(key) + chain_pem, self._spiffe, self._clock())
+        bundle = _roots_of(chain)
+        # The chain ends in the root that is istiod's own; further ones of the bundle are trusted, not presented.
+        links = b"".join(to_pem(load_chain(part)) for part in chain[:-1])
+        own_chain = key_to_pem(key) + links + to_pem(bundle[0])
+        identity = read(own_chain, self._spiffe, self._clock())
         if identity.expires <= self._clock():
             raise IdentityError("istiod gave a certificate that has expired (are the clocks right?)")
-        await self._take_up(identity, _merge(roots, chain_pem))
+        await self._take_up(identity, to_pem(bundle))
 
     async def _take_up(self, identity: Identity, roots: bytes) -> None:
         # First in use, then stored: a full disk must not throw away what was issued.
@@ -276,10 +278,14 @@ class IdentityKeeper:
         self._unstored, self.last_error = False, ""
 
 
-def _merge(roots: bytes, chain_pem: bytes) -> bytes:
-    """The chain's own root first, then those trusted so far (a root that is being replaced)."""
-    last = load_chain(chain_pem)[-1]
-    known = load_chain(roots)
-    if last.subject != last.issuer or last in known:
-        return roots
-    return to_pem([last, *known][:_MAX_ROOTS])
+def _roots_of(chain: Sequence[str]) -> list[Certificate]:
+    """Exactly the roots of istiod's bundle, the last part of its answer: one that it dropped is trusted no more.
+
+    Raises IdentityError for an answer without a bundle of roots.
+    """
+    if len(chain) < 2:
+        raise IdentityError("istiod's answer has no trust roots")
+    bundle = load_chain(chain[-1])
+    if any(one.subject != one.issuer for one in bundle):
+        raise IdentityError("istiod's bundle of trust roots has a certificate that is no root")
+    return bundle

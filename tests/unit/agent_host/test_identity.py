@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509 import Certificate
 
 from agent.host.config import JoinToken
 from agent.host.control.control_plane import ControlPlane
@@ -24,7 +25,7 @@ from wire.grpc import CREATE_CERTIFICATE, GrpcError, GrpcStatus, ServerCall, lis
 from wire.proto import istio_ca_pb2
 from wire.spiffe import SpiffeId
 from wire.tls import server_context
-from wire.x509 import fingerprint, issue, key_to_pem, new_key, read_csr, self_signed_root, to_pem
+from wire.x509 import fingerprint, issue, key_to_pem, load_chain, new_key, read_csr, self_signed_root, to_pem
 
 REVIEWS = SpiffeId("cluster.local", "default", "bookinfo-reviews")
 ISTIOD = SpiffeId("cluster.local", "hostmesh-system", "istiod")
@@ -46,6 +47,8 @@ class CertificateAuthority:
         self.keys: list[bytes] = []
         """Every public key that a certificate was asked for, in order."""
         self.port = 0
+        self.further_roots: list[Certificate] = []
+        """Trusted beside the own root, as while a root is being replaced."""
 
     async def create(self, call: ServerCall) -> None:
         message = await call.receive()
@@ -73,7 +76,7 @@ class CertificateAuthority:
             now=datetime.now(UTC),
             uri_sans=[spiffe],
         )
-        chain = [to_pem(leaf).decode(), to_pem(self.root).decode()]
+        chain = [to_pem(leaf).decode(), to_pem([self.root, *self.further_roots]).decode()]
         await call.send(istio_ca_pb2.IstioCertificateResponse(cert_chain=chain).SerializeToString())
 
     async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -386,3 +389,22 @@ def test_a_broken_token_is_refused_without_being_shown(text: str) -> None:
         parse(text)
     assert not text or text not in str(caught.value)
     assert "secret" not in repr(parse("hm1.id.secret." + "0" * 64))
+
+
+def test_the_trusted_roots_are_exactly_those_of_istiods_bundle(tmp_path: Path) -> None:
+    async def story(authority: CertificateAuthority, nursery: trio.Nursery) -> None:
+        former = self_signed_root(new_key(), ttl=timedelta(days=1), now=authority.now)
+        authority.further_roots = [former]
+        host = Host(tmp_path, authority)
+        await nursery.start(host.keeper.run)
+        changed = host.keeper.changed
+        assert host.keeper.roots == to_pem([authority.root, former])
+        assert host.keeper.current is not None
+        assert load_chain(host.keeper.current.chain_pem)[1:] == [authority.root], "what is presented"
+        authority.further_roots = []
+        host.ahead = 1810
+        await changed.wait()
+        assert host.keeper.roots == to_pem(authority.root), "the dropped root is trusted no more"
+        assert (tmp_path / "state" / "root-cert.pem").read_bytes() == to_pem(authority.root)
+
+    with_authority(story)

@@ -12,7 +12,7 @@ from registry.opening import ConsulSettings, SqliteSettings
 DESIGN = """
 stateDir: /var/lib/hostmesh                          # agent.yaml has it too
 registry: {sqlite: /var/lib/hostmesh/registry.db}
-listen: {xds: "0.0.0.0:15012", xdsPlaintext: "127.0.0.1:15010", admin: "127.0.0.1:8443",
+listen: {xds: "0.0.0.0:15012", xdsPlaintext: "", admin: "127.0.0.1:8443",
          monitoring: "127.0.0.1:15014"}
 ca: {workloadCertificateTTL: 24h, plugged: null}
 mesh: {trustDomain: cluster.local, outboundTrafficPolicy: {mode: ALLOW_ANY}, accessLogFile: ""}
@@ -111,3 +111,13 @@ def test_listeners_may_be_switched_off_and_be_ipv6() -> None:
     config = parse('listen: {xdsPlaintext: null, admin: "[::1]:0"}', "istiod.yaml")
     assert config.listen.xds_plaintext is None
     assert str(config.listen.admin) == "[::1]:0"
+
+
+def test_the_plaintext_port_is_off_unless_it_is_configured_and_then_of_this_machine_only() -> None:
+    for text in ("", "listen: {xdsPlaintext: ''}", "listen: {xdsPlaintext: null}"):
+        assert parse(text, "istiod.yaml").listen.xds_plaintext is None
+    given = parse("listen: {xdsPlaintext: '[::1]:15010'}", "istiod.yaml").listen.xds_plaintext
+    assert str(given) == "[::1]:15010"
+    for host in ("0.0.0.0", "10.0.0.1", "", "istiod.example"):
+        with pytest.raises(ConfigError, match=r"listen\.xdsPlaintext: must be an address of loopback"):
+            parse(f"listen: {{xdsPlaintext: '{host}:15010'}}", "istiod.yaml")

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,10 +50,25 @@ def test_the_journal_gets_fields_of_its_own() -> None:
     assert entry == (
         b"MESSAGE=stored\nPRIORITY=4\nSYSLOG_IDENTIFIER=hostmesh-istiod\nLOGGER=istiod.xds\nHOSTMESH_FILE=a\n"
     )
-    broken = journal_entry(record("one\ntwo\nPRIORITY=0"), "hostmesh-istiod")
-    assert broken.startswith(
-        b"MESSAGE\n" + (18).to_bytes(8, "little") + b"one\ntwo\nPRIORITY=0\nPRIORITY=4\n"
-    )
+    broken = journal_entry(record("one\ntwo\nPRIORITY=0", peer="a\nb\ud800"), "hostmesh-istiod")
+    assert broken.startswith(b"MESSAGE=one\\ntwo\\nPRIORITY=0\nPRIORITY=4\n")
+    assert broken.endswith(b"HOSTMESH_PEER=a\\nb\\ud800\n")
+
+
+def test_a_peers_text_in_the_message_or_in_an_error_begins_no_line() -> None:
+    forged = "node \r\n2026-11-18T11:06:40.250Z error istiod all is lost\u2028\u202e\x1b[2J"
+    written = line("text", forged)
+    assert written.count("\n") == 1 and written[:-1].isprintable()
+    try:
+        raise ValueError(forged)
+    except ValueError:
+        failed = record("call failed")
+        failed.exc_info = sys.exc_info()
+    stream = io.StringIO()
+    LineHandler(stream, "text").emit(failed)
+    first, *rest = stream.getvalue().splitlines()
+    assert first.endswith("call failed") and len(rest) > 2
+    assert all(one.startswith("  | ") and one.isprintable() for one in rest)
 
 
 def test_the_journal_is_reached_by_a_datagram(tmp_path: Path) -> None:
