@@ -199,7 +199,10 @@ class Capture(Section):
     """What nftables redirects. Port 22 is never captured, whatever is written here."""
 
     enabled: bool = True
-    include_inbound_ports: tuple[PortNumber, ...] | None = Field(default=None, alias="includeInboundPorts")
+    include_inbound_ports: Literal["declared", "*"] | tuple[PortNumber, ...] = Field(
+        default="declared", alias="includeInboundPorts"
+    )
+    """`declared`: the workloads' ports. `*`: every port, also those of services that are not the mesh's business."""
     exclude_inbound_ports: tuple[PortNumber, ...] = Field(default=(), alias="excludeInboundPorts")
     include_outbound_cidrs: tuple[Network, ...] | None = Field(default=None, alias="includeOutboundCIDRs")
     exclude_outbound_cidrs: tuple[Network, ...] = Field(default=(), alias="excludeOutboundCIDRs")
@@ -217,6 +220,8 @@ class Ports(Section):
     metrics: PortNumber = 15020
     readiness: PortNumber = 15021
     dns: PortNumber = 15053
+    dns_shared: PortNumber = Field(default=15054, alias="dnsShared")
+    """For the questions of users without a workload, where every workload has a user."""
 
 
 class Proxy(Section):
@@ -297,6 +302,11 @@ class AgentConfig(Section):
                 "dns": first.dns + step,
             }
         )
+
+    @property
+    def shares_dns(self) -> bool:
+        """Whether questions of users without a workload are answered: those of a resolver daemon are everybody's."""
+        return self.capture.dns and all(workload.user is not None for workload in self.workloads)
 
     def workload_locality(self, workload: Workload) -> str:
         """The workload's own locality, or the host's."""

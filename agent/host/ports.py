@@ -58,6 +58,8 @@ def taken(config: AgentConfig) -> list[str]:
 def _all_ports(config: AgentConfig) -> list[tuple[int, str]]:
     ports = config.proxy.ports
     found = [(ports.admin, "admin"), (ports.metrics, "metrics"), (ports.readiness, "readiness")]
+    if config.shares_dns:
+        found.append((ports.dns_shared, "DNS of users without a workload"))
     for index, workload in enumerate(config.workloads):
         own = config.proxy_ports(index)
         found += [

@@ -23,6 +23,8 @@ from agent.host.admin import local_socket
 from agent.host.admin.local_socket import CommandError
 from agent.host.admin.own_pages import OwnPages
 from agent.host.admin.status import status_of
+from agent.host.capture.keeper import Keeper
+from agent.host.capture.netfilter import NetfilterError
 from agent.host.capture.table import Capture, CaptureError, rules_for
 from agent.host.config import AgentConfig
 from agent.host.control.config_session import ConfigSession
@@ -67,11 +69,15 @@ class AgentService:
         self.resolvers = Resolvers()
         self.forwarder = Forwarder(self.resolvers.current)
         self.workloads = [self._workload(index) for index in range(len(config.workloads))]
+        self.shared_dns = DnsServer(self._shared_names(), self.forwarder, self.resolvers.search)
+        """For users without a workload (capture.rules.Rules.dns_shared)."""
         self.notifier = ServiceNotifier()
         self.started = time.time()
         self.ready = False
         self.dataplane.on_serving = self._serving_changed
-        self._first_served = trio.Event()
+        self.dataplane.required = self.capture.rules.proxy_ports
+        self._served = trio.Event()
+        self._keeper: Keeper | None = None
         self._failed_open = False
         """Capture is down because no worker serves, and comes back with the next one that does."""
         self.stopping = trio.Event()
@@ -94,6 +100,9 @@ class AgentService:
             await self.own_pages.serve(nursery)
             for index, workload in enumerate(self.workloads):
                 await nursery.start(workload.parts.dns.serve, self.config.proxy_ports(index).dns)
+            if self.config.shares_dns:
+                await nursery.start(self.shared_dns.serve, self.config.proxy.ports.dns_shared)
+            self._keep_connections()
             await nursery.start(self.dataplane.run)
             nursery.start_soon(self.notifier.watchdog)
             for workload in self.workloads:
@@ -102,6 +111,17 @@ class AgentService:
             await self.stopping.wait()
             await self._stop()
             nursery.cancel_scope.cancel()
+
+    def _keep_connections(self) -> None:
+        """Have the workers hold what keeps redirected connections alive without us."""
+        if not self.config.capture.enabled:
+            return
+        try:
+            self._keeper = Keeper()
+        except NetfilterError as error:
+            log.warning("connections in progress will be cut when capture goes down: %s", error)
+        else:
+            self.dataplane.kept = self._keeper.descriptors
 
     async def _serve_workload(self, workload: HostWorkload) -> None:
         async with trio.open_nursery() as nursery:
@@ -121,9 +141,12 @@ class AgentService:
                 )
                 with trio.move_on_after(_PATIENCE_SECONDS):
                     await workload.parts.configured.wait()
-        if not self.dataplane.serving:
-            self.notifier.waiting("waiting for a worker to serve", 3 * _PATIENCE_SECONDS)
-            await self._first_served.wait()
+        while not self.dataplane.serving:
+            self._served = trio.Event()
+            waiting = "; ".join(f"{where}: {reason}" for where, reason in self.dataplane.waiting.items())
+            self.notifier.waiting(f"waiting for a worker to serve {waiting}".strip(), 3 * _PATIENCE_SECONDS)
+            with trio.move_on_after(_PATIENCE_SECONDS):
+                await self._served.wait()
         if self.stopping.is_set():
             return
         if self.config.capture.enabled:
@@ -138,9 +161,9 @@ class AgentService:
             nursery.start_soon(workload.watch_health)
 
     def _serving_changed(self, serving: bool) -> None:
-        """Without a worker the host's traffic flows as if there were no agent, until one serves again."""
+        """Without a worker that listens, the host's traffic flows as if there were no agent, until one does again."""
         if serving:
-            self._first_served.set()
+            self._served.set()
         if self.ending or not self.ready or not self.config.capture.enabled:
             return
         if not serving and self.capture.active:
@@ -184,7 +207,7 @@ class AgentService:
 
     def _workload(self, index: int) -> HostWorkload:
         config = self.config.workloads[index]
-        workload = HostWorkload(self.dataplane, self.state)
+        workload = HostWorkload(self.dataplane, self.state, self._names_changed)
         spiffe, node = spiffe_id(self.config, config), node_of(self.config, index, self.facts)
         identity = IdentityKeeper(
             config.key,
@@ -216,10 +239,17 @@ class AgentService:
             identity=identity,
             session=session,
             xds=xds,
-            dns=DnsServer(names, self.forwarder),
+            dns=DnsServer(names, self.forwarder, self.resolvers.search),
             probe_target=lambda: probes.Target(self.facts.addresses[0], probe_user),
         )
         return workload
+
+    def _shared_names(self) -> Names:
+        return Names.shared([workload.parts.dns.names for workload in self.workloads])
+
+    def _names_changed(self) -> None:
+        if self.config.shares_dns:
+            self.shared_dns.names = self._shared_names()
 
     def _commands(self) -> dict[str, local_socket.Command]:
         return {
@@ -247,6 +277,8 @@ class AgentService:
         await trio.lowlevel.checkpoint()
         if not self.ready:
             raise CommandError("not before every workload has a configuration (see hostmesh-agent status)")
+        if not self.dataplane.serving:
+            raise CommandError("no worker listens on the ports of the proxy (see hostmesh-agent status)")
         try:
             self.capture.up()
         except CaptureError as error:

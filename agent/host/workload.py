@@ -56,8 +56,8 @@ class Parts:
 class HostWorkload:
     """One workload at run time. Invariant: `parts.configured` is set once a configuration is in force."""
 
-    def __init__(self, dataplane: Dataplane, state: State) -> None:
-        self._dataplane, self._state = dataplane, state
+    def __init__(self, dataplane: Dataplane, state: State, names_changed: Callable[[], None]) -> None:
+        self._dataplane, self._state, self._names_changed = dataplane, state, names_changed
         self._builder = TableBuilder()
         self._resources: Held | None = None
         self.parts: Parts
@@ -91,6 +91,7 @@ class HostWorkload:
         # Stored first: a name that was answered once is answered after a crash, too.
         await trio.to_thread.run_sync(self._store, resources)
         self.parts.dns.names = names
+        self._names_changed()
         if resources.get(LISTENER):
             self.parts.configured.set()
 

@@ -4,7 +4,8 @@ A frame is a 4-byte big-endian length (of what follows), one byte of kind, and t
 
     host -> worker   C configuration   D drain (JSON {"seconds"})   R reopen logs
                      Q query (JSON {"id", "what"})
-    worker -> host   A applied (JSON {"generation"})   N refused (JSON {"generation", "reason"})
+    worker -> host   A applied (JSON {"generation", "listening", "waiting"})   N refused (JSON {"generation", "reason"})
+                     L listening (JSON {"listening", "waiting"}: ports that are served; addresses that cannot be, and why)
                      S answer (JSON {"id", "answer"})   X log record (JSON {"level", "logger", "message"})
                      M statistics (empty; the region's memfd comes with it as SCM_RIGHTS)
 
@@ -25,6 +26,7 @@ REOPEN = b"R"
 QUERY = b"Q"
 APPLIED = b"A"
 REFUSED = b"N"
+LISTENING = b"L"
 ANSWER = b"S"
 LOG = b"X"
 STATS = b"M"

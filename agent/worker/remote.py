@@ -12,6 +12,7 @@ import logging
 import signal
 import socket
 import sys
+from typing import Any
 
 import trio
 
@@ -109,6 +110,7 @@ class RemoteWorker:
     async def _configure(self, config: control.Config, nursery: trio.Nursery) -> None:
         if self._worker is None:
             self._worker = self._new_worker()
+            self._worker.on_listening = lambda: nursery.start_soon(self._report_listening)
             await nursery.start(self._worker.run)
         for key, side in config.settings.get("sides", {}).items():
             if key not in self._worker.spaces:
@@ -118,11 +120,18 @@ class RemoteWorker:
         except (OSError, ValueError, TlsError) as error:
             frame = control.encode_json(control.REFUSED, generation=config.generation, reason=str(error))
         else:
-            frame = control.encode_json(control.APPLIED, generation=config.generation)
+            frame = control.encode_json(control.APPLIED, generation=config.generation, **self._listening())
         await self._send(frame)
 
+    def _listening(self) -> dict[str, Any]:
+        assert self._worker is not None
+        return {"listening": sorted(self._worker.listening()), "waiting": self._worker.waiting()}
+
+    async def _report_listening(self) -> None:
+        await self._send(control.encode_json(control.LISTENING, **self._listening()))
+
     def _new_worker(self) -> Worker:
-        return Worker(self._region, mark=_may_mark(), shares=self._shares)
+        return Worker(self._region, mark=_may_mark(), shares=self._shares, ports_may_wait=True)
 
     def _tables(self, config: control.Config) -> dict[str, Table]:
         """What the host process wants to be served, by workload."""

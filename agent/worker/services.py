@@ -25,3 +25,5 @@ class Services:
     """Begin (or go on) to resolve the names of a DNS cluster."""
     shares: Shares | None = None
     """What limits is counted with the host's other workers; None where there are none."""
+    ports_may_wait: bool = False
+    """A listener whose port cannot be had waits for it instead of failing the table (see Space.bind_waiting)."""

@@ -8,6 +8,8 @@ Not for: what the objects do; where tables come from.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -61,6 +63,8 @@ class Space:
         """The same dictionary for life: stations look names up in it for each request."""
         self.listeners: dict[str, ListenerRuntime] = {}
         self.acceptors: dict[tuple[str, int, str], Acceptor] = {}
+        self.waiting: dict[tuple[str, int, str], str] = {}
+        """Addresses of the table that cannot be listened on at present, with the reason."""
         self.leaving: list[Station] = []
         self._by_address: dict[tuple[str, int], ListenerRuntime] = {}
         self._stations: dict[str, list[Station]] = {}
@@ -87,8 +91,9 @@ class Space:
         routers: list[tuple[HttpStation, Router, RouteConfiguration]] = []
         for name, listener in table.listeners.items():
             runtimes[name], stations[name] = self._listener(name, listener, table, routers, names)
-        sockets = self._bind(runtimes)
+        sockets, waiting = self._bind(runtimes)
         self._commit(table, clusters, tls, runtimes, stations, routers, sockets)
+        self.waiting = waiting
 
     def _prepare_tls(self, table: Table) -> dict[tuple[str, UpstreamTls], ClientTls]:
         """Contexts of all clusters: kept where the settings are the same, renewed where a secret changed."""
@@ -220,9 +225,22 @@ class Space:
             suppress_envoy_headers=suppress,
         )
 
-    def _bind(self, runtimes: Mapping[str, ListenerRuntime]) -> dict[tuple[str, int, str], Acceptor]:
-        """Sockets for addresses that are new; raises OSError and closes what it opened."""
+    def bind_waiting(self) -> bool:
+        """Try again to listen where that was not possible; whether anything changed."""
+        if not self.waiting:
+            return False
+        opened, waiting = self._bind(self.listeners)
+        self._move_sockets(opened)
+        changed, self.waiting = waiting != self.waiting, waiting
+        return changed
+
+    def _bind(
+        self, runtimes: Mapping[str, ListenerRuntime]
+    ) -> tuple[dict[tuple[str, int, str], Acceptor], dict[tuple[str, int, str], str]]:
+        """Sockets for addresses that are new, and the addresses that must wait. Where ports may not wait: raises OSError
+        and closes what it opened."""
         opened: dict[tuple[str, int, str], Acceptor] = {}
+        waiting: dict[tuple[str, int, str], str] = {}
         try:
             for runtime in runtimes.values():
                 listener = runtime.listener
@@ -230,14 +248,22 @@ class Space:
                     continue
                 for address in (listener.address, *listener.additional_addresses):
                     key = (address.host, address.port, address.path)
-                    if key not in self.acceptors and key not in opened:
+                    if key in self.acceptors or key in opened:
+                        continue
+                    try:
                         sock = bind(address, transparent=listener.transparent)
-                        opened[key] = Acceptor(sock, self.services.reactor, runtime)
+                    except OSError as error:
+                        # The port is this host's business, not the configuration's: the rest of the table is served.
+                        if not self.services.ports_may_wait:
+                            raise
+                        waiting[key] = os.strerror(error.errno or errno.EADDRNOTAVAIL)
+                        continue
+                    opened[key] = Acceptor(sock, self.services.reactor, runtime)
         except OSError:
             for acceptor in opened.values():
                 acceptor.stop()
             raise
-        return opened
+        return opened, waiting
 
     def _commit(
         self, table: Table, clusters: dict[str, ClusterRuntime], tls: dict[tuple[str, UpstreamTls], ClientTls],
@@ -360,7 +386,7 @@ class Space:
         """Accept no more; connections end with their next response."""
         for acceptor in self.acceptors.values():
             acceptor.stop()
-        self.acceptors = {}
+        self.acceptors, self.waiting = {}, {}
         for station in self.every_station():
             station.drain()
             station.close_idle()

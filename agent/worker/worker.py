@@ -10,7 +10,7 @@ import ctypes
 import gc
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -31,6 +31,8 @@ from agent.worker.services import Services
 from agent.worker.space import Space
 
 _SWEEP = 1.0
+_BIND_AGAIN = 1.0
+"""Between two tries to listen on a port that is taken."""
 _PUBLISHING = 50.0
 """How many times longer than it takes to publish statistics the worker does other things before it does so again."""
 _PUBLISH_SECONDS = 0.001
@@ -75,10 +77,15 @@ class Worker:
         mark: bool = False,
         flush_seconds: float = FLUSH_SECONDS,
         shares: Shares | None = None,
+        ports_may_wait: bool = False,
     ) -> None:
-        """`shares`: what is counted with the host's other workers, if there are any."""
+        """`shares`: what is counted with the host's other workers, if there are any. `ports_may_wait`: a listener whose
+        port is taken is opened as soon as it is free, instead of failing the table."""
         self.reactor = Reactor()
         self._shares = shares
+        self._ports_may_wait = ports_may_wait
+        self.on_listening: Callable[[], None] = lambda: None
+        """Called when listeners were opened, or could not be, after their table was applied."""
         self._flush_seconds = flush_seconds
         """Between two writes of the access logs."""
         self.recorder = Recorder(region, node_metadata)
@@ -99,10 +106,13 @@ class Worker:
         async with trio.open_nursery() as nursery:
             self._resolver = Resolver(self.reactor, nursery)
             self._services = Services(
-                self.reactor, self.recorder, self.sinks, partial(bits, RANDOM_BITS), self._resolver.resolve
-            )
+                self.reactor, self.recorder, self.sinks, partial(bits, RANDOM_BITS), self._resolver.resolve,
+                ports_may_wait=self._ports_may_wait,
+            )  # fmt: skip
             self._every(self._flush_seconds, self.sinks.flush)
             self._every(_SWEEP, self._sweep)
+            if self._ports_may_wait:
+                self._every(_BIND_AGAIN, self._bind_waiting)
             self.recorder.slots[self.recorder.server.live] = 1
             self.reactor.at_rest = Publisher(self.reactor, self.recorder.region).publish
             task_status.started(self)
@@ -142,6 +152,25 @@ class Worker:
     def describe(self, key: str, node_metadata: Mapping[str, Any], principal: str) -> None:
         """Whose side a workload's metrics are (metadata in Istio's keys, SPIFFE id); before its first table."""
         self._recorders[key] = Recorder(self.recorder.region, node_metadata, principal=principal)
+
+    def listening(self) -> set[int]:
+        """The ports with a listening socket on every address that the tables name."""
+        spaces = self.spaces.values()
+        ports = {key[1] for space in spaces for key in space.acceptors if not key[2]}
+        return ports - {key[1] for space in spaces for key in space.waiting}
+
+    def waiting(self) -> dict[str, str]:
+        """The addresses that cannot be listened on at present, with the reason."""
+        return {
+            path or f"{host}:{port}": reason
+            for space in self.spaces.values()
+            for (host, port, path), reason in space.waiting.items()
+        }
+
+    def _bind_waiting(self) -> None:
+        changed = [space.bind_waiting() for space in self.spaces.values()]
+        if any(changed):
+            self.on_listening()
 
     def _services_of(self, key: str) -> Services:
         assert self._services is not None

@@ -19,13 +19,14 @@ _SHORT = {"listeners": LISTENER, "routes": ROUTE, "clusters": CLUSTER, "endpoint
 def status_of(service: AgentService) -> dict[str, Any]:
     """The whole agent."""
     return {
-        "ready": service.ready,
+        "ready": service.ready and service.dataplane.serving,
         "draining": service.ending,
         "started": service.started,
         "host": service.facts.name,
         "addresses": list(service.facts.addresses),
         "capture": service.capture.active,
         "generation": service.dataplane.generation,
+        "waiting": service.dataplane.waiting,
         "workers": [
             {"pid": worker.pid, "generation": worker.generation, "restarts": worker.restarts}
             for worker in service.dataplane.status()

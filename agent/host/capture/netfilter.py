@@ -74,6 +74,11 @@ class Netfilter:
             raise NetfilterError(error.decode(errors="replace").strip() or f"nft status {status}")
         return bytes(output).decode(errors="replace")
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Of its netlink socket: whoever has it keeps the tables that it owns."""
+        return tuple(sorted(self._own))
+
     @staticmethod
     def library_path() -> str:
         """The file that is mapped as libnftables, with its full version."""

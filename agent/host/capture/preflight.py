@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 
 from agent.host import ports
+from agent.host.capture.keeper import PREFIX as KEEPER
 from agent.host.capture.netfilter import Netfilter, NetfilterError
 from agent.host.capture.rules import TABLE, render
 from agent.host.capture.table import rules_for
@@ -99,6 +100,7 @@ def _tables(agent_running: bool) -> list[Finding]:
             chain.get("type") == "nat"
             and chain.get("hook") in ("output", "prerouting")
             and chain["table"] != TABLE
+            and not chain["table"].startswith(KEEPER)
         ):
             where = f"{chain['family']} {chain['table']} {chain['name']} (priority {chain['prio']})"
             earlier = chain["prio"] <= -100

@@ -7,6 +7,8 @@ Not for: the rules' text (`rules`), preflight (`preflight`).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from agent.host.capture.netfilter import Netfilter, NetfilterError
 from agent.host.capture.rules import TABLE, Rules, WorkloadRules, render
 from agent.host.config import AgentConfig
@@ -31,17 +33,25 @@ def rules_for(config: AgentConfig, uid_of: dict[str | int, int], agent_uids: tup
             )
         )
     capture, ports = config.capture, config.proxy.ports
+    included: tuple[int, ...] | None
+    if capture.include_inbound_ports == "declared":
+        included = tuple(sorted(port for work in workloads for port in work.ports))
+    elif capture.include_inbound_ports == "*":
+        included = None
+    else:
+        included = tuple(int(port) for port in capture.include_inbound_ports)
     return Rules(
         workloads=tuple(workloads),
         agent_uids=tuple(sorted({uid for uid in agent_uids if uid != 0})),
         agent_ports=(ports.admin, ports.metrics, ports.readiness),
-        include_inbound_ports=capture.include_inbound_ports,
+        include_inbound_ports=included,
         exclude_inbound_ports=capture.exclude_inbound_ports,
         include_outbound=capture.include_outbound_cidrs,
         exclude_outbound=capture.exclude_outbound_cidrs,
         exclude_outbound_ports=capture.exclude_outbound_ports,
         exclude_outbound_uids=tuple(uid_of[user] for user in capture.exclude_outbound_users),
         dns=capture.dns,
+        dns_shared=ports.dns_shared if config.shares_dns else None,
     )
 
 
@@ -49,7 +59,7 @@ class Capture:
     """The table of this host. Invariant: `active` is true exactly while the kernel holds our table."""
 
     def __init__(self, rules: Rules) -> None:
-        self._rules = rules
+        self.rules = rules
         self._netfilter: Netfilter | None = None
 
     @property
@@ -66,7 +76,7 @@ class Capture:
         except NetfilterError as error:
             raise CaptureError(str(error)) from error
         try:
-            netfilter.run(render(self._rules))
+            _load(netfilter, self.rules)
         except NetfilterError as error:
             netfilter.close()
             raise CaptureError(_explain(str(error))) from error
@@ -77,6 +87,15 @@ class Capture:
         netfilter, self._netfilter = self._netfilter, None
         if netfilter is not None:
             netfilter.close()
+
+
+def _load(netfilter: Netfilter, rules: Rules) -> None:
+    try:
+        netfilter.run(render(rules))
+    except NetfilterError as error:
+        if "zone" not in str(error) or "not supported" not in str(error).lower():
+            raise
+        netfilter.run(render(replace(rules, zones=False)))
 
 
 def show() -> str:

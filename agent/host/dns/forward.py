@@ -1,7 +1,8 @@
-"""Questions that are not about the mesh go to the host's own resolvers and come back byte for byte.
+"""Questions that are not about the mesh go to the server that they were sent to and come back byte for byte.
 
 Rule: only the message id is changed on the way out (a random one of ours, from a random port) and changed
 back; an answer counts only with that id, from that server, to that question. What is in flight is bounded.
+Where nobody can say which server that was, the host's own resolvers are asked.
 Not for: mesh names. Sources: RFC 5452 §9 (forged answers), RFC 7766 (TCP).
 """
 
@@ -33,7 +34,8 @@ class Limits:
     total: float = 5.0
     rounds: int = 2
     same_question: int = 32
-    """With a server on this host: more equal questions at once than this are a loop, and fail."""
+    """With a server on this host: more equal questions at once than this are a loop, and fail. No loop is possible where
+    the server that a question was sent to is known."""
 
 
 class Forwarder:
@@ -51,11 +53,13 @@ class Forwarder:
         self.forwarded = 0
         self.failed = 0
 
-    async def ask(self, query: bytes, *, stream: bool) -> bytes | None:
-        """The answer of the first server that gives a good one; None when none answers or too much is out."""
-        servers = self._servers()
+    async def ask(self, query: bytes, *, stream: bool, server: str | None = None) -> bytes | None:
+        """The answer of the server that was asked (None: of the first of the host's resolvers that gives a good one);
+        None when none answers or too much is out."""
+        servers = self._servers() if server is None else (server,)
         question = query[12:].lower()
         looping = self._asked[question] >= self._limits.same_question and any(map(_is_loopback, servers))
+        looping = looping and server is None
         if not servers or len(query) < 12 or self._in_flight >= self._limits.in_flight or looping:
             self.failed += 1
             return None

@@ -9,7 +9,7 @@ Not for: sockets, forwarding. Sources: RFC 1035, RFC 2308 §2, RFC 8020; Istio's
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -72,11 +72,11 @@ class Names:
         `known` is false before the first table arrived: names that only the mesh gives out then fail
         (SERVFAIL) instead of not existing or leaking to the host's resolver.
         """
-        self.known = known
+        self.known, self.domain = known, domain
         self._hosts = {_fold(name): found for name, found in hosts.items()}
         self._alternates = {_fold(name): _fold(full) for name, full in alternates.items()}
         self._owned = f"svc.{domain}"
-        self._search = (f"{namespace}.svc.{domain}", f"svc.{domain}", domain)
+        self._search: tuple[str, ...] = (f"{namespace}.svc.{domain}", f"svc.{domain}", domain)
         self._parents = {
             ".".join(labels[index:])
             for labels in (name.split(".") for name in self._hosts if name.endswith("." + self._owned))
@@ -86,17 +86,43 @@ class Names:
     def __len__(self) -> int:
         return len(self._hosts)
 
-    def find(self, name: str) -> str | None:
-        """The table's own name for a name in any form: full, alternate, short by search domain, wildcard."""
+    def find(self, name: str, search: Iterable[str] = ()) -> str | None:
+        """The table's own name for a name in any form: full, alternate, short by search domain, wildcard.
+
+        `search`: the host's own search domains. The C library asks for `reviews.corp.example` before `reviews`, and a
+        wildcard of that domain would answer: a mesh name with such a domain behind it is the mesh name.
+        """
         folded = _fold(name)
+        found = self._named(folded)
+        for suffix in search:
+            if found is None and folded.endswith(f".{suffix}"):
+                found = self._named(folded.removesuffix(f".{suffix}"))
+        if found is not None:
+            return found
         labels = folded.split(".")
-        forms = (
-            folded,
-            self._alternates.get(folded, ""),
-            *(f"{folded}.{suffix}" for suffix in self._search),
-            *("*." + ".".join(labels[index:]) for index in range(1, len(labels))),
-        )
+        wildcards = ("*." + ".".join(labels[index:]) for index in range(1, len(labels)))
+        return next((form for form in wildcards if form in self._hosts), None)
+
+    def _named(self, folded: str) -> str | None:
+        forms = (folded, self._alternates.get(folded, ""), *(f"{folded}.{suffix}" for suffix in self._search))
         return next((form for form in forms if form in self._hosts), None)
+
+    @classmethod
+    def shared(cls, views: Sequence[Names]) -> Names:
+        """For questions that cannot be assigned to a workload, such as a resolver daemon's, which asks for all users: the
+        names that only the mesh gives out, as any of the workloads can see them. Outside names are left alone: users
+        without a workload are not captured, and could not reach a virtual address."""
+        merged = cls({}, {}, "", views[0].domain, known=all(view.known for view in views))
+        merged._search = tuple(dict.fromkeys(suffix for view in views for suffix in view._search))
+        for view in views:
+            for name, found in view._hosts.items():
+                if view.owns(name):
+                    merged._hosts.setdefault(name, found)
+            for name, full in view._alternates.items():
+                if view.owns(full):
+                    merged._alternates.setdefault(name, full)
+            merged._parents |= view._parents
+        return merged
 
     def addresses(self, full: str) -> Addresses:
         """The addresses of a name that `find` gave."""
@@ -116,10 +142,12 @@ def _fold(name: str) -> str:
     return name.rstrip(".").lower()
 
 
-def answer(query: bytes, names: Names, *, stream: bool, rotation: int = 0) -> bytes | None:
+def answer(
+    query: bytes, names: Names, *, stream: bool, rotation: int = 0, search: Iterable[str] = ()
+) -> bytes | None:
     """The response to a query, or None when the query is not ours.
 
-    `stream` is true over TCP. `rotation` turns lists of addresses round.
+    `stream` is true over TCP. `rotation` turns lists of addresses round. `search`: see Names.find.
     """
     if len(query) < _HEADER or query[2] & 0x80 or (query[2] >> 3) & 0x0F:
         return None  # no query (a response, or an opcode that the host's resolver must judge)
@@ -131,7 +159,7 @@ def answer(query: bytes, names: Names, *, stream: bool, rotation: int = 0) -> by
         return None
     question = question_only.question[0]
     text = question.name.to_text(omit_final_dot=True)
-    found = names.find(text)
+    found = names.find(text, search)
     owned = names.owns(found or text)
     if found is None and not owned:
         return None

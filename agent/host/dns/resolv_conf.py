@@ -1,12 +1,14 @@
-"""The host's own resolvers, from /etc/resolv.conf, read again whenever the file changes.
+"""The host's own resolvers and search domains, from /etc/resolv.conf, read again whenever the file changes.
 
-Rule: never the stub of systemd-resolved (127.0.0.53/54) when the real servers are known to it: its own
-questions are captured too, and would come back to us for ever.
+Rule: these servers are asked only where the server of a question is not known (`original`). Then never the stub of
+systemd-resolved (127.0.0.53/54) when the real servers are known to it: its own questions are captured too, and would come
+back to us for ever.
 Source: resolv.conf(5), systemd-resolved.service(8).
 """
 
 from __future__ import annotations
 
+import socket
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -31,6 +33,16 @@ def nameservers(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def search_domains(text: str, host_name: str) -> tuple[str, ...]:
+    """What the C library puts behind short names: the last `search` or `domain` line, else the host's own domain."""
+    found = [host_name.partition(".")[2]]
+    for line in text.splitlines():
+        words = line.split("#", 1)[0].split(";", 1)[0].split()
+        if len(words) > 1 and words[0] in ("search", "domain"):
+            found = words[1:]
+    return tuple(domain for each in found if (domain := each.strip(".").lower()))
+
+
 class Resolvers:
     """The servers to ask, as of the files' present state."""
 
@@ -38,17 +50,28 @@ class Resolvers:
         self._system, self._systemd = system, systemd
         self._seen: tuple[tuple[int, int, int] | None, ...] | None = None
         self._servers: tuple[str, ...] = ()
+        self._search: tuple[str, ...] = ()
 
     def current(self) -> tuple[str, ...]:
         """The present servers; reads the files only when one of them changed (two stat calls)."""
+        self._refresh()
+        return self._servers
+
+    def search(self) -> tuple[str, ...]:
+        """The present search domains, in lower case, without dots at the ends."""
+        self._refresh()
+        return self._search
+
+    def _refresh(self) -> None:
         state = (_stamp(self._system), _stamp(self._systemd))
         if state != self._seen:
             self._seen = state
-            servers = nameservers(_read(self._system))
+            text = _read(self._system)
+            servers = nameservers(text)
             if servers and set(servers) <= _STUBS:
                 servers = nameservers(_read(self._systemd)) or servers
             self._servers = servers
-        return self._servers
+            self._search = search_domains(text, socket.gethostname())
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

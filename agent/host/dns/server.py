@@ -10,15 +10,19 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 
 from agent.host.dns import names as dns_names
 from agent.host.dns.forward import Forwarder, receive_framed
 from agent.host.dns.names import Names
+from agent.host.dns.original import Endpoint, Flows, stream_destination
 
 log = logging.getLogger("hostmesh.dns")
+_PORT = 53
 _MAX_CONNECTIONS = 256
 _IDLE_SECONDS = 10.0
 _UNAVAILABLE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
@@ -35,8 +39,13 @@ class Counters:
 class DnsServer:
     """Answers mesh names from `names`, which is replaced whole, and passes the rest on."""
 
-    def __init__(self, names: Names, forwarder: Forwarder) -> None:
+    def __init__(
+        self, names: Names, forwarder: Forwarder, search: Callable[[], tuple[str, ...]] = tuple
+    ) -> None:
+        """`search`: the search domains of the host, which the C library puts behind short names."""
         self.names = names
+        self._search = search
+        self._flows = Flows()
         self.counters = Counters()
         self.port = 0
         self._forwarder = forwarder
@@ -74,8 +83,10 @@ class DnsServer:
         finally:
             for udp in datagrams:
                 udp.close()
+            self._flows.close()
 
     async def _datagrams(self, sock: trio.socket.SocketType) -> None:
+        listener = _endpoint(sock.getsockname())
         async with trio.open_nursery() as nursery:
             while True:
                 query, source = await sock.recvfrom(65535)
@@ -84,15 +95,20 @@ class DnsServer:
                 if ready is not None:
                     await _send(sock, ready, source)
                 else:
-                    nursery.start_soon(self._pass_on, sock, query, source)
+                    sent_to = self._flows.destination(_endpoint(source), listener)
+                    nursery.start_soon(self._pass_on, sock, query, source, _server(sent_to))
 
-    async def _pass_on(self, sock: trio.socket.SocketType, query: bytes, source: tuple[str, int]) -> None:
-        answer = await self._forwarder.ask(query, stream=False) or dns_names.failure(query)
+    async def _pass_on(
+        self, sock: trio.socket.SocketType, query: bytes, source: tuple[str, int], server: str | None
+    ) -> None:
+        answer = await self._forwarder.ask(query, stream=False, server=server) or dns_names.failure(query)
         if answer is not None:
             await _send(sock, answer, source)
 
     def _from_mesh(self, query: bytes, *, stream: bool) -> bytes | None:
-        answer = dns_names.answer(query, self.names, stream=stream, rotation=self.counters.answered)
+        answer = dns_names.answer(
+            query, self.names, stream=stream, rotation=self.counters.answered, search=self._search()
+        )
         if answer is not None:
             self.counters.answered += 1
         return answer
@@ -111,6 +127,7 @@ class DnsServer:
             await trio.aclose_forcefully(stream)
 
     async def _queries(self, stream: trio.SocketStream) -> None:
+        sent_to = stream_destination(stream.socket, _endpoint(stream.socket.getsockname()))
         while True:
             query = None
             with trio.move_on_after(_IDLE_SECONDS):
@@ -120,13 +137,23 @@ class DnsServer:
             self.counters.queries += 1
             answer = self._from_mesh(query, stream=True)
             if answer is None:
-                answer = await self._forwarder.ask(query, stream=True) or dns_names.failure(query)
+                passed_on = self._forwarder.ask(query, stream=True, server=_server(sent_to))
+                answer = await passed_on or dns_names.failure(query)
             if answer is None:
                 return
             with trio.move_on_after(_IDLE_SECONDS) as sending:
                 await stream.send_all(len(answer).to_bytes(2) + answer)
             if sending.cancelled_caught:
                 return
+
+
+def _endpoint(address: tuple[Any, ...]) -> Endpoint:
+    return str(address[0]), int(address[1])
+
+
+def _server(destination: Endpoint | None) -> str | None:
+    """The server that a question was sent to, if it was one of DNS's port."""
+    return destination[0] if destination is not None and destination[1] == _PORT else None
 
 
 async def _listening(sock: trio.socket.SocketType, address: str, port: int) -> trio.socket.SocketType:

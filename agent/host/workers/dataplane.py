@@ -7,6 +7,7 @@ Not for: the conversation with one worker (`worker_process`), where configuratio
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,11 @@ class Dataplane:
         self.on_worker: Callable[[WorkerProcess], None] = lambda worker: None
         """Called with each worker that starts, before it is told anything."""
         self.on_serving: Callable[[bool], None] = lambda serving: None
-        """Called with True when a worker serves after none did, with False when the last one has ended."""
+        """Called with True when a worker serves after none did, with False when none does any more."""
+        self.required: frozenset[int] = frozenset()
+        """The ports that capture redirects to: a worker serves when it listens on all of them."""
+        self.kept: tuple[int, ...] = ()
+        """Descriptors that every worker inherits and only keeps open."""
         self._serving: set[int] = set()
         self._count, self._run_as, self._chance, self._program = count, run_as, chance, program
         self._workers: dict[int, WorkerProcess] = {}
@@ -73,8 +78,13 @@ class Dataplane:
 
     @property
     def serving(self) -> bool:
-        """Whether at least one live worker has applied a configuration."""
+        """Whether at least one live worker has applied a configuration and listens on every required port."""
         return bool(self._serving)
+
+    @property
+    def waiting(self) -> dict[str, str]:
+        """The addresses that a worker cannot listen on at present, with the reason."""
+        return {where: reason for worker in self.workers for where, reason in worker.waiting.items()}
 
     @property
     def workers(self) -> list[WorkerProcess]:
@@ -160,10 +170,20 @@ class Dataplane:
             return
         if reason is not None:
             reasons.append(reason)
-        elif worker.index not in self._serving:
-            self._serving.add(worker.index)
-            if len(self._serving) == 1:
-                self.on_serving(True)
+        else:
+            self._listening_changed(worker)
+
+    def _listening_changed(self, worker: WorkerProcess) -> None:
+        """A worker has applied a configuration, or opened listeners since: does it serve?"""
+        for where, reason in worker.waiting.items():
+            log.warning("worker %d cannot listen on %s and tries again: %s", worker.index, where, reason)
+        self._set_serving(worker.index, self.required <= worker.listening)
+
+    def _set_serving(self, index: int, serves: bool) -> None:
+        before = self.serving
+        (self._serving.add if serves else self._serving.discard)(index)
+        if self.serving != before and not self._draining:
+            self.on_serving(self.serving)
 
     def _payload(self, index: int, generation: int) -> bytes:
         workloads = [WorkloadConfig(key, resources) for key, resources in self._in_force.items()]
@@ -177,7 +197,11 @@ class Dataplane:
             began = trio.current_time()
             try:
                 worker = await WorkerProcess.start(
-                    index, self._run_as, self._program, None if self._limits is None else self._limits.fd
+                    index,
+                    self._run_as,
+                    self._program,
+                    None if self._limits is None else self._limits.fd,
+                    self.kept,
                 )
             except OSError as error:
                 if first:
@@ -190,6 +214,7 @@ class Dataplane:
                 )
                 await trio.sleep(delay)
                 continue
+            worker.on_listening = functools.partial(self._listening_changed, worker)
             self.on_worker(worker)
             self._workers[index] = worker
             if first:
@@ -203,10 +228,7 @@ class Dataplane:
                     nursery.cancel_scope.cancel()
             finally:
                 del self._workers[index]
-                if index in self._serving:
-                    self._serving.remove(index)
-                    if not self._serving and not self._draining:
-                        self.on_serving(False)
+                self._set_serving(index, False)
                 await worker.end()
                 if self._limits is not None:
                     self._limits.forget(index)

@@ -1,8 +1,8 @@
 """One worker process and the conversation with it.
 
-Rule: a worker has nothing from the host but its end of a socketpair and the memory of the limits that it shares with
-other workers: no capabilities, no other descriptor, no state directory. What it answers is taken for an answer only if
-it fits a question.
+Rule: a worker has nothing from the host but its end of a socketpair, the memory of the limits that it shares with
+other workers, and the keeper's socket, which it only keeps open: no capabilities, no other descriptor, no state
+directory. What it answers is taken for an answer only if it fits a question.
 Not for: how many there are, and what they are told (`dataplane`).
 """
 
@@ -63,6 +63,12 @@ class WorkerProcess:
         self.index, self.process = index, process
         self.generation = 0
         """What it has applied."""
+        self.listening: frozenset[int] = frozenset()
+        """The ports that it serves."""
+        self.waiting: dict[str, str] = {}
+        """The addresses that it cannot listen on at present, with the reason; it tries again by itself."""
+        self.on_listening: Callable[[], None] = lambda: None
+        """Called when these changed without a new configuration."""
         self.on_stats: Callable[[int], None] | None = None
         """Gets the descriptor of the worker's statistics region; the receiver owns it."""
         self._socket = sock
@@ -79,14 +85,16 @@ class WorkerProcess:
 
     @classmethod
     async def start(
-        cls, index: int, run_as: RunAs | None, program: Sequence[str] = PROGRAM, limits: int | None = None
-    ) -> WorkerProcess:
+        cls, index: int, run_as: RunAs | None, program: Sequence[str] = PROGRAM, limits: int | None = None,
+        kept: Sequence[int] = (),
+    ) -> WorkerProcess:  # fmt: skip
         """Spawn the program with the number of its descriptor; OSError when that is not possible.
 
-        `limits`: the descriptor of the region that it shares with others (agent.limits.region)."""
+        `limits`: the descriptor of the region that it shares with others (agent.limits.region).
+        `kept`: descriptors that it only keeps open (agent.host.capture.keeper)."""
         ours, theirs = socket.socketpair()
         with theirs:
-            options: dict[str, Any] = {"pass_fds": [theirs.fileno()]}
+            options: dict[str, Any] = {"pass_fds": [theirs.fileno(), *kept]}
             more: list[str] = []
             if limits is not None:
                 options["pass_fds"].append(limits)
@@ -195,9 +203,13 @@ class WorkerProcess:
             generation = int(values["generation"])
             if kind == control.APPLIED:
                 self.generation = generation
+                self._update_listening(values)
             verdict = self._verdicts.pop(generation, None)
             if verdict is not None:
                 verdict.send_nowait(None if kind == control.APPLIED else str(values.get("reason", "refused")))
+        elif kind == control.LISTENING:
+            self._update_listening(control.decode_json(payload))
+            self.on_listening()
         elif kind == control.ANSWER:
             values = control.decode_json(payload)
             answer = self._answers.pop(int(values["id"]), None)
@@ -210,3 +222,7 @@ class WorkerProcess:
             logger.log(level, "%s", values.get("message", ""))
         elif kind != control.STATS:
             raise control.FrameError(f"a frame of unknown kind {kind!r}")
+
+    def _update_listening(self, values: dict[str, Any]) -> None:
+        self.listening = frozenset(int(port) for port in values.get("listening", ()))
+        self.waiting = {str(where): str(reason) for where, reason in values.get("waiting", {}).items()}

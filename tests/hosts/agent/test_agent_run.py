@@ -89,6 +89,23 @@ def test_an_agent_outlives_istiod(mesh: Any) -> None:
     assert agent.status()["generation"] - generation <= 2, "the same content is not sent again"
 
 
+def test_nothing_is_ready_while_somebody_else_listens_on_the_ports_of_the_proxy(mesh: Any) -> None:
+    agent = mesh.agent("one", REVIEWS)
+    with socket.create_server(("0.0.0.0", agent.ports["outbound"])):
+        agent.start()
+        where = f"0.0.0.0:{agent.ports['outbound']}"
+        waiting = eventually("it waits for the port", lambda: (agent.status() or {}).get("waiting"))
+        assert waiting == {where: "Address already in use"}
+        assert agent.status()["workloads"][0]["istiod"]["rejected"] is None, (
+            "the configuration is not at fault"
+        )
+        assert not agent.status()["ready"]
+        assert health(mesh) != ["healthy"]
+    agent.ready()
+    assert agent.status()["waiting"] == {}
+    eventually("healthy in the registry", lambda: health(mesh) == ["healthy"])
+
+
 def test_the_probe_decides_what_the_registry_says(mesh: Any, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as application:
         port = application.getsockname()[1]

@@ -47,17 +47,26 @@ def test_outbound_calls_reach_the_proxy_with_their_true_destination(hosts: Any, 
     assert host.call("10.99.0.2", 22).startswith("22 ")
 
 
-def test_inbound_calls_reach_the_proxy_but_ssh_and_excluded_ports_do_not(hosts: Any, tmp_path: Path) -> None:
+def test_inbound_calls_reach_the_proxy_at_declared_ports_only(hosts: Any, tmp_path: Path) -> None:
     host, peer = hosts
     host.serve("15001", "15006", "15021", "9080", "22", "8081", "9999")
     host.hold(AGENT, tmp_path)
     assert peer.call("10.99.0.1", 9080) == "15006 10.99.0.1 9080"
     assert peer.call("fd99::1", 9080) == "15006 fd99::1 9080"
-    assert peer.call("10.99.0.1", 9999) == "15006 10.99.0.1 9999"
-    for port in (22, 8081, 15021):
+    for port in (22, 8081, 9999, 15021):
         assert peer.call("10.99.0.1", port).startswith(f"{port} ")
     assert peer.call("10.99.0.1", 15006) == "refused"
     assert peer.call("fd99::1", 15001) == "refused"
+
+
+def test_every_inbound_port_is_captured_by_choice(hosts: Any, tmp_path: Path) -> None:
+    host, peer = hosts
+    host.serve("15006", "9080", "22", "8081", "9999")
+    host.hold(AGENT.replace("capture: {", 'capture: {includeInboundPorts: "*", '), tmp_path)
+    assert peer.call("10.99.0.1", 9999) == "15006 10.99.0.1 9999"
+    assert peer.call("fd99::1", 9080) == "15006 fd99::1 9080"
+    for port in (22, 8081):
+        assert peer.call("10.99.0.1", port).startswith(f"{port} ")
 
 
 def test_own_addresses_and_loopback(hosts: Any, tmp_path: Path) -> None:
@@ -144,8 +153,8 @@ def test_names_resolve_for_whom_ever_they_are_asked_by_udp_and_tcp(hosts: Any, t
         assert dig(f"@{server}", "reviews") == ["240.240.0.1"]
         assert dig(f"@{server}", "reviews.default.svc.cluster.local", "AAAA") == ["2001:2::1"]
         assert dig(f"@{server}", "+tcp", "reviews") == ["240.240.0.1"]
-        assert dig(f"@{server}", "elsewhere.example") == ["192.0.2.7"]
-        assert dig(f"@{server}", "+tcp", "elsewhere.example") == ["192.0.2.7"]
+    assert dig("@10.99.0.2", "elsewhere.example") == ["192.0.2.7"]
+    assert dig("@10.99.0.2", "+tcp", "elsewhere.example") == ["192.0.2.7"]
     assert dig("@10.99.0.2", "long.example") == ["192.0.2.7"], "truncated over UDP, then asked by TCP"
     assert "status: NXDOMAIN" in host.run("dig", "@10.99.0.2", "nobody.default.svc.cluster.local")
     assert "status: NOERROR" in host.run("dig", "@10.99.0.2", "reviews", "MX")

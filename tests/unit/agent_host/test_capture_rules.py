@@ -101,7 +101,7 @@ def test_nothing_but_known_words_and_numbers_is_written(
         exclude_outbound=tuple(networks),  # type: ignore[arg-type]
     )
     text = re.sub(r'comment "[a-z\' ]+"', "", render(rules))
-    assert re.fullmatch(r"[a-z0-9_{}@;:,.=!&\-/\" \n]+", text)
+    assert re.fullmatch(r"[a-z0-9_{}()|@;:,.=!&\-/\" \n]+", text)
     assert text.count("{") == text.count("}")
     assert 22 in own_ports(rules)
 

@@ -191,3 +191,34 @@ def test_a_worker_inherits_no_descriptor_but_its_own() -> None:
             assert not any(__file__ in target for target in held)
 
     with_dataplane(test)
+
+
+def test_workers_serve_only_while_they_listen_on_every_required_port() -> None:
+    async def test(dataplane: Dataplane) -> None:
+        said: list[bool] = []
+        dataplane.on_serving = said.append
+        dataplane.required = frozenset({15001, 15006})
+        await dataplane.change("default/a", {TYPE: {"port 15001": b""}})
+        assert not dataplane.serving, "half of a configuration is not a reason to bring traffic"
+        await dataplane.change("default/a", {TYPE: {"port 15001": b"", "port 15006": b""}})
+        assert dataplane.serving
+        await dataplane.change("default/a", {TYPE: {"port 15006": b""}})
+        assert not dataplane.serving
+        assert said == [True, False]
+
+    with_dataplane(test)
+
+
+def test_every_worker_keeps_what_it_is_given_to_keep() -> None:
+    async def test(dataplane: Dataplane) -> None:
+        with open(__file__, "rb") as kept:  # noqa: PTH123
+            dataplane.kept = (kept.fileno(),)
+            victim = dataplane.workers[0].process.pid
+            os.kill(victim, signal.SIGKILL)
+            await eventually(
+                lambda: len(dataplane.workers) == 2 and dataplane.workers[0].process.pid != victim
+            )
+            descriptors = Path(f"/proc/{dataplane.workers[0].process.pid}/fd")
+            await eventually(lambda: any(str(path.readlink()) == __file__ for path in descriptors.iterdir()))
+
+    with_dataplane(test)

@@ -30,7 +30,10 @@ def main() -> None:
                     )
                 else:
                     generations.append(config.generation)
-                    sock.sendall(control.encode_json(control.APPLIED, generation=config.generation))
+                    ports = [int(name.removeprefix("port ")) for name in names if name.startswith("port ")]
+                    sock.sendall(
+                        control.encode_json(control.APPLIED, generation=config.generation, listening=ports)
+                    )
             elif kind == control.QUERY:
                 question = control.decode_json(payload)
                 answer = {"pid": os.getpid(), "uid": os.getuid(), "generations": generations}
