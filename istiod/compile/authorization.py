@@ -19,9 +19,17 @@ from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb
 
 from istiod.compile import principal as who
 from istiod.compile.envoy import any_of
+from istiod.resources.authorization import (
+    DRY_RUN,
+    DRY_RUN_ON,
+    AuthorizationPolicy,
+    Condition,
+    Operation,
+    Rule,
+    Source,
+)
 from istiod.resources.document import Document
 from istiod.resources.mesh_config import MeshConfig
-from istiod.resources.security import AuthorizationPolicy, Condition, Operation, Rule, Source
 from istiod.snapshot import Snapshot
 
 HTTP_RBAC = "envoy.filters.http.rbac"
@@ -87,7 +95,7 @@ def _all_rules(
 
 
 def _dry_run(policy: Document[AuthorizationPolicy]) -> bool:
-    return policy.resource.annotations.get("istio.io/dry-run", "").lower() == "true"
+    return policy.resource.annotations.get(DRY_RUN) in DRY_RUN_ON
 
 
 def _rules(

@@ -19,19 +19,14 @@ from google.protobuf import any_pb2
 from istiod.compile import naming
 from istiod.compile.envoy import any_of, duration, fit_weights, struct, uint32
 from istiod.compile.route_filters import CORS_FILTER, FAULT_FILTER, cors, fault
-from istiod.resources.destination_rule import ConsistentHash
 from istiod.resources.document import Document
-from istiod.resources.virtual_service import (
-    Destination,
-    HeaderOperations,
-    HttpMatchRequest,
-    HttpRedirect,
-    HttpRetry,
-    HttpRoute,
-    RouteDestination,
-    StringMatch,
-    VirtualService,
-)
+from istiod.resources.routing.destination import Destination
+from istiod.resources.routing.header_operations import HeaderOperations
+from istiod.resources.routing.http_actions import HttpRedirect, HttpRetry
+from istiod.resources.routing.http_match import HttpMatchRequest, StringMatch
+from istiod.resources.routing.http_route import HttpRoute, RouteDestination
+from istiod.resources.traffic.load_balancer import ConsistentHash
+from istiod.resources.virtual_service import VirtualService
 from istiod.services import includes
 
 DEFAULT_RETRY_ON = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
@@ -408,6 +403,6 @@ def string_matcher(match: StringMatch) -> string_pb2.StringMatcher | None:
         return string_pb2.StringMatcher(exact=match.exact)
     if match.prefix is not None:
         return string_pb2.StringMatcher(prefix=match.prefix)
-    if match.regex is not None:
+    if match.regex is not None and not match.only_presence:
         return string_pb2.StringMatcher(safe_regex=regex_pb2.RegexMatcher(regex=match.regex))
     return None

@@ -16,8 +16,8 @@ from envoy.config.rbac.v3 import rbac_pb2
 from envoy.config.route.v3 import route_components_pb2
 from envoy.type.matcher.v3 import metadata_pb2, path_pb2, regex_pb2, string_pb2, value_pb2
 
+from istiod.resources.authorization import network_of
 from istiod.resources.mesh_config import MeshConfig
-from istiod.resources.security import network_of
 
 Text: TypeAlias = string_pb2.StringMatcher
 JWT = "envoy.filters.http.jwt_authn"

@@ -12,7 +12,8 @@ from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from envoy.type.v3 import percent_pb2
 
 from istiod.compile.envoy import duration
-from istiod.resources.virtual_service import GRPC_STATUSES, CorsPolicy, HttpFault, Percent
+from istiod.resources.routing.destination import Percent
+from istiod.resources.routing.http_actions import GRPC_STATUSES, CorsPolicy, HttpFault
 
 FAULT_FILTER = "envoy.filters.http.fault"
 CORS_FILTER = "envoy.filters.http.cors"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from istiod.compile.envoy import fit_weights
 from istiod.compile.view import View
-from istiod.resources.virtual_service import L4Match, TcpDestination, TlsMatch
+from istiod.resources.routing.destination import TcpDestination
+from istiod.resources.routing.l4_route import L4Match, TlsMatch
 from istiod.services import MeshService, Protocol, ServicePort, includes
 
 

@@ -16,15 +16,15 @@ from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from istiod.compile.envoy import UNLIMITED, any_of, duration, uint32
 from istiod.resources.destination_rule import (
     ClientTls,
-    ConnectionPool,
     DestinationRule,
-    LoadBalancer,
     OutlierDetection,
     RetryBudget,
     Subset,
     TrafficPolicy,
 )
 from istiod.resources.document import Document
+from istiod.resources.traffic.connection_pool import ConnectionPool
+from istiod.resources.traffic.load_balancer import LoadBalancer
 from istiod.services import Protocol
 
 Lb: TypeAlias = cluster_pb2.Cluster.LbPolicy

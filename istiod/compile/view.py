@@ -8,9 +8,10 @@ from __future__ import annotations
 from istiod.compile import naming
 from istiod.compile.traffic_policy import HostRule, merge
 from istiod.proxy import ProxyInfo
-from istiod.resources.destination_rule import ConsistentHash
 from istiod.resources.document import Document
-from istiod.resources.virtual_service import Destination, VirtualService
+from istiod.resources.routing.destination import Destination
+from istiod.resources.traffic.load_balancer import ConsistentHash
+from istiod.resources.virtual_service import VirtualService
 from istiod.scope import host_covers
 from istiod.services import MeshService, Protocol
 from istiod.snapshot import Snapshot

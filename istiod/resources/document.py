@@ -1,53 +1,38 @@
 """From text to typed resources, and from the store's resources to typed ones; every problem found at once.
 
-Rule: a document is accepted whole or not at all, and whatever has no effect is named in a warning.
+Rule: a document is accepted whole or not at all, and whatever has no effect is refused or named in a warning.
 Not for: comparing resources with each other (istiod/snapshot.py does what a compile needs).
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, get_args, get_origin
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from istiod.resources.authorization import DRY_RUN
 from istiod.resources.kinds import KINDS, Effect, Kind, nearest
+from istiod.resources.metadata import Metadata, read, unknown_field
 from istiod.resources.problem import Problem, Severity
-from istiod.resources.schema import Spec, fields_of
-from istiod.resources.yaml_text import YamlError, documents
+from istiod.resources.schema import Spec
+from istiod.resources.wording import translate, type_name
+from istiod.resources.yaml_text import YamlError, YamlNode, documents
 from registry.model import Resource
 
 SpecT_co = TypeVar("SpecT_co", bound=Spec, covariant=True)
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
-_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-_METADATA = (
-    "name",
-    "namespace",
-    "labels",
-    "annotations",
-    "resourceVersion",
-    "generation",
-    "creationTimestamp",
-    "uid",
-    "managedFields",
-    "selfLink",
-    "ownerReferences",
-    "finalizers",
-    "generateName",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Document(Generic[SpecT_co]):
-    """One typed resource. `spec` is the model; `resource` is what the store keeps."""
+    """One typed resource. `spec` is the model; `resource` is what the store keeps; `uid` is the document's own."""
 
     resource: Resource
     spec: SpecT_co
     where: str = ""
+    uid: str = ""
 
     @property
     def subject(self) -> str:
@@ -63,11 +48,11 @@ class Parsed:
     problems: tuple[Problem, ...] = field(default_factory=tuple)
 
     def errors(self) -> tuple[Problem, ...]:
-        """What makes `validate` fail."""
+        """What is wrong with the documents, whatever the version."""
         return tuple(problem for problem in self.problems if problem.severity is Severity.ERROR)
 
     def blocking(self) -> tuple[Problem, ...]:
-        """What makes `apply` fail: errors and refusals."""
+        """What makes `apply` and `validate` fail: errors and refusals."""
         return tuple(problem for problem in self.problems if problem.severity is not Severity.WARNING)
 
     def warnings(self) -> tuple[Problem, ...]:
@@ -93,18 +78,22 @@ def parse(text: str, source: str = "", default_namespace: str = "default") -> Pa
     problems: list[Problem] = []
     seen: dict[object, str] = {}
     try:
-        for index, document in enumerate(documents(text)):
-            where = f"{source or 'document'}:{document.line}" if source else f"document {index + 1}"
-            for value in _unfold(document.value):
-                found, trouble = _one(value, where, default_namespace)
-                problems += trouble
+        for index, node in enumerate(documents(text)):
+            for value, part in _unfold(node):
+
+                def locate(path: str, part: YamlNode = part, index: int = index) -> str:
+                    return f"{source}:{part.line_of(path)}" if source else f"document {index + 1}"
+
+                found, trouble = _one(value, locate(""), default_namespace)
+                problems += _located(trouble, locate)
                 if found is None:
                     continue
                 if found.resource.key in seen:
                     message = f"is there twice, first at {seen[found.resource.key]}"
+                    where = locate("metadata.name")
                     problems.append(Problem(Severity.ERROR, "metadata.name", message, where, found.subject))
                     continue
-                seen[found.resource.key] = where
+                seen[found.resource.key] = found.where
                 good.append(found)
     except YamlError as error:
         problems.append(Problem(Severity.ERROR, "", f"not YAML: {error}", source))
@@ -117,31 +106,50 @@ def typed(resource: Resource) -> Document[Any]:
     if kind is None:
         raise InvalidResourceError((Problem(Severity.ERROR, "kind", f"unknown kind {resource.kind!r}"),))
     subject = f"{resource.kind} {resource.namespace}/{resource.name}"
-    spec, problems = check_spec(kind, resource.spec, "", subject)
+    spec, problems = check_spec(
+        kind, resource.spec, "", subject, namespace=resource.namespace, annotations=resource.annotations
+    )
     errors = tuple(problem for problem in problems if problem.severity is Severity.ERROR)
     if spec is None or errors:
         raise InvalidResourceError(errors)
     return Document(resource, spec)
 
 
-def check_spec(kind: Kind, spec: object, where: str, subject: str) -> tuple[Spec | None, list[Problem]]:
+def check_spec(
+    kind: Kind, spec: object, where: str, subject: str, *, namespace: str, annotations: Mapping[str, str]
+) -> tuple[Spec | None, list[Problem]]:
     """Validate one spec against its model and rules; the model is None when its structure is wrong."""
     try:
         model = kind.model.model_validate(spec)
     except ValidationError as failure:
-        return None, [_translate(error, kind.model, where, subject) for error in failure.errors()]
-    problems = []
-    for severity, path, message in _walk(model, "spec"):
-        problems.append(Problem(severity, path, message, where, subject))
+        found = [translate(error, kind.model) for error in failure.errors()]
+        return None, [Problem(Severity.ERROR, path, message, where, subject) for path, message in found]
+    problems = [
+        Problem(severity, path, message, where, subject)
+        for severity, path, message in (
+            *_walk(model, "spec"),
+            *((Severity.ERROR, *finding) for finding in model.document_rules(namespace, annotations)),
+        )
+    ]
+    if DRY_RUN in annotations and kind.name != "AuthorizationPolicy":
+        message = f"only an AuthorizationPolicy can be tried out, not a {kind.name}"
+        problems.append(Problem(Severity.ERROR, f"metadata.annotations[{DRY_RUN}]", message, where, subject))
     return model, problems
 
 
-def _unfold(value: object) -> Iterator[object]:
+def _unfold(node: YamlNode) -> Iterator[tuple[object, YamlNode]]:
     """A `kind: List` is its items."""
+    value = node.value
     if isinstance(value, dict) and value.get("kind") == "List" and isinstance(value.get("items"), list):
-        yield from value["items"]
+        for index, item in enumerate(value["items"]):
+            yield item, node.inside(f"items[{index}]")
     else:
-        yield value
+        yield value, node
+
+
+def _located(problems: list[Problem], locate: Callable[[str], str]) -> list[Problem]:
+    """The problems with the line of the field, or of what the field is missing in."""
+    return [replace(problem, where=locate(problem.path)) for problem in problems]
 
 
 def _one(value: object, where: str, default_namespace: str) -> tuple[Document[Any] | None, list[Problem]]:
@@ -164,138 +172,53 @@ def _one(value: object, where: str, default_namespace: str) -> tuple[Document[An
     if group != kind.group or version not in kind.versions:
         known = ", ".join(f"{kind.group}/{known}" for known in kind.versions)
         return error("apiVersion", f"{api_version!r} has no {kind_name}; use one of {known}")
-    metadata, problems = _metadata(value.get("metadata"), where, default_namespace)
-    subject = f"{kind_name} {metadata['namespace']}/{metadata['name']}" if metadata else kind_name
+    metadata, problems = read(value.get("metadata"), where, default_namespace)
+    subject = f"{kind_name} {metadata.namespace}/{metadata.name}" if metadata else kind_name
     for key in value.keys() - {"apiVersion", "kind", "metadata", "spec", "status"}:
-        problems.append(
-            Problem(Severity.ERROR, str(key), _unknown(str(key), ["metadata", "spec"]), where, subject)
-        )
-    raw = value.get("spec", {})
-    if "spec" in value and not isinstance(raw, dict):
-        return error("spec", f"must be a mapping, not {_type_name(raw)}", subject)
-    if "spec" not in value and kind.spec_required:
+        message = unknown_field(str(key), ["metadata", "spec"])
+        problems.append(Problem(Severity.ERROR, str(key), message, where, subject))
+    raw = value.get("spec")
+    if raw is None and kind.spec_required:
         return error("spec", "is required", subject)
-    spec, found = check_spec(kind, raw, where, subject)
+    if raw is not None and not isinstance(raw, dict):
+        return error("spec", f"must be a mapping, not {type_name(raw)}", subject)
+    raw = raw or {}
+    spec, found = check_spec(
+        kind,
+        raw,
+        where,
+        subject,
+        namespace=metadata.namespace if metadata else default_namespace,
+        annotations=metadata.annotations if metadata else {},
+    )
     problems += found
-    if kind.effect is Effect.REFUSE:
-        message = f"kind {kind_name} is not supported by this version"
-        problems.append(Problem(Severity.REFUSAL, "kind", message, where, subject))
-    elif kind.effect is Effect.WARN:
-        message = f"kind {kind_name} is stored but has no effect in this version"
-        problems.append(Problem(Severity.WARNING, "kind", message, where, subject))
+    problems += _effect(kind, where, subject)
     if metadata is None or spec is None or any(problem.severity is Severity.ERROR for problem in problems):
         return None, problems
-    resource = Resource(
-        kind=kind_name,
-        namespace=metadata["namespace"],
-        name=metadata["name"],
+    return Document(_resource(kind_name, api_version, metadata, raw), spec, where, metadata.uid), problems
+
+
+def _effect(kind: Kind, where: str, subject: str) -> list[Problem]:
+    if kind.effect is Effect.REFUSE:
+        message = f"kind {kind.name} is not supported by this version"
+        return [Problem(Severity.REFUSAL, "kind", message, where, subject)]
+    if kind.effect is Effect.WARN:
+        message = f"kind {kind.name} is stored but has no effect in this version"
+        return [Problem(Severity.WARNING, "kind", message, where, subject)]
+    return []
+
+
+def _resource(kind: str, api_version: str, metadata: Metadata, spec: dict[str, Any]) -> Resource:
+    return Resource(
+        kind=kind,
+        namespace=metadata.namespace,
+        name=metadata.name,
         api_version=api_version,
-        spec=json.loads(json.dumps(raw)),
-        labels=metadata["labels"],
-        annotations=metadata["annotations"],
-        version=metadata["version"],
+        spec=json.loads(json.dumps(spec)),
+        labels=metadata.labels,
+        annotations=metadata.annotations,
+        version=metadata.version,
     )
-    return Document(resource, spec, where), problems
-
-
-def _metadata(
-    value: object, where: str, default_namespace: str
-) -> tuple[dict[str, Any] | None, list[Problem]]:
-    problems: list[Problem] = []
-
-    def error(path: str, message: str) -> None:
-        problems.append(Problem(Severity.ERROR, path, message, where))
-
-    if not isinstance(value, dict):
-        error("metadata", "must be a mapping with a name")
-        return None, problems
-    for key in value:
-        if key not in _METADATA:
-            error(f"metadata.{key}", _unknown(str(key), _METADATA))
-    name, namespace = value.get("name"), value.get("namespace", default_namespace)
-    if not isinstance(name, str) or len(name) > 253 or not _NAME.fullmatch(name):
-        error("metadata.name", f"{name!r} must be lower case letters, digits, - and . (at most 253)")
-    if not isinstance(namespace, str) or len(namespace) > 63 or not _NAMESPACE.fullmatch(namespace):
-        error("metadata.namespace", f"{namespace!r} must be lower case letters, digits and - (at most 63)")
-    maps: dict[str, dict[str, str]] = {}
-    for part in ("labels", "annotations"):
-        entries = value.get(part) or {}
-        if not isinstance(entries, dict) or not all(isinstance(entry, str) for entry in entries.values()):
-            error(f"metadata.{part}", "must be a mapping of strings to strings (quote numbers and booleans)")
-            entries = {}
-        maps[part] = entries
-    if problems:
-        return None, problems
-    version = value.get("resourceVersion", "")
-    return {"name": name, "namespace": namespace, "version": str(version), **maps}, problems
-
-
-def _unknown(key: str, known: Sequence[str]) -> str:
-    guess = nearest(key, known)
-    return "unknown field" + (f"; did you mean {guess}?" if guess else "")
-
-
-def _translate(error: Any, model: type[Spec], where: str, subject: str) -> Problem:
-    """A pydantic error as a problem in our words."""
-    loc = tuple(part for part in error["loc"] if part != "[key]")
-    path, owner = _locate(loc, model)
-    kind, message = error["type"], error["msg"]
-    if kind == "extra_forbidden":
-        message = _unknown(str(loc[-1]), sorted(fields_of(owner)) if owner else [])
-    elif kind == "missing":
-        message = "is required"
-    elif kind == "literal_error":
-        expected = str(error["ctx"]["expected"]).replace("'", "").replace(" or ", ", ")
-        guess = nearest(str(error["input"]), expected.split(", "))
-        message = f"Unsupported value: {json.dumps(error['input'], default=str)}; one of {expected}"
-        message += f"; did you mean {guess}?" if guess else ""
-    elif kind in ("model_type", "model_attributes_type", "dict_type"):
-        message = f"must be a mapping, not {_type_name(error['input'])}"
-    elif kind == "tuple_type":
-        message = f"must be a list, not {_type_name(error['input'])}"
-    elif kind == "string_type":
-        message = f"must be a string, not {_type_name(error['input'])}" + _quote_hint(error["input"])
-    elif kind == "bool_type":
-        message = f"must be true or false, not {_type_name(error['input'])}"
-    elif kind == "string_too_short":
-        message = f"should be at least {error['ctx']['min_length']} chars long"
-    elif kind == "string_pattern_mismatch":
-        message = f"{error['input']!r} should match {error['ctx']['pattern']}"
-    return Problem(Severity.ERROR, path, message, where, subject)
-
-
-def _locate(loc: tuple[Any, ...], model: type[Spec]) -> tuple[str, type[Spec] | None]:
-    """The path of `loc` for people, and the model that holds its last part."""
-    path = "spec"
-    annotation: Any = model
-    owner: type[Spec] | None = None
-    for part in loc:
-        annotation = _spec_in(annotation, part)
-        owner = annotation if isinstance(annotation, type) and issubclass(annotation, Spec) else None
-        if isinstance(part, int) or (owner is None and get_origin(annotation) is dict):
-            path += f"[{part}]"
-        else:
-            path += f".{part}"
-        if owner is not None:
-            info = fields_of(owner).get(str(part)) or owner.model_fields.get(str(part))
-            annotation = info.annotation if info is not None else None
-        elif get_origin(annotation) in (tuple, dict):
-            arguments = get_args(annotation)
-            annotation = arguments[0] if get_origin(annotation) is tuple else arguments[1]
-    return path, owner
-
-
-def _spec_in(annotation: Any, part: object) -> Any:
-    """Out of an annotation (perhaps Optional or Annotated) the model, tuple or dict that `part` indexes."""
-    if isinstance(annotation, type) and issubclass(annotation, Spec):
-        return annotation
-    if get_origin(annotation) in (tuple, dict):
-        return annotation
-    for argument in get_args(annotation):
-        found = _spec_in(argument, part)
-        if found is not None:
-            return found
-    return None
 
 
 def _walk(value: object, path: str) -> Iterator[tuple[Severity, str, str]]:
@@ -312,12 +235,8 @@ def _walk(value: object, path: str) -> Iterator[tuple[Severity, str, str]]:
         for name in value.model_fields_set:
             info = type(value).model_fields[name]
             extra = info.json_schema_extra
-            if isinstance(extra, dict) and extra.get("effect") == "none":
-                yield (
-                    Severity.WARNING,
-                    f"{path}.{info.alias}",
-                    "is accepted but has no effect in this version",
-                )
+            if isinstance(extra, dict) and (reason := extra.get("unsupported")):
+                yield Severity.REFUSAL, f"{path}.{info.alias}", str(reason)
             yield from _walk(getattr(value, name), f"{path}.{info.alias}")
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
@@ -325,21 +244,3 @@ def _walk(value: object, path: str) -> Iterator[tuple[Severity, str, str]]:
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _walk(item, f"{path}[{key}]")
-
-
-def _type_name(value: object) -> str:
-    if value is None:
-        return "null"
-    names = {
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        str: "a string",
-        list: "a list",
-        dict: "a mapping",
-    }
-    return names.get(type(value), type(value).__name__)
-
-
-def _quote_hint(value: object) -> str:
-    return f'; write "{json.dumps(value)}" in quotes' if isinstance(value, (bool, int, float)) else ""

@@ -22,9 +22,9 @@ class Effect(Enum):
     FULL = "full"
     """It is compiled."""
     WARN = "warn"
-    """It is stored; a warning says that nothing comes of it. For edges that this mesh hasn't got."""
+    """It is stored with a warning. For gateways, which this mesh does not have: they only ever open something."""
     REFUSE = "refuse"
-    """It is refused: the user would believe in something (a check of tokens) that does not happen."""
+    """It is refused: the user would rely on something (a check of tokens, a patch) that does not happen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Kind:
 
     @property
     def model(self) -> type[Spec]:
-        """The schema of `spec`. Imported when it is first asked for: meshctl needs names only, and starts faster."""
+        """The schema of `spec`. Imported at its first use: meshctl needs names only, and starts faster."""
         model: type[Spec] = getattr(import_module(f"istiod.resources.{self.module}"), self.name)
         return model
 
@@ -67,11 +67,13 @@ KINDS: dict[str, Kind] = {
         Kind("WorkloadEntry", "workloadentries", ("we",), _NET, _ALL, "workload", Effect.FULL, True),
         Kind("WorkloadGroup", "workloadgroups", ("wg",), _NET, _ALL, "workload", Effect.FULL, True),
         Kind("Sidecar", "sidecars", (), _NET, _ALL, "sidecar", Effect.FULL),
-        Kind("Gateway", "gateways", ("gw",), _NET, _ALL, "sidecar", Effect.WARN),
+        Kind("Gateway", "gateways", ("gw",), _NET, _ALL, "gateway", Effect.WARN),
         Kind("ProxyConfig", "proxyconfigs", (), _NET, ("v1beta1",), "extension", Effect.REFUSE),
-        Kind("EnvoyFilter", "envoyfilters", (), _NET, ("v1alpha3",), "extension", Effect.WARN),
+        Kind("EnvoyFilter", "envoyfilters", (), _NET, ("v1alpha3",), "extension", Effect.REFUSE),
         Kind("PeerAuthentication", "peerauthentications", ("pa",), _SEC, _V1B, "security", Effect.FULL),
-        Kind("AuthorizationPolicy", "authorizationpolicies", ("ap",), _SEC, _V1B, "security", Effect.FULL),
+        Kind(
+            "AuthorizationPolicy", "authorizationpolicies", ("ap",), _SEC, _V1B, "authorization", Effect.FULL
+        ),
         Kind(
             "RequestAuthentication", "requestauthentications", ("ra",), _SEC, _V1B, "security", Effect.REFUSE
         ),

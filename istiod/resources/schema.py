@@ -7,20 +7,32 @@ path. Not for: reading YAML (document.py) or deciding what a resource means (ist
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import re
-from collections.abc import Iterator
-from typing import Annotated, Any, cast
+from collections.abc import Iterator, Mapping
+from types import NoneType
+from typing import Annotated, Any, cast, get_args
 
 import re2
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictStr, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictStr,
+    StringConstraints,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 _GO_DURATION = re.compile(r"([+-]?)((?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h))+")
 _GO_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _UNIT = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _MAX_UINT32 = 2**32 - 1
+_MAX_PATTERN = 1024
+MAX_DURATION = 2**63 / 1e9
+"""Seconds: what fits into 64 bits of nanoseconds, in which Go and Envoy count."""
 
 
 def camel_case(name: str) -> str:
@@ -40,22 +52,45 @@ class Spec(BaseModel):
         protected_namespaces=(),
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        """Protobuf-JSON, and with it kubectl: a field that is null is not set."""
+        if not isinstance(value, dict) or None not in value.values():
+            return value
+        known = {**fields_of(cls), **cls.model_fields}
+        return {
+            key: entry
+            for key, entry in value.items()
+            if entry is not None or key not in known or NoneType in get_args(known[key].annotation)
+        }
+
     def rules(self) -> Iterator[tuple[str, str]]:
         """Broken cross-field rules as (path relative to this message, reason); "" is the message itself."""
         return iter(())
 
+    def document_rules(self, namespace: str, annotations: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        """Broken rules that depend on the document's metadata, with paths from its root. Of a kind's model only."""
+        return iter(())
+
     def gaps(self) -> Iterator[tuple[str, str]]:
-        """Values that are valid but have no effect in this version, as (relative path, reason)."""
+        """Values that are valid but have no effect in this version, as (relative path, reason).
+
+        Only for what nobody could take for working: a Gateway where there is no gateway.
+        """
         return iter(())
 
     def refusals(self) -> Iterator[tuple[str, str]]:
-        """Values that are valid but whose missing effect would be dangerous, as (relative path, reason)."""
+        """Values that are valid and that this version cannot put into effect, as (relative path, reason)."""
         return iter(())
 
 
-def later(default: Any = None, **constraints: Any) -> Any:
-    """A field of the schema that is accepted and does nothing yet; setting it makes a warning."""
-    return Field(default, json_schema_extra={"effect": "none"}, **constraints)
+def unsupported(default: Any = None, reason: str = "", **constraints: Any) -> Any:
+    """A field of the schema that this version cannot put into effect: a document that sets it is refused."""
+    return Field(default, json_schema_extra={"unsupported": reason or UNSUPPORTED}, **constraints)
+
+
+UNSUPPORTED = "is not supported by this version"
 
 
 def empty() -> Any:
@@ -75,9 +110,16 @@ def _duration(value: object) -> float:
     if not isinstance(value, str):
         raise PydanticCustomError("duration", "must be a duration string such as 5s, 100ms or 1h30m")
     try:
-        return parse_duration(value)
+        seconds = parse_duration(value)
     except ValueError as error:
         raise PydanticCustomError("duration", "{reason}", {"reason": str(error)}) from None
+    if abs(seconds) > MAX_DURATION:
+        raise PydanticCustomError(
+            "duration", "is longer than the longest duration of Istio and Envoy (292 years)"
+        )
+    if abs(seconds * 1000 - round(seconds * 1000)) > 1e-6 * max(1.0, abs(seconds)):
+        raise PydanticCustomError("duration", "must be whole milliseconds")
+    return seconds
 
 
 def _number(value: object) -> object:
@@ -113,21 +155,29 @@ def _port(value: object) -> object:
 
 
 def _regex(value: object) -> object:
-    if isinstance(value, str):
-        compile_regex(value)
+    if isinstance(value, str) and (problem := regex_problem(value)):
+        raise PydanticCustomError("regex", "{problem}", {"problem": problem})
     return value
 
 
-def compile_regex(pattern: str) -> None:
-    """Check a pattern with RE2, the engine of Envoy and of our data plane. Raises a validation error."""
+def regex_problem(pattern: str, rewrite: str | None = None) -> str | None:
+    """Why RE2, the engine of Envoy and of our data plane, does not take `pattern` (and a rewrite of it), or None."""
+    if len(pattern) > _MAX_PATTERN:
+        return f"is longer than {_MAX_PATTERN} characters, Istio's limit"
     options = re2.Options()
     options.log_errors = False
     try:
-        re2.compile(pattern, options)
+        compiled = re2.compile(pattern, options)
     except re2.error as error:
         reason = error.args[0] if error.args else "invalid"
         reason = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
-        raise PydanticCustomError("regex", "not an RE2 expression: {reason}", {"reason": reason}) from None
+        return f"not an RE2 expression: {reason}"
+    for escape in re.findall(r"\\(.?)", rewrite or "", re.DOTALL):
+        if escape != "\\" and not ("0" <= escape <= "9"):
+            return f"the rewrite has \\{escape}; only \\0 to \\9 and \\\\ are allowed"
+        if escape.isdigit() and int(escape) > compiled.groups:
+            return f"the rewrite has \\{escape}, but the pattern has {compiled.groups} groups"
+    return None
 
 
 Str = StrictStr
@@ -146,6 +196,8 @@ PositiveDuration = Annotated[float, BeforeValidator(_duration), Field(ge=0.001)]
 """Seconds; at least 1 ms, as Istio's schema demands of most durations."""
 Regex = Annotated[StrictStr, BeforeValidator(_regex)]
 HeaderName = Annotated[StrictStr, StringConstraints(min_length=1, pattern=r"^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$")]
+HeaderText = Annotated[StrictStr, StringConstraints(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]*$")]
+"""What may become a header's value or part of a request line: no control characters."""
 RefGroup = Annotated[
     StrictStr,
     StringConstraints(
@@ -158,38 +210,6 @@ RefKind = Annotated[
 ]
 Struct = dict[str, Any]
 """google.protobuf.Struct: free-form."""
-
-_HOST_LABEL = re.compile(r"[a-zA-Z0-9_]([-a-zA-Z0-9_]{0,61}[a-zA-Z0-9_])?")
-
-
-def host_problem(host: str, *, wildcard: bool) -> str | None:
-    """Why `host` is not a host name (with `wildcard` also `*` or `*.example.com`), or None."""
-    if not host:
-        return "must not be empty"
-    if len(host) > 255:
-        return "is longer than 255 characters"
-    rest = host
-    if host.startswith("*"):
-        if not wildcard:
-            return "must not be a wildcard"
-        rest = host[1:].removeprefix(".")
-        if not rest:
-            return None if host == "*" else "is not a host name"
-    if "*" in rest:
-        return "may have a wildcard only in front"
-    for label in rest.removesuffix(".").split("."):
-        if not _HOST_LABEL.fullmatch(label):
-            return f"{label!r} is not a DNS label"
-    return None
-
-
-def address_problem(text: str) -> str | None:
-    """Why `text` is neither an IP address nor a CIDR block, or None."""
-    try:
-        ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        return f"{text!r} is neither an IP address nor a CIDR block"
-    return None
 
 
 def exactly_one(message: Spec, names: tuple[str, ...]) -> list[str]:

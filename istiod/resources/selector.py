@@ -53,6 +53,17 @@ class TargetReference(Spec):
     def rules(self) -> Iterator[tuple[str, str]]:
         if self.namespace:
             yield "namespace", "cross namespace referencing is not currently supported"
+        if (self.group or "core", self.kind) not in _TARGETS:
+            known = ", ".join(f"{group}/{kind}" for group, kind in _TARGETS)
+            yield "kind", f"{self.group or 'core'}/{self.kind} cannot be a target; one of {known}"
+
+
+_TARGETS = (
+    ("core", "Service"),
+    ("networking.istio.io", "ServiceEntry"),
+    ("gateway.networking.k8s.io", "Gateway"),
+    ("gateway.networking.k8s.io", "GatewayClass"),
+)
 
 
 def one_target(

@@ -1,101 +1,51 @@
-"""networking.istio.io Sidecar and Gateway: what a proxy sees, and what the mesh's edge listens on.
-
-Sidecar scopes the hosts of its workloads and overrides where an inbound port goes; Gateway is validated and
-has no effect yet.
-"""
+"""networking.istio.io Sidecar: what the proxies of some workloads see of the mesh, and how they are reached."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from istiod.resources.destination_rule import ConnectionPool
-from istiod.resources.schema import Bool, NonEmpty, PortNumber, Spec, Str, empty, host_problem, later
+from istiod.resources.names import (
+    UNIX,
+    domain_problem,
+    ip_problem,
+    label_problem,
+    unix_problem,
+    visible_host_problem,
+)
+from istiod.resources.routing.destination import Destination
+from istiod.resources.schema import NonEmpty, PortNumber, Spec, Str, UInt32, unsupported
 from istiod.resources.selector import LabelSelector
+from istiod.resources.server_tls import ServerTls
 from istiod.resources.service_entry import PROTOCOLS
-from istiod.resources.virtual_service import Destination
+from istiod.resources.traffic.connection_pool import ConnectionPool
 
 CaptureMode = Literal["DEFAULT", "IPTABLES", "NONE"]
-TlsVersion = Literal["TLS_AUTO", "TLSV1_0", "TLSV1_1", "TLSV1_2", "TLSV1_3"]
+_NO_UNIX = "Unix sockets are not supported by this version"
 
 
 class SidecarPort(Spec):
-    """A port of the sidecar."""
+    """A port of the sidecar. An egress listener on a Unix socket has none (0)."""
 
-    number: PortNumber
+    number: UInt32 = 0
     protocol: Str = ""
     name: Str = ""
     target_port: PortNumber | None = None
 
     def rules(self) -> Iterator[tuple[str, str]]:
+        if self.number > 65535:
+            yield "number", "port must be between 1-65535"
         if self.protocol and self.protocol.upper() not in PROTOCOLS:
             yield "protocol", f"unsupported protocol {self.protocol!r}; one of {', '.join(PROTOCOLS)}"
-
-
-class TlsCertificate(Spec):
-    """One certificate by file names."""
-
-    server_certificate: Str = ""
-    private_key: Str = ""
-    ca_certificates: Str = ""
-
-
-class ServerTls(Spec):
-    """TLS of a gateway's server or a sidecar's ingress."""
-
-    https_redirect: Bool = False
-    mode: Literal[
-        "PASSTHROUGH", "SIMPLE", "MUTUAL", "AUTO_PASSTHROUGH", "ISTIO_MUTUAL", "OPTIONAL_MUTUAL"
-    ] = "PASSTHROUGH"
-    server_certificate: Str = ""
-    private_key: Str = ""
-    ca_certificates: Str = ""
-    ca_crl: Str = ""
-    credential_name: Str = ""
-    credential_names: Annotated[tuple[NonEmpty, ...], Field(min_length=1, max_length=2)] | None = None
-    ca_cert_credential_name: Str = ""
-    tls_certificates: Annotated[tuple[TlsCertificate, ...], Field(min_length=1, max_length=2)] | None = None
-    subject_alt_names: tuple[NonEmpty, ...] = ()
-    verify_certificate_spki: tuple[NonEmpty, ...] = ()
-    verify_certificate_hash: tuple[NonEmpty, ...] = ()
-    min_protocol_version: TlsVersion = "TLS_AUTO"
-    max_protocol_version: TlsVersion = "TLS_AUTO"
-    cipher_suites: tuple[NonEmpty, ...] = ()
-    insecure_skip_verify: Bool | None = None
-
-    def rules(self) -> Iterator[tuple[str, str]]:
-        if self.credential_names is not None and self.tls_certificates is not None:
-            yield "credentialNames", "only one of credentialNames or tlsCertificates can be set"
-        if self.credential_name and self.credential_names is not None:
-            yield "credentialNames", "only one of credentialName or credentialNames can be set"
-        if self.credential_name and self.tls_certificates is not None:
-            yield "tlsCertificates", "only one of credentialName or tlsCertificates can be set"
-        if not self.credential_name and not self.credential_names and not self.tls_certificates:
-            if self.mode in ("SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL") and not self.server_certificate:
-                yield "serverCertificate", f"must be set for {self.mode}"
-            if self.mode in ("SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL") and not self.private_key:
-                yield "privateKey", f"must be set for {self.mode}"
-
-
-def visible_host_problem(text: str) -> str | None:
-    """Why `text` is not namespace/host (`./*`, `*/*`, `ns/*.example.com`), or None."""
-    namespace, slash, host = text.partition("/")
-    if not slash:
-        return f"{text!r} must be namespace/dnsName"
-    if not namespace:
-        return "the namespace must not be empty; . is the resource's own, * is any, ~ is none"
-    if host_problem(host, wildcard=True) and host != "*":
-        return f"{host!r} is not a host name"
-    return None
+        if self.name and (problem := label_problem(self.name)):
+            yield "name", problem
 
 
 class EgressListener(Spec):
     """Hosts that the workload may call, perhaps only on one port."""
 
     port: SidecarPort | None = None
-    bind: Str = later("")
+    bind: Str = ""
     capture_mode: CaptureMode = "DEFAULT"
     hosts: tuple[NonEmpty, ...]
 
@@ -105,110 +55,124 @@ class EgressListener(Spec):
         for index, host in enumerate(self.hosts):
             if problem := visible_host_problem(host):
                 yield f"hosts[{index}]", problem
+        if self.port is None:
+            return
+        if self.port.target_port is not None:
+            yield "port.targetPort", "has no meaning for an egress listener"
+        if self.port.number:
+            if self.bind and (problem := ip_problem(self.bind)):
+                yield "bind", problem
+        elif not self.bind.startswith(UNIX):
+            yield "port.number", "must be set, unless bind is unix://PATH"
+        elif problem := unix_problem(self.bind.removeprefix(UNIX)):
+            yield "bind", problem
+        elif self.capture_mode == "IPTABLES":
+            yield "captureMode", "must be DEFAULT or NONE for a Unix socket"
 
-    def gaps(self) -> Iterator[tuple[str, str]]:
-        if self.capture_mode == "NONE":
-            yield "captureMode", "listeners without capture are not built yet"
-        if self.port is not None:
-            yield "port", "hosts are made visible on all of their ports"
+    def refusals(self) -> Iterator[tuple[str, str]]:
+        if self.bind.startswith(UNIX):
+            yield "bind", _NO_UNIX
 
 
 class IngressListener(Spec):
     """One inbound port; `defaultEndpoint` says where its application listens."""
 
     port: SidecarPort
-    bind: Str = later("")
+    bind: Str = ""
     capture_mode: CaptureMode = "DEFAULT"
     default_endpoint: Str = ""
-    tls: ServerTls | None = later()
-    connection_pool: ConnectionPool | None = later()
+    tls: ServerTls | None = unsupported(
+        reason="is not supported by this version: without it, plain text would be accepted where TLS is asked for"
+    )
+    connection_pool: ConnectionPool | None = unsupported()
 
     def rules(self) -> Iterator[tuple[str, str]]:
+        if not self.port.number:
+            yield "port.number", "port must be between 1-65535"
+        if self.bind and (problem := ip_problem(self.bind)):
+            yield "bind", problem
         if problem := endpoint_problem(self.default_endpoint):
             yield "defaultEndpoint", problem
+        if self.tls is None:
+            return
+        if self.tls.mode in ("ISTIO_MUTUAL", "AUTO_PASSTHROUGH"):
+            yield "tls.mode", f"{self.tls.mode} is not possible for an ingress listener"
+        for name, value in (
+            ("subjectAltNames", self.tls.subject_alt_names),
+            ("httpsRedirect", self.tls.https_redirect),
+            ("credentialName", self.tls.credential_name),
+            ("credentialNames", self.tls.credential_names),
+            ("tlsCertificates", self.tls.tls_certificates),
+        ):
+            if value:
+                yield f"tls.{name}", "is not possible for an ingress listener"
+
+    def refusals(self) -> Iterator[tuple[str, str]]:
+        if self.default_endpoint.startswith(UNIX):
+            yield "defaultEndpoint", _NO_UNIX
 
 
 def endpoint_problem(text: str) -> str | None:
-    """Why `text` is not a defaultEndpoint (loopback or wildcard, and a port), or None."""
+    """Why `text` is not a defaultEndpoint (the instance's own address and a port, or unix://PATH), or None."""
     if not text:
         return None
+    if text.startswith(UNIX):
+        return unix_problem(text.removeprefix(UNIX))
     host, colon, port = text.rpartition(":")
-    if text.startswith("unix://"):
-        return "Unix sockets are not supported by this version"
     if not colon or not port.isdigit() or not 1 <= int(port) <= 65535:
         return f"{text!r} is not ADDRESS:PORT"
-    if host not in ("127.0.0.1", "[::1]", "0.0.0.0", "[::]"):  # noqa: S104 - a name for the instance's own address
-        return "the address must be one of 127.0.0.1, [::1], 0.0.0.0, [::]"
+    if host not in ("", "127.0.0.1", "[::1]", "0.0.0.0", "[::]"):  # noqa: S104 - a name for the instance's own address
+        return "the address must be one of 127.0.0.1, [::1], 0.0.0.0, [::], or be left out"
     return None
 
 
 class OutboundTrafficPolicy(Spec):
-    """Whether destinations that the mesh does not know may be called."""
+    """Whether destinations outside the mesh may be called."""
 
     mode: Literal["REGISTRY_ONLY", "ALLOW_ANY"] = "ALLOW_ANY"
-    egress_proxy: Destination | None = later()
+    egress_proxy: Destination | None = unsupported()
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        proxy = self.egress_proxy
+        if proxy is None:
+            return
+        if self.mode != "ALLOW_ANY":
+            yield "egressProxy", "may be set with mode ALLOW_ANY only"
+        if problem := domain_problem(proxy.host, wildcard=False):
+            yield "egressProxy.host", problem
+        if proxy.port is None:
+            yield "egressProxy.port", "is required"
 
 
 class Sidecar(Spec):
-    """What the proxies of some workloads know about the mesh."""
+    """What the proxies of some workloads see of the mesh."""
 
     workload_selector: LabelSelector | None = None
     ingress: tuple[IngressListener, ...] = ()
     egress: tuple[EgressListener, ...] = ()
-    inbound_connection_pool: ConnectionPool | None = later()
+    inbound_connection_pool: ConnectionPool | None = unsupported()
     outbound_traffic_policy: OutboundTrafficPolicy | None = None
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        numbers = [listener.port.number for listener in self.ingress]
-        if len(set(numbers)) != len(numbers):
-            yield "ingress", "the same port is listed twice"
         if not (self.ingress or self.egress or self.outbound_traffic_policy or self.inbound_connection_pool):
             yield (
                 "",
                 "at least one of ingress, egress, inboundConnectionPool, outboundTrafficPolicy must be set",
             )
+        yield from _twice("ingress", [(listener.port, listener.bind) for listener in self.ingress])
+        yield from _twice("egress", [(listener.port, listener.bind) for listener in self.egress])
+        for index, listener in enumerate(self.egress[:-1]):
+            if listener.port is None:
+                yield f"egress[{index}].port", "only the last listener may have no port: it is for all others"
 
 
-class GatewayPort(Spec):
-    """A port of a gateway."""
-
-    number: PortNumber
-    protocol: NonEmpty
-    name: NonEmpty
-    target_port: PortNumber | None = None
-
-    def rules(self) -> Iterator[tuple[str, str]]:
-        if self.protocol.upper() not in PROTOCOLS:
-            yield "protocol", f"unsupported protocol {self.protocol!r}; one of {', '.join(PROTOCOLS)}"
-
-
-class Server(Spec):
-    """One listening port of a gateway and the hosts it serves."""
-
-    port: GatewayPort
-    bind: Str = ""
-    hosts: tuple[NonEmpty, ...]
-    tls: ServerTls | None = None
-    default_endpoint: Str = ""
-    name: Str = ""
-
-    def rules(self) -> Iterator[tuple[str, str]]:
-        if not self.hosts:
-            yield "hosts", "must not be empty"
-        for index, text in enumerate(self.hosts):
-            host = text.partition("/")[2] if "/" in text else text
-            if problem := host_problem(host, wildcard=True):
-                yield f"hosts[{index}]", problem
-        if self.port.protocol.upper() in ("HTTPS", "TLS") and self.tls is None:
-            yield "tls", f"must be set for {self.port.protocol}"
-
-
-class Gateway(Spec):
-    """What the mesh's edge listens on. Has no effect yet (see kinds.py)."""
-
-    selector: dict[str, Str] = empty()
-    servers: tuple[Server, ...] = ()
-
-    def rules(self) -> Iterator[tuple[str, str]]:
-        if not self.servers:
-            yield "servers", "must not be empty"
+def _twice(path: str, listeners: list[tuple[SidecarPort | None, str]]) -> Iterator[tuple[str, str]]:
+    """Two listeners of one port, whatever they bind, or of one Unix socket."""
+    seen: set[object] = set()
+    for index, (port, bind) in enumerate(listeners):
+        if port is None:
+            continue
+        place: object = port.number or bind
+        if place in seen:
+            yield f"{path}[{index}].port.number", f"the port {place} is listed twice"
+        seen.add(place)

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from istiod.resources.names import (
+    UNIX,
+    domain_problem,
+    ip_problem,
+    label_problem,
+    label_problems,
+    unix_problem,
+)
 from istiod.resources.schema import Int32, NonEmpty, PortNumber, Spec, Str, UInt32, empty
 from registry.model import MAX_WEIGHT
-
-_PORT_NAME = re.compile(r"[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?")
 
 
 def workload_rules(address: str, network: str, ports: dict[str, int]) -> Iterator[tuple[str, str]]:
     """Istio's rules on an address and its ports, shared by WorkloadEntry and ServiceEntry.endpoints."""
     if not address and not network:
         yield "", "Address is required"
-    if address.startswith("unix://"):
-        path = address.removeprefix("unix://")
-        if not path.startswith(("/", "@")):
-            yield "address", "UDS must be an absolute path or abstract socket"
-        elif path.endswith("/"):
-            yield "address", "UDS may not be a dir"
+    if address.startswith(UNIX):
+        if problem := unix_problem(address.removeprefix(UNIX)):
+            yield "address", problem
         if ports:
             yield "ports", "UDS may not include ports"
+    elif address and ip_problem(address) and domain_problem(address, wildcard=False):
+        yield "address", f"{address!r} is neither an IP address nor a host name"
     for name in ports:
-        if not _PORT_NAME.fullmatch(name) or len(name) > 63:
-            yield "ports", f"port name must be valid, {name!r} is not"
+        if problem := label_problem(name):
+            yield "ports", f"port name must be valid: {problem}"
 
 
 class WorkloadEntry(Spec):
@@ -44,6 +48,7 @@ class WorkloadEntry(Spec):
 
     def rules(self) -> Iterator[tuple[str, str]]:
         yield from workload_rules(self.address, self.network, self.ports)
+        yield from label_problems("labels", self.labels)
 
     def gaps(self) -> Iterator[tuple[str, str]]:
         if self.network and not self.address:
@@ -123,6 +128,7 @@ class WorkloadTemplate(WorkloadEntry):
 
     def rules(self) -> Iterator[tuple[str, str]]:
         yield from workload_rules(self.address, self.network or "template", self.ports)
+        yield from label_problems("labels", self.labels)
 
     def gaps(self) -> Iterator[tuple[str, str]]:
         return iter(())

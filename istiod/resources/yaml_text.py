@@ -1,4 +1,4 @@
-"""YAML as Kubernetes reads it: safe, no dates, no base-60 numbers, no duplicate keys, no alias bombs.
+"""YAML as Kubernetes reads it: safe, with merge keys, no dates, no base-60 numbers, no duplicate keys, no alias bombs.
 
 Not for: anything about Istio.
 """
@@ -39,19 +39,7 @@ class _Loader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(
-                    "while reading a mapping", node.start_mark, "keys must be plain", key_node.start_mark
-                )
-            if key_node.value in seen:
-                problem = f"the key {key_node.value!r} is there twice"
-                raise yaml.MarkedYAMLError(
-                    "while reading a mapping", node.start_mark, problem, key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return {key_node.value: self.construct_object(value, deep=True) for key_node, value in node.value}
+        return {key.value: self.construct_object(value, deep=True) for key, value in members(node)}
 
     def construct_plain_map(self, node: yaml.MappingNode) -> dict[Any, Any]:
         return self.construct_mapping(node)
@@ -85,15 +73,94 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_plain_map)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 
 
+_MERGE = "<<"
+_STEP = re.compile(r"\.?([^.\[\]]+)|\[(.*?)\](?=[.\[]|$)")
+
+
+def members(node: yaml.MappingNode) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
+    """The keys and values of a mapping, with those that merge keys (`<<: *defaults`) bring and it does not have.
+
+    Raises yaml.MarkedYAMLError: for a key that is no plain scalar or is there twice, for a merge of anything but
+    mappings.
+    """
+    own: dict[str, tuple[yaml.ScalarNode, yaml.Node]] = {}
+    merged: list[yaml.Node] = []
+    for key, value in node.value:
+        problem = ""
+        if not isinstance(key, yaml.ScalarNode):
+            problem = "keys must be plain"
+        elif key.value == _MERGE and key.style is None:
+            merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+            continue
+        elif key.value in own:
+            problem = f"the key {key.value!r} is there twice"
+        if problem:
+            raise yaml.MarkedYAMLError("while reading a mapping", node.start_mark, problem, key.start_mark)
+        own[key.value] = (key, value)
+    for other in merged:
+        if not isinstance(other, yaml.MappingNode):
+            raise yaml.MarkedYAMLError(
+                "while reading a mapping", node.start_mark, "<< can merge mappings only", other.start_mark
+            )
+        for key, value in members(other):
+            own.setdefault(key.value, (key, value))
+    return list(own.values())
+
+
 @dataclass(frozen=True, slots=True)
-class YamlDocument:
-    """One document of a stream: its value and the line (from 1) on which it starts."""
+class YamlNode:
+    """A document, or a part of one: its value, and where its parts are written."""
 
     value: Any
-    line: int
+    node: yaml.Node
+
+    @property
+    def line(self) -> int:
+        """The line (from 1) on which it starts."""
+        return int(self.node.start_mark.line) + 1
+
+    def line_of(self, path: str) -> int:
+        """The line of the field at `path` (`spec.http[0].route`), or of the innermost part of it that is there.
+
+        A step of the path is the key as it is written, or the camelCase of it.
+        """
+        line, node = self.line, self.node
+        for step in _steps(path):
+            found = _child(node, step)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        return line
+
+    def inside(self, path: str) -> YamlNode:
+        """The part at `path`, which must be there."""
+        node, value = self.node, self.value
+        for step in _steps(path):
+            found = _child(node, step)
+            assert found is not None
+            node = found[1]
+            value = value[int(step)] if isinstance(value, list) else value[step]
+        return YamlNode(value, node)
 
 
-def documents(text: str) -> Iterator[YamlDocument]:
+def _steps(path: str) -> Iterator[str]:
+    for match in _STEP.finditer(path):
+        yield match.group(1) if match.group(1) is not None else match.group(2)
+
+
+def _child(node: yaml.Node, step: str) -> tuple[yaml.Node, yaml.Node] | None:
+    """Where a member begins (its key), and the member."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in members(node):
+            head, *rest = key.value.split("_")
+            if step in (key.value, head + "".join(part[:1].upper() + part[1:] for part in rest)):
+                return key, value
+    elif isinstance(node, yaml.SequenceNode) and step.isdigit() and int(step) < len(node.value):
+        return node.value[int(step)], node.value[int(step)]
+    return None
+
+
+def documents(text: str) -> Iterator[YamlNode]:
     """The non-empty documents of a YAML stream. Raises YamlError."""
     try:
         loader = _Loader(text)
@@ -107,7 +174,7 @@ def documents(text: str) -> Iterator[YamlDocument]:
             _measure(node, {}, 0)
             value = loader.construct_document(node)
             if value is not None:
-                yield YamlDocument(value, node.start_mark.line + 1)
+                yield YamlNode(value, node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, YamlError):
             raise

@@ -278,7 +278,7 @@ def test_tls_of_the_application_is_routed_by_its_server_name() -> None:
     hosts = entry(
         "{hosts: [one.example, two.example], ports: [{number: 443, name: tls, protocol: TLS}], resolution: DNS}"
     )
-    moved = f"{NET}\nkind: VirtualService\nmetadata: {{name: sni}}\nspec: {{hosts: [one.example], tls: [{{match: [{{port: 443, sniHosts: [moved.example]}}], route: [{{destination: {{host: two.example}}}}]}}]}}"
+    moved = f"{NET}\nkind: VirtualService\nmetadata: {{name: sni}}\nspec: {{hosts: ['*.example'], tls: [{{match: [{{port: 443, sniHosts: [moved.example]}}], route: [{{destination: {{host: two.example}}}}]}}]}}"
     world = World(hosts, moved)
     assert world.tcp(PAGE, "one.example", 443, sni="moved.example").cluster == "outbound|443||two.example"
     assert world.tcp(PAGE, "one.example", 443, sni="one.example").cluster == "outbound|443||one.example"

@@ -76,12 +76,13 @@ spec:
     retries: {attempts: 4, perTryTimeout: 1s, retryOn: 'connect-failure,503,reset', backoff: 10ms, retryIgnorePreviousHosts: false}
     fault: {delay: {fixedDelay: 1s, percentage: {value: 0.5}}, abort: {grpcStatus: UNAVAILABLE, percentage: {value: 1}}}
     corsPolicy: {allowOrigins: [{exact: a}, {prefix: b}, {regex: 'c.*'}], allowOrigin: ['*'], allowMethods: [GET], allowHeaders: [x], exposeHeaders: [y], maxAge: 24h, allowCredentials: true, unmatchedPreflights: IGNORE}
-    headers: {request: {set: {a: b, ':authority': c}, add: {c: d}, remove: [e]}, response: {set: {a: '%RESPONSE_CODE%'}, remove: [server]}}
+    headers: {request: {set: {a: b}, add: {c: d}, remove: [e]}, response: {set: {a: '%RESPONSE_CODE%'}, remove: [server]}}
     route:
     - {destination: {host: reviews, subset: v1}, weight: 30, headers: {request: {set: {x: y}}}}
     - {destination: {host: reviews}, weight: 70}
   - {match: [{uri: {exact: /r}}], redirect: {uri: /x, authority: h, port: 8080, scheme: https, redirectCode: 308}}
   - {match: [{uri: {prefix: /p}}], redirect: {prefixRewrite: /x, derivePort: FROM_PROTOCOL_DEFAULT}}
+  - {match: [{uri: {prefix: /o}}], headers: {request: {set: {':authority': c}}}, route: [{destination: {host: reviews}}]}
   - {match: [{uri: {prefix: /d}}], directResponse: {status: 503, body: {bytes: aGVsbG8=}}}
 ---
 apiVersion: networking.istio.io/v1
@@ -100,7 +101,16 @@ spec:
   addresses: [192.0.2.0/24, '2001:db8::/32', 198.51.100.1]
   ports: [{number: 443, name: tls, protocol: TLS}, {number: 80, name: http, protocol: HTTP}]
   resolution: STATIC
-  endpoints: [{address: 192.0.2.1, locality: a/b/c, weight: 3}, {address: 'unix:///tmp/x'}]
+  endpoints: [{address: 192.0.2.1, locality: a/b/c, weight: 3}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: socket}
+spec:
+  hosts: [socket.example]
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  resolution: STATIC
+  endpoints: [{address: 'unix:///tmp/x'}]
 ---
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
@@ -143,8 +153,13 @@ spec: {action: DENY, rules: [{from: [{source: {notNamespaces: [default]}}]}]}
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
-metadata: {name: audit, annotations: {istio.io/dry-run: 'true'}}
+metadata: {name: audit}
 spec: {action: AUDIT, rules: [{}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: trial, annotations: {istio.io/dry-run: 'true'}}
+spec: {action: DENY, rules: [{}]}
 """
 
 

@@ -78,9 +78,9 @@ def test_every_problem_of_every_document_is_told_with_its_line() -> None:
     text = virtual_service("{hosts: [a], http: [{a: 1, b: 2}]}") + "---\n" + virtual_service("{tcp: 1}")
     problems = parse(text, "two.yaml").errors()
     assert [(problem.where, problem.path) for problem in problems] == [
-        ("two.yaml:1", "spec.http[0].a"),
-        ("two.yaml:1", "spec.http[0].b"),
-        ("two.yaml:6", "spec.tcp"),
+        ("two.yaml:4", "spec.http[0].a"),
+        ("two.yaml:4", "spec.http[0].b"),
+        ("two.yaml:9", "spec.tcp"),
     ]
 
 
@@ -91,16 +91,9 @@ def test_snake_case_means_the_same_as_camel_case() -> None:
     assert parse(head + camel).documents[0].spec == parse(head + snake).documents[0].spec
 
 
-def test_fields_without_effect_are_warned_about_and_kept() -> None:
-    parsed = parse(
-        virtual_service("{hosts: [a], http: [{mirror: {host: b}, route: [{destination: {host: a}}]}]}")
-    )
-    (warning,) = parsed.problems
-    assert warning.path == "spec.http[0].mirror"
-    assert parsed.documents[0].resource.spec["http"][0]["mirror"] == {"host": "b"}
-
-
-@pytest.mark.parametrize("kind", ["RequestAuthentication", "WasmPlugin", "Telemetry", "ProxyConfig"])
+@pytest.mark.parametrize(
+    "kind", ["RequestAuthentication", "WasmPlugin", "Telemetry", "ProxyConfig", "EnvoyFilter"]
+)
 def test_kinds_whose_absence_would_deceive_are_refused(kind: str) -> None:
     from istiod.resources.kinds import KINDS
 

@@ -1,0 +1,1 @@
+"""The parts of a DestinationRule: connection pool, load balancing by host and locality."""
