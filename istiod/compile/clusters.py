@@ -166,7 +166,7 @@ def inbound_cluster(
     )
     if default_endpoint:
         host, _, number = default_endpoint.rpartition(":")
-        host = host.strip("[]")
+        host = host.strip("[]") or "127.0.0.1"
         if host in ("0.0.0.0", "::"):  # noqa: S104 - means the own address
             host = next(iter(addresses), "127.0.0.1")
         cluster.type = Type.STATIC
