@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from istiod.resources.destination_rule import DestinationRule, LoadBalancer
+from istiod.resources.destination_rule import DestinationRule
 from istiod.resources.document import Document
 from istiod.resources.problem import Problem, Severity
+from istiod.resources.traffic.load_balancer import LoadBalancer
 from istiod.resources.virtual_service import VirtualService
 from istiod.scope import exported, host_covers, server_names
 from istiod.services import MeshService, Protocol, ServicePort

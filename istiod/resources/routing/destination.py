@@ -8,7 +8,6 @@ from typing import Protocol
 from istiod.resources.names import domain_problem, label_problem
 from istiod.resources.schema import Int32, NonEmpty, Percent100, PortNumber, Spec, Str
 
-_MAX_WEIGHTS = 2**32 - 1
 _SMALLEST_PERCENTAGE = 0.0001
 """Envoy counts fractions of a percent in ten-thousandths."""
 
@@ -51,12 +50,9 @@ class _Weighted(Protocol):
 
 
 def weight_problems(routes: Sequence[_Weighted], path: str) -> Iterator[tuple[str, str]]:
-    """Istio: with more than one destination the weights must not add up to zero; Envoy: nor to more than 2³²-1."""
-    total = sum(route.weight for route in routes)
-    if len(routes) > 1 and total == 0:
+    """Istio: with more than one destination the weights must not add up to zero. Large ones are scaled in compiling."""
+    if len(routes) > 1 and sum(route.weight for route in routes) == 0:
         yield path, "the sum of the weights must not be zero"
-    if total > _MAX_WEIGHTS:
-        yield path, f"the sum of the weights must not exceed {_MAX_WEIGHTS}"
 
 
 class TcpDestination(Spec):

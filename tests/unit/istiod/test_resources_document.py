@@ -156,3 +156,106 @@ def test_a_stored_resource_that_no_longer_validates_is_reported() -> None:
     stored = Resource("VirtualService", "default", "old", "networking.istio.io/v1", {"hostz": ["a"]})
     with pytest.raises(InvalidResourceError, match=r"spec\.hostz: unknown field; did you mean hosts\?"):
         typed(stored)
+
+
+def test_a_problem_is_at_the_line_of_its_field() -> None:
+    text = """\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata:
+  name: x
+  labels: {a: 1}
+spec:
+  hosts:
+  - a
+  - "b c"
+  http:
+  - match:
+    - headers:
+        x-user: {prefix: ''}
+    route:
+    - destination:
+        host: a
+      weight: 100
+      headers:
+        response:
+          set:
+            x-note: 100% off
+  - rewrite: {uri_regex_rewrite: {match: /a}}
+    route: [{destination: {host: a}}]
+---
+apiVersion: v1
+kind: List
+items:
+- apiVersion: networking.istio.io/v1
+  kind: DestinationRule
+  metadata: {name: y}
+  spec:
+    host: 10.0.0.1
+"""
+    assert [str(problem).replace("VirtualService", "VS") for problem in parse(text, "f.yaml").errors()] == [
+        "f.yaml:5: metadata.labels: must be a mapping of strings to strings (quote numbers and booleans)",
+        "f.yaml:9: VS: spec.hosts[1]: 'b c' is not a DNS label",
+        "f.yaml:13: VS: spec.http[0].match[0].headers[x-user].prefix: must not be empty: it would match everything",
+        "f.yaml:21: VS: spec.http[0].route[0].headers.response.set[x-note]: has a % that begins no command such as "
+        "%REQ(x-user)%; write %% for a percent sign",
+        "f.yaml:22: VS: spec.http[1].rewrite.uriRegexRewrite.rewrite: must be set together with match",
+        "f.yaml:32: DestinationRule default/y: spec.host: '10.0.0.1' is not a domain name: its last label is a number",
+    ]
+
+
+def test_merge_keys_are_merged_as_kubectl_does() -> None:
+    text = virtual_service(
+        """
+  hosts: [details]
+  http:
+  - {match: [{uri: {prefix: /a}}], retries: &q {attempts: 3, perTryTimeout: 2s}, route: &r [{destination: {host: details}}]}
+  - {match: [{uri: {prefix: /b}}], retries: {<<: *q, attempts: 5}, route: *r}
+  - {retries: {<<: [{attempts: 7}, *q]}, route: *r}
+"""
+    )
+    (found,) = parse(text).documents
+    retries = [rule["retries"] for rule in found.resource.spec["http"]]
+    assert [(one["attempts"], one["perTryTimeout"]) for one in retries] == [(3, "2s"), (5, "2s"), (7, "2s")]
+
+
+@pytest.mark.parametrize("merged", ["1", "[1]", "{<<: 2}"])
+def test_a_merge_of_anything_but_mappings_is_not_yaml(merged: str) -> None:
+    (problem,) = parse(f"spec:\n  <<: {merged}", "f.yaml").errors()
+    assert problem.message == "not YAML: line 2, column " + problem.message.split("column ")[1]
+    assert problem.message.endswith("<< can merge mappings only")
+
+
+def test_a_bomb_of_merges_is_refused() -> None:
+    lines = ["a0: &a0 {x: [1, 2, 3, 4, 5, 6, 7, 8, 9]}"]
+    lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 9)]
+    (problem,) = parse("\n".join(lines)).errors()
+    assert problem.message.endswith("too large once its aliases are written out")
+
+
+def test_what_an_api_server_adds_to_metadata_is_taken() -> None:
+    text = """
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  name: from-k8s
+  namespace: null
+  clusterName: ''
+  creationTimestamp: "2024-01-01T00:00:00Z"
+  deletionGracePeriodSeconds: 0
+  deletionTimestamp: null
+  finalizers: []
+  generation: 3
+  managedFields: [{manager: kubectl}]
+  ownerReferences: null
+  resourceVersion: "91823411"
+  selfLink: /x
+  uid: 0bf1d8a2-1111-2222-3333-444455556666
+spec: {host: ratings.prod.svc.cluster.local, subsets: null}
+status: {}
+"""
+    parsed = parse(text, default_namespace="prod")
+    assert parsed.problems == ()
+    (found,) = parsed.documents
+    assert (found.resource.namespace, found.resource.version) == ("prod", "91823411")
+    assert found.uid == "0bf1d8a2-1111-2222-3333-444455556666"

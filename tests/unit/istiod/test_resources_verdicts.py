@@ -75,6 +75,8 @@ ACCEPTED = [
     # null is "not set", as in Kubernetes.
     ("DestinationRule", "{host: a, subsets: null, trafficPolicy: null, exportTo: null}"),
     ("VirtualService", f"{{hosts: [a], gateways: null, http: [{{match: null, headers: null, {ROUTE}}}], tls: null}}"),
+    ("ServiceEntry", entry("resolution: STATIC, endpoints: [{address: 1.1.1.1, weight: 4294967295}, {address: 1.1.1.2}]")),
+    ("VirtualService", http("route: [{destination: {host: a}, weight: 2147483647}, {destination: {host: b}, weight: 2147483647}, {destination: {host: c}, weight: 2}]")),
     ("PeerAuthentication", "null"),
 ]  # fmt: skip
 
@@ -103,7 +105,6 @@ REFUSED = [
     ("VirtualService", "{hosts: [a.b], tcp: [{route: [{destination: {host: 10.0.0.1}}]}]}", "spec.tcp[0].route[0].destination.host"),
     ("VirtualService", http("route: [{destination: {host: '*'}}]"), "spec.http[0].route[0].destination.host"),
     ("VirtualService", http("route: [{destination: {host: a, subset: 'v1|x'}}]"), "spec.http[0].route[0].destination.subset"),
-    ("VirtualService", http("route: [{destination: {host: a}, weight: 2147483647}, {destination: {host: b}, weight: 2147483647}, {destination: {host: c}, weight: 2}]"), "spec.http[0].route"),
     # VirtualService: matches
     ("VirtualService", http(f"match: [{{headers: {{x: {{prefix: ''}}}}}}], {ROUTE}"), "spec.http[0].match[0].headers[x].prefix"),
     ("VirtualService", http(f"match: [{{withoutHeaders: {{x: {{prefix: ''}}}}}}], {ROUTE}"), "spec.http[0].match[0].withoutHeaders[x].prefix"),
@@ -213,7 +214,6 @@ REFUSED = [
     ("ServiceEntry", entry("resolution: STATIC, endpoints: [{address: b.example}]"), "spec.endpoints[0].address"),
     ("ServiceEntry", entry("resolution: DNS, endpoints: [{address: 'b.example:80'}]"), "spec.endpoints[0].address"),
     ("ServiceEntry", entry("resolution: STATIC, endpoints: [{address: 1.1.1.1, ports: {other: 81}}]"), "spec.endpoints[0].ports"),
-    ("ServiceEntry", entry("resolution: STATIC, endpoints: [{address: 1.1.1.1, weight: 4294967295}, {address: 1.1.1.2}]"), "spec.endpoints"),
     ("ServiceEntry", entry("resolution: DYNAMIC_DNS"), "spec.hosts[0]"),
     ("ServiceEntry", entry("resolution: DYNAMIC_DNS, endpoints: [{address: 1.1.1.1}]", "['*.a.example']"), "spec.endpoints"),
     ("ServiceEntry", entry("resolution: DYNAMIC_DNS, location: MESH_INTERNAL", "['*.a.example']"), "spec.location"),
