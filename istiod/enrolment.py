@@ -21,7 +21,7 @@ from istiod.access.facts import OWN, Grant
 from istiod.access.records import AccessRecords, block
 from istiod.ca.authority import ISTIOD_NAMESPACE, ISTIOD_SERVICE_ACCOUNT
 from istiod.log import fields
-from istiod.resources.schema import host_problem
+from istiod.resources.names import host_problem
 from registry.errors import ConflictError, NotARegistryError
 from registry.model import ABSENT, Record
 from registry.store import Records

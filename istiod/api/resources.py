@@ -19,9 +19,11 @@ from starlette.routing import BaseRoute, Route
 from istiod.api.body import flag, member, read_json
 from istiod.api.documents import findings, manifest, parse_sources, same
 from istiod.api.errors import ApiError, bad_request, not_found
+from istiod.api.versions import replaceable
 from istiod.log import fields
 from istiod.resources.document import Document, Parsed
 from istiod.resources.kinds import KINDS, find_kind
+from istiod.resources.problem import Problem
 from registry.model import ABSENT, Resource, ResourceKey
 from registry.store import ConfigStore
 
@@ -101,13 +103,11 @@ class ResourceApi:
         if not parsed.documents:
             raise ApiError(422, "Invalid", "no documents found", findings(parsed.problems))
         dry_run = member(body, "dryRun", bool, False)
-        await self._check_versions(parsed.documents)
+        expected = await self._check_versions(parsed.documents)
         results: list[dict[str, Any]] = []
         for document in parsed.documents:
             try:
-                results.append(
-                    await self._write(document.resource, dry_run, document.resource.version or None)
-                )
+                results.append(await self._write(document.resource, dry_run, expected[document.resource.key]))
             except Exception:
                 # The caller must learn what was written before the failure; it is in the log by name.
                 log.exception(
@@ -119,22 +119,30 @@ class ResourceApi:
     async def parse(self, request: Request) -> Response:
         """POST as apply; answers only which resources the documents name."""
         parsed = _parse(await read_json(request))
-        _refuse(parsed)
+        # What this version refuses may have been stored by another one, and can be deleted.
+        _refuse(parsed, parsed.errors())
         return JSONResponse({"documents": [document.resource.key._asdict() for document in parsed.documents]})
 
-    async def _check_versions(self, documents: tuple[Document[Any], ...]) -> None:
-        """Documents that carry a resourceVersion must be current: found before anything is written."""
+    async def _check_versions(self, documents: tuple[Document[Any], ...]) -> dict[ResourceKey, str | None]:
+        """The version that each document may replace; those that name one of this mesh must be current.
+
+        Found before anything is written.
+        """
+        found: dict[ResourceKey, str | None] = {}
         for document in documents:
-            if not document.resource.version:
-                continue
-            stored = await self._store.get(document.resource.key)
+            stored = await self._store.get(document.resource.key) if document.resource.version else None
+            unchanged = stored is not None and same(stored, document.resource)
+            expected = replaceable(document, stored, unchanged=unchanged)
+            found[document.resource.key] = expected
             actual = stored.version if stored is not None else ABSENT
-            if actual != document.resource.version:
+            if expected not in (None, actual):
                 message = f"{document.where}: {document.subject} was changed meanwhile"
                 hint = (
-                    f"the document says version {document.resource.version}, stored is {actual or 'nothing'}"
+                    f"the document says version {document.resource.version}, stored is {actual or 'nothing'}; "
+                    "read it again, or leave metadata.resourceVersion out if it is another cluster's"
                 )
                 raise ApiError(409, "Conflict", message, hint=hint)
+        return found
 
     async def _write(self, wanted: Resource, dry_run: bool, expected: str | None) -> dict[str, Any]:
         before = await self._store.get(wanted.key)
@@ -168,8 +176,8 @@ def _parse(body: dict[str, Any]) -> Parsed:
     return parse_sources(sources, member(body, "namespace", str, "default"))
 
 
-def _refuse(parsed: Parsed) -> None:
-    blocking = parsed.blocking()
+def _refuse(parsed: Parsed, problems: tuple[Problem, ...] | None = None) -> None:
+    blocking = parsed.blocking() if problems is None else problems
     if blocking:
         noun = "problem" if len(blocking) == 1 else "problems"
         raise ApiError(

@@ -108,6 +108,8 @@ def _count(tree: Any, source: str) -> None:
 
 def _checked(node: Any, descriptor: Descriptor, path: str) -> Any:
     """The node with nulls dropped; unknown fields and wrong shapes are refused."""
+    if descriptor.full_name == "google.protobuf.Duration" and isinstance(node, dict):
+        return _duration(node, path)
     if descriptor.full_name in _OPAQUE:
         return node
     if not isinstance(node, dict):
@@ -129,6 +131,19 @@ def _checked(node: Any, descriptor: Descriptor, path: str) -> Any:
             raise ConfigError(where, "given twice")
         result[field.name] = _checked_field(value, field, f"{path}.{field.name}" if path else field.name)
     return result
+
+
+def _duration(node: dict[str, Any], path: str) -> str:
+    """`{seconds: 30, nanos: 500000000}`, which Envoy takes as it takes `30.5s`."""
+    for key, value in node.items():
+        if key not in ("seconds", "nanos"):
+            raise ConfigError(f"{path}.{key}", "unknown field of a Duration: seconds and nanos are known")
+        if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]+", str(value)):
+            raise ConfigError(f"{path}.{key}", f"a whole number is expected, not {_shown(value)}")
+    seconds, nanos = int(node.get("seconds") or 0), int(node.get("nanos") or 0)
+    if abs(nanos) > 999_999_999 or seconds * nanos < 0:
+        raise ConfigError(f"{path}.nanos", "must be less than a second, with the sign of seconds")
+    return f"{'-' if seconds < 0 or nanos < 0 else ''}{abs(seconds)}.{abs(nanos):09d}s"
 
 
 def _checked_any(node: dict[str, Any], path: str) -> Any:

@@ -291,3 +291,37 @@ def test_plain_yaml_keys_are_text_and_fractions_too() -> None:
     """As in Envoy's own reading: `on`, `n` and `1` are names, and 1.5 inside a Struct is the text that was written."""
     text = yaml.safe_dump(PLAIN).replace("node-1", "node-1\n  metadata: {on: y, n: 2, 1: 1.5, y: [0.5, 3]}")
     assert load(text).node.metadata == {"on": True, "n": 2, "1": "1.5", "y": ["0.5", 3]}
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("{seconds: 30}", 30.0),
+        ("{seconds: 3, nanos: 500000000}", 3.5),
+        ("{nanos: 250000000}", 0.25),
+        ("30s", 30.0),
+    ],
+)
+def test_a_duration_may_be_written_as_its_parts(written: str, seconds: float) -> None:
+    config = copy.deepcopy(PLAIN)
+    config["static_resources"]["clusters"][0]["connect_timeout"] = yaml.safe_load(written)
+    assert load(yaml.safe_dump(config)).table.clusters["backend"].connect_timeout == seconds
+
+
+@pytest.mark.parametrize(
+    ("written", "path"),
+    [
+        ("{secs: 30}", ".secs"),
+        ("{seconds: x}", ".seconds"),
+        ("{seconds: true}", ".seconds"),
+        ("{seconds: 1.5}", ".seconds"),
+        ("{seconds: 1, nanos: 1000000000}", ".nanos"),
+        ("{seconds: 1, nanos: -1}", ".nanos"),
+    ],
+)
+def test_the_parts_of_a_duration_are_refused_by_name(written: str, path: str) -> None:
+    config = copy.deepcopy(PLAIN)
+    config["static_resources"]["clusters"][0]["connect_timeout"] = yaml.safe_load(written)
+    with pytest.raises(ConfigError) as refusal:
+        load(yaml.safe_dump(config))
+    assert refusal.value.path == f"{_CLUSTER}.connect_timeout{path}"
