@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 export REGISTRY KEEP
 
-.PHONY: help setup native demo demo-down test lint check bench clean
+.PHONY: help setup native demo demo-down test soak lint check bench clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo-down: ## end a demo that KEEP=1 left running
 
 test: setup ## all tests, with the real Envoy, Consul, nftables and network namespaces
 	@.ci/test
+
+soak: setup ## a hundred thousand connections and a thousand configurations through one worker, which must not grow
+	@HOSTMESH_SOAK=100000 HOSTMESH_SOAK_CHANGES=1000 $(PY) -m pytest -q tests/attack/test_soak.py
 
 lint: .venv/.ready ## ruff, mypy --strict, the direction of imports
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

@@ -142,7 +142,6 @@ class _Istiod:
             self._registration,
             self._metrics,
             self._judge,
-            config.limits,
             trust_domain=trust_domain,
             owner=registry.owner,
             identifier=f"hostmesh-istiod {VERSION} {registry.owner}",
@@ -276,18 +275,7 @@ class _Istiod:
     async def _serve_listeners(
         self, listeners: list[grpc.Listener], handlers: Mapping[str, grpc.Handler]
     ) -> None:
-        limits = self._config.limits
-        connections = grpc.ConnectionLimits(
-            identified=limits.connections, anonymous=limits.anonymous_connections
-        )
-        await grpc.serve(
-            listeners,
-            handlers,
-            limits=grpc.Limits(connections=connections),
-            shutdown=self._stopping,
-            grace=GRACE_SECONDS,
-            barred=self._judge.barred,
-        )
+        await grpc.serve(listeners, handlers, shutdown=self._stopping, grace=GRACE_SECONDS)
 
     async def _follow_catalog(self) -> None:
         number = 0

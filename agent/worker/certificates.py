@@ -7,16 +7,19 @@ The judgement of names is Envoy's match_typed_subject_alt_names: any of the matc
 from __future__ import annotations
 
 import hashlib
+import re
 import ssl
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from agent.http.request import PeerIdentity
 from agent.table.matchers import compile_string
 from agent.table.tls import SanMatch
-from agent.worker.der import read_names
+from agent.worker.der import DerError, read_names
 
+_CERTIFICATE: Final = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
+_LONGEST_CHAIN: Final = 8
 Judge = Callable[[PeerIdentity], bool]
 
 
@@ -48,6 +51,34 @@ def presented_with(connection: ssl.SSLObject | ssl.SSLSocket, der: bytes) -> tup
         return ()
     found = (ssl.PEM_cert_to_DER_cert(one.public_bytes()) for one in shown() or ())
     return tuple(one for one in found if one != der)
+
+
+def with_issuers(chain: bytes, trusted: bytes) -> bytes:
+    """A chain that is one certificate, with its issuers from the trusted ones (both PEM); any other chain as it is.
+
+    OpenSSL sends these issuers anyway, but finds and verifies them anew in every handshake if the chain does not have them: a
+    tenth of a handshake. By name only: where two have the issuer's name, OpenSSL goes on choosing."""
+    own = _certificates(chain)
+    if len(own) != 1:
+        return chain
+    candidates = _certificates(trusted)
+    found: list[str] = []
+    try:
+        names = read_names(ssl.PEM_cert_to_DER_cert(own[0]))
+        issuers = [(one, read_names(ssl.PEM_cert_to_DER_cert(one))) for one in candidates]
+    except (ValueError, DerError):
+        return chain  # OpenSSL says what is wrong with it
+    while names.issuer != names.subject and len(found) < _LONGEST_CHAIN:
+        fitting = [(one, its) for one, its in issuers if its.subject == names.issuer]
+        if len(fitting) != 1:
+            break
+        found.append(fitting[0][0])
+        names = fitting[0][1]
+    return b"\n".join([chain.rstrip(b"\n"), *(one.encode() for one in found), b""])
+
+
+def _certificates(pem: bytes) -> list[str]:
+    return _CERTIFICATE.findall(pem.decode("ascii", "ignore"))
 
 
 def compile_judge(sans: Sequence[SanMatch]) -> Judge | None:

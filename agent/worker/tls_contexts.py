@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agent.http.request import PeerIdentity
 from agent.table.tls import DataSource, DownstreamTls, Secret, TlsSettings, UpstreamTls
-from agent.worker.certificates import compile_judge, identity, presented_with
+from agent.worker.certificates import compile_judge, identity, presented_with, with_issuers
 from agent.worker.der import DerError
 from agent.worker.tls_sessions import Sessions
 
@@ -131,30 +131,33 @@ class Tls:
         try:
             tls12 = [name for name in settings.ciphers if not name.startswith("TLS_")]
             context.set_ciphers(":".join(tls12) if tls12 else _CIPHERS)
-            for secret in settings.certificates:
-                self._load_certificate(context, self._resolve(secret, secrets))
+            certificates = [self._resolve(secret, secrets) for secret in settings.certificates]
+            trusted = b""
             validation = settings.validation
             if validation is not None and validation.ca is not None and not validation.accept_untrusted:
                 roots = self._resolve(validation.ca, secrets).trusted_ca
                 if roots is None:
                     raise TlsError("a validation secret without trusted_ca")
-                context.load_verify_locations(cadata=_read(roots).decode("ascii", "ignore"))
+                trusted = _read(roots)
+                context.load_verify_locations(cadata=trusted.decode("ascii", "ignore"))
                 context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
                 optional = isinstance(settings, DownstreamTls) and not settings.require_client_certificate
                 context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
+            for certificate in certificates:
+                self._load_certificate(context, certificate, trusted)
             if self._alpn:
                 context.set_alpn_protocols(self._alpn)
         except (OSError, ValueError) as error:
             raise TlsError(str(error)) from error
         return context
 
-    def _load_certificate(self, context: ssl.SSLContext, secret: Secret) -> None:
+    def _load_certificate(self, context: ssl.SSLContext, secret: Secret, trusted: bytes) -> None:
         if secret.certificate_chain is None or secret.private_key is None:
             raise TlsError(f"the secret {secret.name} has no certificate and key")
         chain, key = _read(secret.certificate_chain), _read(secret.private_key)
         descriptor = os.memfd_create("hostmesh-key", os.MFD_CLOEXEC)
         try:
-            os.write(descriptor, key + b"\n" + chain)
+            os.write(descriptor, key + b"\n" + with_issuers(chain, trusted))
             context.load_cert_chain(f"/proc/self/fd/{descriptor}")
         finally:
             os.close(descriptor)

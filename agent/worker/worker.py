@@ -6,7 +6,6 @@ for each space. Not for: where tables come from (standalone, remote, forked).
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import random
 import time
@@ -26,6 +25,7 @@ from agent.telemetry.stats import StatsRegion
 from agent.upstream.cluster import ClusterRuntime
 from agent.worker.connect import Dialer
 from agent.worker.dns import Resolver
+from agent.worker.memory import give_back
 from agent.worker.reactor import Reactor
 from agent.worker.services import Services
 from agent.worker.space import Space
@@ -147,7 +147,7 @@ class Worker:
             self._settled = True
             gc.freeze()
             gc.set_threshold(*_GC_THRESHOLDS)
-            _give_back()
+            give_back()
 
     def describe(self, key: str, node_metadata: Mapping[str, Any], principal: str) -> None:
         """Whose side a workload's metrics are (metadata in Istio's keys, SPIFFE id); before its first table."""
@@ -226,10 +226,3 @@ class Worker:
             cluster.count_outliers()
             if changed:
                 cluster.rebuild()
-
-
-def _give_back() -> None:
-    """Return memory that only the start needed, where the C library can (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

@@ -16,7 +16,6 @@ import random
 import trio
 
 from istiod.log import fields
-from istiod.xds.intake import Intake
 from istiod.xds.node import NodeError, ProxyNode, check_identity, parse_node
 from istiod.xds.phases import PhasedContent, Session
 from istiod.xds.plane import Plane
@@ -30,8 +29,9 @@ log = logging.getLogger("istiod.xds")
 DELTA_PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 SOTW_PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
 
+MAXIMUM_AGE = 1800.0
+"""Seconds after which a stream is ended, give or take AGE_JITTER of it (Istio: keepaliveMaxServerConnectionAge)."""
 AGE_JITTER = 0.1
-"""So much of `limits.streamMaxAge` a stream may live longer or shorter, lest all come back at once."""
 AGED = "this stream is as old as streams may get: connect anew"
 REFUSED_HEADER = b"hostmesh-not-registered"
 """In the response's headers: why the agent's workload is not in the catalog."""
@@ -59,24 +59,8 @@ async def _serve(plane: Plane, call: ServerCall, session: Session, protocol: str
         raise GrpcError(GrpcStatus.DEADLINE_EXCEEDED, "no request came")
     if data is None:
         return
-    intake = Intake(session)
-    received = _understood(intake, data)
-    if received is None:
-        raise GrpcError(GrpcStatus.INVALID_ARGUMENT, "the first request is of a type that is not served")
+    received = _understood(session, data)
     asked = _identified(plane, call, received)
-    with plane.counted(call.peer):
-        await _serve_identified(plane, call, session, protocol, intake, received, asked)
-
-
-async def _serve_identified(
-    plane: Plane,
-    call: ServerCall,
-    session: Session,
-    protocol: str,
-    intake: Intake,
-    received: Received,
-    asked: ProxyNode,
-) -> None:
     standing = await plane.judge.begin(asked, call.peer)
     if standing.refused:
         call.headers.append((REFUSED_HEADER, ascii_text(standing.refused)))
@@ -89,9 +73,9 @@ async def _serve_identified(
         protocol=protocol,
         connected_at=trio.current_time(),
     )
-    age = plane.limits.stream_max_age * (1 + AGE_JITTER * random.uniform(-1, 1))  # noqa: S311 - spreads reconnections
+    age = MAXIMUM_AGE * (1 + AGE_JITTER * random.uniform(-1, 1))  # noqa: S311 - spreads reconnections
     with trio.move_on_after(age) as life:
-        await _Stream(plane, call, session, status, standing, asked, intake).run(received)
+        await _Stream(plane, call, session, status, standing, asked).run(received)
     if life.cancelled_caught:
         # Agents connect anew: certificates and grants are checked again, and no istiod keeps them all for ever.
         raise GrpcError(GrpcStatus.UNAVAILABLE, AGED)
@@ -102,9 +86,9 @@ def ascii_text(text: str) -> bytes:
     return text.encode("ascii", "backslashreplace")[:1024]
 
 
-def _understood(intake: Intake, data: bytes) -> Received | None:
+def _understood(session: Session, data: bytes) -> Received:
     try:
-        return intake.take(data, trio.current_time())
+        return session.receive(data)
     except XdsError as error:
         raise GrpcError(GrpcStatus.INVALID_ARGUMENT, str(error)) from error
 
@@ -138,9 +122,7 @@ class _Stream:
         status: ProxyStatus,
         standing: Standing,
         asked: ProxyNode,
-        intake: Intake,
     ) -> None:
-        self._intake = intake
         self._standing = standing
         self._asked = asked
         """The node as the proxy names itself."""
@@ -177,8 +159,7 @@ class _Stream:
                 nursery.start_soon(self._follow_snapshots)
                 nursery.start_soon(self._end_when_lost)
                 while (data := await self._call.receive()) is not None:
-                    if (received := _understood(self._intake, data)) is not None:
-                        self._take(received)
+                    self._take(_understood(self._session, data))
                 # Who asks and says no more (grpcurl) still gets what was asked for.
                 self._ending = True
                 self._wake.set()
