@@ -23,8 +23,8 @@ from pydantic_core import PydanticCustomError
 
 from istiod.resources.mesh_config import MeshConfig
 from istiod.resources.names import host_problem
+from istiod.resources.reading.yaml_text import YamlError, documents
 from istiod.resources.schema import Duration, NonEmpty, Spec, fields_of
-from istiod.resources.yaml_text import YamlError, documents
 from registry.opening import ConsulSettings, SqliteSettings
 from wire.spiffe import SpiffeError, SpiffeId
 

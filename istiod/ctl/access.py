@@ -16,7 +16,7 @@ from istiod.ctl import output
 from istiod.ctl.failure import CommandError
 from istiod.ctl.session import session_of
 
-FormOption = Annotated[output.DataFormat, typer.Option("-o", "--output")]
+FormOption = Annotated[output.Format, typer.Option("-o", "--output")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for those who read it later.")]
 
 
@@ -54,7 +54,7 @@ def grants(
         list[str] | None,
         typer.Option("--remove", metavar="ACCOUNT", help="Let it serve the service no more."),
     ] = None,
-    form: FormOption = output.DataFormat.TABLE,
+    form: FormOption = output.Format.TABLE,
 ) -> None:
     """Show who may serve a service, after changing it with --add and --remove."""
     namespace, name = named(service, "service")
@@ -69,8 +69,7 @@ def grants(
             client.call("DELETE", f"{path}/{quote(account)}")
             output.note(f"{namespace}/{account} may not serve {service} any more")
         items = client.get(path)["items"]
-    if form is not output.DataFormat.TABLE:
-        output.print_data(items, form)
+    if output.printed(items, form):
         return
     rows = [
         [
@@ -149,12 +148,11 @@ def restore(
             output.say(f"{one} restored")
 
 
-def revocations(ctx: typer.Context, *, form: FormOption = output.DataFormat.TABLE) -> None:
+def revocations(ctx: typer.Context, *, form: FormOption = output.Format.TABLE) -> None:
     """Show what was revoked."""
     with session_of(ctx).client() as client:
         items = client.get("/api/v1/revocations")["items"]
-    if form is not output.DataFormat.TABLE:
-        output.print_data(items, form)
+    if output.printed(items, form):
         return
     rows = [[item["subject"], item["created"], item["reason"] or "-"] for item in items]
     output.print_table(["SUBJECT", "SINCE", "REASON"], rows, "Nothing is revoked.")

@@ -37,13 +37,11 @@ def envoy_bootstrap(
     sds: Annotated[
         str, typer.Option("--sds", help="Unix socket of the SDS server.")
     ] = "/run/hostmesh/sds.sock",
-    form: Annotated[output.DataFormat, typer.Option("-o", "--output")] = output.DataFormat.YAML,
+    form: Annotated[output.Format, typer.Option("-o", "--output")] = output.Format.YAML,
 ) -> None:
     """Print an Envoy bootstrap for a registered workload."""
     namespace, name = split_name(workload)
     params = {"identity": identity, "sds": sds} | ({"istiod": istiod} if istiod else {})
     with session_of(ctx).client() as client:
         data = client.get(f"/api/v1/workloads/{namespace}/{name}/envoy-bootstrap", params)
-    output.print_data(
-        data, output.DataFormat.JSON if form is output.DataFormat.JSON else output.DataFormat.YAML
-    )
+    output.print_data(data, output.Format.JSON if form is output.Format.JSON else output.Format.YAML)

@@ -59,17 +59,31 @@ class Format(StrEnum):
         return self in (Format.JSON, Format.YAML)
 
 
-class DataFormat(StrEnum):
-    """`-o` of commands without a wide table."""
+def printed(data: Any, form: Format) -> bool:
+    """Print data as JSON, as YAML or by name; False: it is to be a table, which the command makes (wide or not)."""
+    if form.is_data:
+        print_data(data, form)
+    elif form is Format.NAME:
+        for item in data if isinstance(data, list) else [data]:
+            typer.echo(name_of(item))
+    else:
+        return False
+    return True
 
-    TABLE = "table"
-    JSON = "json"
-    YAML = "yaml"
+
+def name_of(item: Any) -> str:
+    """What a thing is called in other commands: `namespace/name`, a name alone, or an id."""
+    if not isinstance(item, dict):
+        return str(item)
+    if item.get("namespace") and item.get("name"):
+        return f"{item['namespace']}/{item['name']}"
+    keys = ("name", "id", "serial", "endpoint", "serviceAccount", "identity", "client")
+    return next((str(item[key]) for key in keys if item.get(key)), "")
 
 
-def print_data(data: Any, form: Format | DataFormat) -> None:
+def print_data(data: Any, form: Format) -> None:
     """Print data as JSON or YAML."""
-    if form.value == "json":
+    if form is Format.JSON:
         typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
     else:
         typer.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True).rstrip("\n"))

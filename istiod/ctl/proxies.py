@@ -43,8 +43,13 @@ def proxy_status(
     ctx: typer.Context,
     *,
     proxy: Annotated[str | None, typer.Argument(metavar="[NS/NAME]", help="One proxy in detail.")] = None,
-    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Only this namespace.")] = None,
-    form: Annotated[output.DataFormat, typer.Option("-o", "--output")] = output.DataFormat.TABLE,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="Only this namespace (default: all).")
+    ] = None,
+    all_namespaces: Annotated[
+        bool, typer.Option("--all-namespaces", "-A", help="All namespaces (the default here).")
+    ] = False,
+    form: Annotated[output.Format, typer.Option("-o", "--output")] = output.Format.TABLE,
 ) -> None:
     """Show whether the connected proxies have the current configuration."""
     with session_of(ctx).client() as client:
@@ -52,26 +57,30 @@ def proxy_status(
             space, name = split_name(proxy)
             data = client.get(f"/api/v1/proxies/{space}/{name}")
         else:
-            data = client.get("/api/v1/proxies", {"namespace": namespace} if namespace else None)["items"]
-    if form is not output.DataFormat.TABLE:
-        output.print_data(data, form)
-    elif proxy is None:
-        _table(data)
+            data = client.get(
+                "/api/v1/proxies", {"namespace": namespace} if namespace and not all_namespaces else None
+            )["items"]
+    if output.printed(data, form):
+        return
+    if proxy is None:
+        _table(data, wide=form is output.Format.WIDE)
     else:
         _detail(data)
 
 
-def _table(items: list[dict[str, Any]]) -> None:
+def _table(items: list[dict[str, Any]], *, wide: bool) -> None:
     rows = []
     for item in items:
         types = {entry["short"]: entry for entry in item["types"]}
         row = [f"{item['namespace']}/{item['name']}", item["cluster"]]
         row += [_status(types.get(short)) for short in SHORT]
         row += [item["health"], item["istiod"], item["version"]]
+        if wide:
+            row += [item["address"], item["identity"] or "-", output.age(item["connectedSeconds"])]
         rows.append(row)
-    output.print_table(
-        ["NAME", "CLUSTER", *SHORT, "HEALTH", "ISTIOD", "VERSION"], rows, "No proxies are connected."
-    )
+    columns = ["NAME", "CLUSTER", *SHORT, "HEALTH", "ISTIOD", "VERSION"]
+    columns += ["ADDRESS", "IDENTITY", "CONNECTED"] * wide
+    output.print_table(columns, rows, "No proxies are connected.")
     for item in items:
         if item.get("notRegistered"):
             output.note(f"{item['namespace']}/{item['name']} is not registered: {item['notRegistered']}")

@@ -22,7 +22,7 @@ from istiod.ctl.proxies import split_name
 from istiod.ctl.session import session_of
 
 ProxyArgument = Annotated[str, typer.Argument(metavar="NS/NAME", help="The proxy, as proxy-status lists it.")]
-FormOption = Annotated[output.DataFormat, typer.Option("-o", "--output")]
+FormOption = Annotated[output.Format, typer.Option("-o", "--output")]
 PortOption = Annotated[int | None, typer.Option("--port", help="Only this port.")]
 
 
@@ -51,7 +51,7 @@ def listeners(
     proxy: ProxyArgument,
     port: PortOption = None,
     address: Annotated[str | None, typer.Option("--address", help="Only this address.")] = None,
-    form: FormOption = output.DataFormat.TABLE,
+    form: FormOption = output.Format.TABLE,
 ) -> None:
     """Show listeners."""
 
@@ -68,7 +68,7 @@ def routes(
     *,
     proxy: ProxyArgument,
     name: Annotated[str | None, typer.Option("--name", help="Only this route configuration.")] = None,
-    form: FormOption = output.DataFormat.TABLE,
+    form: FormOption = output.Format.TABLE,
 ) -> None:
     """Show routes."""
     found = [one for one in config_rows.routes(_dump(ctx, proxy)) if name in (None, one.get("name"))]
@@ -83,7 +83,7 @@ def clusters(
     port: PortOption = None,
     subset: Annotated[str | None, typer.Option("--subset", help="Only this subset.")] = None,
     direction: Annotated[str | None, typer.Option("--direction", help="inbound or outbound.")] = None,
-    form: FormOption = output.DataFormat.TABLE,
+    form: FormOption = output.Format.TABLE,
 ) -> None:
     """Show clusters."""
 
@@ -107,7 +107,7 @@ def endpoints(
     cluster: Annotated[str | None, typer.Option("--cluster", help="Only this cluster.")] = None,
     port: PortOption = None,
     status: Annotated[str | None, typer.Option("--status", help="healthy or unhealthy.")] = None,
-    form: FormOption = output.DataFormat.TABLE,
+    form: FormOption = output.Format.TABLE,
 ) -> None:
     """Show endpoints with their health."""
     namespace, name = split_name(proxy)
@@ -126,16 +126,12 @@ def endpoints(
         and (port is None or row[0].endswith(f":{port}"))
         and (status is None or row[1] == status.upper())
     ]
-    if form is not output.DataFormat.TABLE:
-        output.print_data(
-            [dict(zip(("endpoint", "status", "outlierCheck", "cluster"), row, strict=True)) for row in kept],
-            form,
-        )
-    else:
+    keys = ("endpoint", "status", "outlierCheck", "cluster")
+    if not output.printed([dict(zip(keys, row, strict=True)) for row in kept], form):
         output.print_table(config_rows.ENDPOINT_COLUMNS, kept, "No endpoints.")
 
 
-def secret(ctx: typer.Context, proxy: ProxyArgument, form: FormOption = output.DataFormat.TABLE) -> None:
+def secret(ctx: typer.Context, proxy: ProxyArgument, form: FormOption = output.Format.TABLE) -> None:
     """Show certificates (never keys)."""
     namespace, name = split_name(proxy)
     with session_of(ctx).client() as client:
@@ -153,11 +149,10 @@ def secret(ctx: typer.Context, proxy: ProxyArgument, form: FormOption = output.D
     )
 
 
-def everything(ctx: typer.Context, proxy: ProxyArgument, form: FormOption = output.DataFormat.TABLE) -> None:
+def everything(ctx: typer.Context, proxy: ProxyArgument, form: FormOption = output.Format.TABLE) -> None:
     """Show clusters, listeners, routes and endpoints; with -o, the whole dump."""
     dump = _dump(ctx, proxy)
-    if form is not output.DataFormat.TABLE:
-        output.print_data(dump, form)
+    if output.printed(dump, form):
         return
     parts: list[tuple[Sequence[str], list[Row]]] = [
         (config_rows.CLUSTER_COLUMNS, config_rows.cluster_rows(config_rows.clusters(dump))),
@@ -199,12 +194,10 @@ def _recorded(client: AdminClient, namespace: str, name: str) -> Json:
 
 def _show(
     found: Any,
-    form: output.DataFormat,
+    form: output.Format,
     columns: Sequence[str],
     rows: Callable[[Any], list[Row]],
     empty: str,
 ) -> None:
-    if form is not output.DataFormat.TABLE:
-        output.print_data(found, form)
-    else:
+    if not output.printed(found, form):
         output.print_table(columns, rows(found), empty)

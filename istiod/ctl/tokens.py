@@ -63,7 +63,7 @@ def create(
     uses: Annotated[int, typer.Option("--uses", help="How many hosts may join with it.")] = 1,
     namespace: Annotated[str, typer.Option("--namespace", "-n", envvar="HOSTMESH_NAMESPACE")] = "default",
     ttl: Annotated[str, typer.Option("--ttl", help="How long it may be used: 30m, 1h, 7d.")] = "1h",
-    form: Annotated[output.DataFormat, typer.Option("-o", "--output")] = output.DataFormat.TABLE,
+    form: Annotated[output.Format, typer.Option("-o", "--output")] = output.Format.TABLE,
 ) -> None:
     """Make a join token, and grant its bearer to serve the services; each account may be enrolled once with it."""
     body = {
@@ -76,8 +76,7 @@ def create(
     }
     with session_of(ctx).client() as client:
         answer = client.call("POST", "/api/v1/tokens", body=body)
-    if form is not output.DataFormat.TABLE:
-        output.print_data(answer, form)
+    if output.printed(answer, form):
         return
     typer.echo(answer["token"])
     if not service:
@@ -87,13 +86,12 @@ def create(
 def list_tokens(
     ctx: typer.Context,
     *,
-    form: Annotated[output.DataFormat, typer.Option("-o", "--output")] = output.DataFormat.TABLE,
+    form: Annotated[output.Format, typer.Option("-o", "--output")] = output.Format.TABLE,
 ) -> None:
     """Show tokens, never their secrets."""
     with session_of(ctx).client() as client:
         tokens = client.get("/api/v1/tokens")["items"]
-    if form is not output.DataFormat.TABLE:
-        output.print_data(tokens, form)
+    if output.printed(tokens, form):
         return
     now = datetime.datetime.now(datetime.UTC)
     rows = []

@@ -27,7 +27,7 @@ def version(
     ctx: typer.Context,
     *,
     client_only: Annotated[bool, typer.Option("--client", help="Do not ask istiod.")] = False,
-    form: Annotated[output.DataFormat, typer.Option("-o", "--output")] = output.DataFormat.TABLE,
+    form: Annotated[output.Format, typer.Option("-o", "--output")] = output.Format.TABLE,
 ) -> None:
     """Show the versions of meshctl, istiod and the connected proxies."""
     from importlib.metadata import version as distribution_version
@@ -42,9 +42,7 @@ def version(
                 data["proxies"] = dict(Counter(str(proxy["version"]) for proxy in proxies))
         except (CommandError, ContextError) as error:
             trouble = str(error)
-    if form is not output.DataFormat.TABLE:
-        output.print_data(data, form)
-    else:
+    if not output.printed(data, form):
         output.say(f"client version: {data['client']}")
         if "istiod" in data:
             output.say(f"control plane version: {data['istiod']}")

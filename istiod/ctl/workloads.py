@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from istiod.ctl import access, output
+from istiod.ctl import access, output, selector
+from istiod.ctl.get import SelectorOption
 from istiod.ctl.session import session_of
 
 NamespaceOption = Annotated[
@@ -39,16 +40,15 @@ def list_workloads(
     *,
     namespace: NamespaceOption = None,
     all_namespaces: AllOption = False,
+    labels: SelectorOption = None,
     form: Annotated[output.Format, typer.Option("-o", "--output")] = output.Format.TABLE,
 ) -> None:
     """Show the workloads that hosts have registered."""
     items = _items(ctx, "/api/v1/workloads", None if all_namespaces else namespace)
-    if form in (output.Format.JSON, output.Format.YAML):
-        output.print_data(items, form)
-        return
-    if form is output.Format.NAME:
-        for item in items:
-            typer.echo(f"{item['namespace']}/{item['name']}")
+    if labels:
+        wanted = selector.parse(labels)
+        items = [item for item in items if wanted(item["labels"])]
+    if output.printed(items, form):
         return
     wide = form is output.Format.WIDE
     columns = ["NAMESPACE", "NAME", "SERVICE", "ADDRESS", "PORTS", "SERVICE ACCOUNT", "HEALTH", "CONNECTED"]
@@ -77,12 +77,11 @@ def list_services(
     *,
     namespace: NamespaceOption = None,
     all_namespaces: AllOption = False,
-    form: Annotated[output.DataFormat, typer.Option("-o", "--output")] = output.DataFormat.TABLE,
+    form: Annotated[output.Format, typer.Option("-o", "--output")] = output.Format.TABLE,
 ) -> None:
     """Show the services and their virtual addresses."""
     items = _items(ctx, "/api/v1/services", None if all_namespaces else namespace)
-    if form is not output.DataFormat.TABLE:
-        output.print_data(items, form)
+    if output.printed(items, form):
         return
     rows = [
         [

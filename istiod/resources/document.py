@@ -15,11 +15,11 @@ from pydantic import ValidationError
 
 from istiod.resources.authorization import DRY_RUN
 from istiod.resources.kinds import KINDS, Effect, Kind, nearest
-from istiod.resources.metadata import Metadata, read, unknown_field
 from istiod.resources.problem import Problem, Severity
+from istiod.resources.reading.metadata import Metadata, read, unknown_field
+from istiod.resources.reading.wording import translate, type_name
+from istiod.resources.reading.yaml_text import YamlError, YamlNode, documents
 from istiod.resources.schema import Spec
-from istiod.resources.wording import translate, type_name
-from istiod.resources.yaml_text import YamlError, YamlNode, documents
 from registry.model import Resource
 
 SpecT_co = TypeVar("SpecT_co", bound=Spec, covariant=True)

@@ -157,6 +157,13 @@ class ServiceEntry(Spec):
             if name not in names:
                 yield "ports", f"{name!r} is no port of this ServiceEntry"
 
+    def refusals(self) -> Iterator[tuple[str, str]]:
+        if self.resolution == "DYNAMIC_DNS":
+            yield (
+                "resolution",
+                "DYNAMIC_DNS is not supported by this version: nothing would resolve the hosts",
+            )
+
     def gaps(self) -> Iterator[tuple[str, str]]:
         for index, port in enumerate(self.ports):
             if port.protocol.upper() == "UDP":

@@ -22,6 +22,10 @@ from istiod.resources.traffic.connection_pool import ConnectionPool
 
 CaptureMode = Literal["DEFAULT", "IPTABLES", "NONE"]
 _NO_UNIX = "Unix sockets are not supported by this version"
+_NO_BIND = "is not supported by this version: connections are captured, whatever address they are for"
+_NO_LISTENERS = (
+    "NONE is not supported by this version: connections are captured, no other listeners are opened"
+)
 
 
 class SidecarPort(Spec):
@@ -72,6 +76,12 @@ class EgressListener(Spec):
     def refusals(self) -> Iterator[tuple[str, str]]:
         if self.bind.startswith(UNIX):
             yield "bind", _NO_UNIX
+        elif self.bind:
+            yield "bind", _NO_BIND
+        if self.capture_mode == "NONE":
+            yield "captureMode", _NO_LISTENERS
+        if self.port is not None and self.port.number:
+            yield "port", "is not supported by this version: the hosts would be visible on all of their ports"
 
 
 class IngressListener(Spec):
@@ -110,6 +120,12 @@ class IngressListener(Spec):
     def refusals(self) -> Iterator[tuple[str, str]]:
         if self.default_endpoint.startswith(UNIX):
             yield "defaultEndpoint", _NO_UNIX
+        if self.bind:
+            yield "bind", _NO_BIND
+        if self.capture_mode == "NONE":
+            yield "captureMode", _NO_LISTENERS
+        if self.port.target_port is not None:
+            yield "port.targetPort", "is not supported by this version; use defaultEndpoint"
 
 
 def endpoint_problem(text: str) -> str | None:

@@ -265,3 +265,20 @@ def completed(mesh: Istiod, line: str) -> list[str]:
 )
 def test_names_of_resources_are_completed(mesh: Istiod, line: str, offered: list[str]) -> None:
     assert completed(mesh, line) == offered
+
+
+@pytest.mark.parametrize("form", ["table", "wide", "json", "yaml", "name"])
+@pytest.mark.parametrize(
+    "command",
+    ["get dr", "get all -A", "proxy-status -A", "workload list", "service list", "token list", "version"],
+)
+def test_everything_that_prints_data_has_every_form(mesh: Istiod, command: str, form: str) -> None:
+    mesh.ok("apply", "-n", "default", "-f", "-", stdin=RULES)
+    token = mesh.json("token", "create", "-n", "cli", "-s", "reviews")["id"]
+    out = mesh.ok(*command.split(), "-o", form)
+    if form == "name" and command == "token list":
+        assert token in out.split()
+    if form == "name" and command == "get dr":
+        assert names(out) == ["details", "ratings", "reviews"]
+    if form in ("json", "yaml"):
+        assert yaml.safe_load(out) is not None

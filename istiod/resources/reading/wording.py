@@ -9,7 +9,7 @@ import json
 from typing import Any, get_args, get_origin
 
 from istiod.resources.kinds import nearest
-from istiod.resources.metadata import unknown_field
+from istiod.resources.reading.metadata import unknown_field
 from istiod.resources.schema import Spec, fields_of
 
 
@@ -35,6 +35,10 @@ def translate(error: Any, model: type[Spec]) -> tuple[str, str]:
         message = f"must be a string, not {type_name(error['input'])}" + _quote_hint(error["input"])
     elif kind == "bool_type":
         message = f"must be true or false, not {type_name(error['input'])}"
+    elif kind == "less_than_equal":
+        message = f"must be at most {error['ctx']['le']:.15g}"
+    elif kind == "greater_than_equal":
+        message = f"must be at least {error['ctx']['ge']:.15g}"
     elif kind == "string_too_short":
         message = f"should be at least {error['ctx']['min_length']} chars long"
     elif kind == "string_pattern_mismatch":
