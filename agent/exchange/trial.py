@@ -7,7 +7,8 @@ Not for: what only the host can say (files, certificates, addresses to listen on
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 from agent.exchange.local_reply import compile_rewrite
 from agent.filters.chain import FilterState, compile_steps
@@ -17,7 +18,18 @@ from agent.http.outgoing import compile_outgoing
 from agent.routing.compile import compile_routes
 from agent.routing.normalise import compile_normaliser
 from agent.table.access_log import AccessLog
-from agent.table.build import LISTENER, ROUTE, Bodies, Refused, Resources, TableBuilder, resource_path, unread
+from agent.table.build import (
+    LISTENER,
+    ROUTE,
+    Bodies,
+    Built,
+    Refused,
+    Resources,
+    TableBuilder,
+    resource_path,
+    unread,
+)
+from agent.table.decode.message import read_bytes
 from agent.table.errors import ConfigError
 from agent.table.listener import FilterChain, FixedAnswer, HttpManager, Listener
 from agent.table.route import RouteConfiguration
@@ -26,33 +38,66 @@ from agent.telemetry.format import compile_format, compile_json
 from agent.telemetry.log_filter import compile_filter
 
 
+class Trial:
+    """Judges one set of resources after the other. What did not change is not judged again, and a resource that cannot be
+    used keeps its last good version."""
+
+    def __init__(self, read_file: Callable[[str], bytes] = read_bytes) -> None:
+        self._builder = TableBuilder(read_file)
+        self._good: dict[int, object] = {}
+        """Listeners and routes that have been compiled, by identity."""
+
+    def build(self, resources: Resources) -> Built:
+        """The table of what can be used, and what cannot."""
+        built = self._builder.build(resources)
+        found = judge(built.table, self._good)
+        if found:
+            for one in found:
+                self._builder.reject(one.type_url, one.name)
+            left = {(one.type_url, one.name) for one in found}
+            again = self._builder.build(self._builder.last_good(built.bodies, left), again=True)
+            built = Built(again.table, again.bodies, (*built.refused, *found))
+        table = built.table
+        self._good = {id(one): one for one in (*table.listeners.values(), *table.routes.values())}
+        return built
+
+    def reject(self, type_url: str, name: str) -> None:
+        """A resource of the last table failed at its use: its last good version is the one before."""
+        self._builder.reject(type_url, name)
+
+
 def decode(resources: Resources) -> tuple[Bodies, tuple[Refused, ...]]:
     """What an agent without any earlier configuration would take, and what it would refuse and why.
 
     `resources` and what is taken: type URL, name, serialised google.protobuf.Any. Pure: files that a resource names are
     the host's and count as readable.
     """
-    built = TableBuilder(unread).build(resources)
-    found = judge(built.table)
-    for refused in found:
-        built.bodies[refused.type_url].pop(refused.name, None)
-    return built.bodies, (*built.refused, *found)
+    built = Trial(unread).build(resources)
+    return built.bodies, built.refused
 
 
-def judge(table: Table) -> tuple[Refused, ...]:
-    """The resources of a table that cannot be compiled."""
+def judge(table: Table, good: Mapping[int, object] = MappingProxyType({})) -> tuple[Refused, ...]:
+    """The resources of a table that cannot be compiled. `good` are values that can, by identity."""
     found: list[Refused] = []
+    managers: dict[str, HttpManager] = {}
+    fresh: set[str] = set()
+    """Route configurations that a new listener has filters for."""
     for name, listener in table.listeners.items():
+        known = good.get(id(listener)) is listener
+        for _, chain in _chains(listener):
+            if isinstance(chain.terminal, HttpManager) and isinstance(chain.terminal.route, str):
+                managers.setdefault(chain.terminal.route, chain.terminal)
+                if not known:
+                    fresh.add(chain.terminal.route)
+        if known:
+            continue
         try:
             _listener(listener)
         except ValueError as error:
             found.append(refusal(LISTENER, name, error))
-    managers: dict[str, HttpManager] = {}
-    for listener in table.listeners.values():
-        for _, chain in _chains(listener):
-            if isinstance(chain.terminal, HttpManager) and isinstance(chain.terminal.route, str):
-                managers.setdefault(chain.terminal.route, chain.terminal)
     for name, routes in table.routes.items():
+        if name not in fresh and good.get(id(routes)) is routes:
+            continue
         try:
             _routes(routes, managers.get(name))
         except ValueError as error:

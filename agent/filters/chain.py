@@ -60,8 +60,9 @@ class FilterState:
 
     def keep_only(self, configs: Sequence[object]) -> None:
         """Forget the state of values that are in no table any more."""
-        alive = {id(config) for config in configs}
-        self._held = {key: held for key, held in self._held.items() if key in alive}
+        if self._held:
+            alive = {id(config) for config in configs}
+            self._held = {key: held for key, held in self._held.items() if key in alive}
 
 
 Increment: TypeAlias = Callable[[], None]

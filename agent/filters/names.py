@@ -12,6 +12,22 @@ from agent.table.listener import FilterChain, FilterConfig, HttpManager
 from agent.table.route import FilterOverride, Forward, RouteConfiguration
 
 
+def values_of(filters: Iterable[FilterConfig], routes: RouteConfiguration | None = None) -> list[object]:
+    """The configuration values of a chain's filters, and of what routes say about them."""
+    found = [config.value for config in filters]
+    if routes is None:
+        return found
+    levels = [routes.overrides]
+    for vhost in routes.virtual_hosts:
+        levels.append(vhost.overrides)
+        for route in vhost.routes:
+            levels.append(route.overrides)
+            if isinstance(route.action, Forward):
+                levels += [weight.overrides for weight in route.action.weighted]
+    found += [override.value for level in levels for override in level.values()]
+    return found
+
+
 class Names:
     """The names of one table's values, by identity."""
 

@@ -231,6 +231,7 @@ class AgentService:
             chance=_random.random,
         )
         names = Names({}, {}, config.namespace, self.config.domain, known=False)
+        ports = self.config.proxy_ports(index)
         probe_user = privileges.probes_run_as(self.config, config)
         workload.parts = Parts(
             config=config,
@@ -240,6 +241,7 @@ class AgentService:
             session=session,
             xds=xds,
             dns=DnsServer(names, self.forwarder, self.resolvers.search),
+            required_ports=frozenset((ports.outbound, ports.inbound)),
             probe_target=lambda: probes.Target(self.facts.addresses[0], probe_user),
         )
         return workload

@@ -7,16 +7,16 @@ disk before istiod hears that it is in use. Not for: any of the parts (each has 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 
-from agent.exchange.trial import judge
+from agent.exchange.trial import Trial
 from agent.host.config import Workload
-from agent.host.control.config_session import ConfigSession, Held
+from agent.host.control.config_session import Applied, ConfigSession, Held
 from agent.host.control.xds_client import Rejected, XdsClient
 from agent.host.dns.names import Addresses, Names
 from agent.host.dns.server import DnsServer
@@ -26,8 +26,9 @@ from agent.host.identity.keeper import IdentityKeeper
 from agent.host.log import fields
 from agent.host.probes import probe as probes
 from agent.host.state import State
-from agent.host.workers.dataplane import Dataplane, Refused
-from agent.table.build import TableBuilder
+from agent.host.workers.dataplane import ChangeFailed, Dataplane
+from agent.table.build import Refused
+from agent.table.listener import Listener
 from wire.proto import name_table_pb2
 from wire.xds import LISTENER, NAME_TABLE, SECRET
 
@@ -50,6 +51,8 @@ class Parts:
     healthy: bool | None = None
     """None before the probe's first verdict."""
     health_reason: str = ""
+    required_ports: frozenset[int] = frozenset()
+    """What capture redirects to: without listeners there the workload is not ready."""
     configured: trio.Event = field(default_factory=trio.Event)
 
 
@@ -58,8 +61,15 @@ class HostWorkload:
 
     def __init__(self, dataplane: Dataplane, state: State, names_changed: Callable[[], None]) -> None:
         self._dataplane, self._state, self._names_changed = dataplane, state, names_changed
-        self._builder = TableBuilder()
+        self._trial = Trial()
+        self._applying = trio.Lock()
+        self._wanted: Held | None = None
+        """What istiod wants to be in force."""
         self._resources: Held | None = None
+        """What of it is, with the last good version of the rest."""
+        self.refused: tuple[Refused, ...] = ()
+        self.missing: tuple[str, ...] = ("a configuration",)
+        """What the workload cannot be ready without."""
         self.parts: Parts
 
     @property
@@ -69,31 +79,67 @@ class HostWorkload:
 
     async def identity_changed(self, identity: Identity, roots: bytes) -> None:
         """Give the new identity to the workers; connections in progress go on with the old one."""
-        if self._resources is None:
+        if self._wanted is None:
             return
         try:
-            await self._dataplane.change(self.key, self._bodies(self._resources, identity, roots))
-        except Refused as error:
+            await self.apply(self._wanted)
+        except Rejected as error:
             log.warning("the new certificate is not in use: %s", error, extra=fields(workload=self.key))
 
-    async def apply(self, resources: Held) -> None:
-        """Validate a configuration as a whole and bring it into force; `Rejected` says why not."""
+    async def apply(self, resources: Held) -> Applied:
+        """Bring into force what can be used of a configuration; the rest is named, and keeps its last good version.
+        `Rejected`: the workers can take none of it."""
+        async with self._applying:
+            return await self._apply(resources)
+
+    async def _apply(self, resources: Held) -> Applied:
         identity = self.parts.identity.current
         assert identity is not None
-        bodies = self._bodies(resources, identity, self.parts.identity.roots)
-        self._validate(bodies)
-        names = names_of(resources, self.parts.config.namespace, self.parts.domain)
+        built = self._trial.build(self._bodies(resources, identity, self.parts.identity.roots))
+        refused = list(built.refused)
         try:
-            await self._dataplane.change(self.key, bodies)
-        except Refused as error:
+            by_workers = await self._dataplane.change(self.key, built.bodies)
+        except ChangeFailed as error:
             raise Rejected(str(error)) from error
-        self._resources = resources
+        for one in by_workers:
+            if not one.in_use:
+                self._trial.reject(one.type_url, one.name)
+        refused += by_workers
+        try:
+            names = names_of(resources, self.parts.config.namespace, self.parts.domain)
+        except NamesUnreadable as error:
+            names = None
+            refused += [Refused(NAME_TABLE, name, "NameTable", str(error)) for name in resources[NAME_TABLE]]
+        in_use = self._in_use(resources, refused)
+        self._wanted, self._resources, self.refused = resources, in_use, tuple(refused)
         # Stored first: a name that was answered once is answered after a crash, too.
-        await trio.to_thread.run_sync(self._store, resources)
-        self.parts.dns.names = names
-        self._names_changed()
-        if resources.get(LISTENER):
+        await trio.to_thread.run_sync(self._store, in_use)
+        if names is not None:
+            self.parts.dns.names = names
+            self._names_changed()
+        left = {one.name for one in by_workers if one.type_url == LISTENER and not one.in_use}
+        listeners = [one for name, one in built.table.listeners.items() if name not in left]
+        self.missing = self._missing(listeners)
+        if listeners and not self.missing:
             self.parts.configured.set()
+        return Applied(in_use, self.refused, again=bool(by_workers))
+
+    def _in_use(self, resources: Held, refused: list[Refused]) -> Held:
+        """The resources with those that were refused as they were before, or without them."""
+        found = {type_url: dict(held) for type_url, held in resources.items()}
+        for one in refused:
+            if one.in_use or one.type_url not in found:
+                continue
+            found[one.type_url].pop(one.name, None)
+            before = (self._resources or {}).get(one.type_url, {}).get(one.name)
+            if before is not None:
+                found[one.type_url][one.name] = before
+        return found
+
+    def _missing(self, listeners: list[Listener]) -> tuple[str, ...]:
+        """What capture needs and the configuration does not have: a listener on each port that it redirects to."""
+        served = {listener.address.port for listener in listeners if listener.bind}
+        return tuple(f"a listener on port {port}" for port in sorted(self.parts.required_ports - served))
 
     async def restore(self) -> bool:
         """Bring the last good configuration on disk into force; False when there is none that can be used."""
@@ -102,11 +148,14 @@ class HostWorkload:
             return False
         self.parts.session.preload(stored)
         try:
-            await self.apply(self.parts.session.held())
+            applied = await self.apply(self.parts.session.held())
         except Rejected as error:
             log.warning("the stored configuration is not used: %s", error, extra=fields(workload=self.key))
             self.parts.session.preload({})
             return False
+        for one in applied.refused:
+            log.warning("stored, and not used: %s", one, extra=fields(workload=self.key))
+        self.parts.session.preload(applied.in_use)
         return True
 
     async def watch_health(self) -> None:
@@ -127,13 +176,6 @@ class HostWorkload:
         self.parts.xds.report(healthy, reason)
         await trio.lowlevel.checkpoint()
 
-    def _validate(self, bodies: Mapping[str, Mapping[str, bytes]]) -> None:
-        """Build the table as the workers will; what did not change is not decoded again."""
-        built = self._builder.build(bodies)
-        refused = (*built.refused, *judge(built.table))
-        if refused:
-            raise Rejected("; ".join(map(str, refused)))
-
     def _store(self, resources: Held) -> None:
         try:
             self._state.save_resources(self.key, resources)
@@ -150,8 +192,12 @@ class HostWorkload:
         return bodies
 
 
+class NamesUnreadable(ValueError):
+    """A name table that cannot be decoded."""
+
+
 def names_of(resources: Held, namespace: str, domain: str) -> Names:
-    """The DNS names of a configuration; `Rejected` when its name table cannot be read."""
+    """The DNS names of a configuration. Raises NamesUnreadable."""
     hosts: dict[str, Addresses] = {}
     alternates: dict[str, str] = {}
     for resource in resources.get(NAME_TABLE, {}).values():
@@ -159,7 +205,7 @@ def names_of(resources: Held, namespace: str, domain: str) -> Names:
         try:
             AnyMessage.FromString(resource.body).Unpack(message)
         except DecodeError as error:
-            raise Rejected(f"the name table cannot be decoded: {error}") from error
+            raise NamesUnreadable(str(error)) from error
         for name, info in message.table.items():
             hosts[name] = Addresses.of(info.ips)
             for alternate in info.alt_hosts:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,8 @@ class Refused:
     name: str
     path: str
     reason: str
+    in_use: bool = False
+    """It is in use all the same, without the part at `path`."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
@@ -76,9 +78,11 @@ class TableBuilder:
     def __init__(self, read_file: Callable[[str], bytes] = read_bytes) -> None:
         self._read_file = read_file
         self._known: dict[tuple[str, str], tuple[bytes, Any]] = {}
+        self._before: dict[tuple[str, str], tuple[bytes, Any]] = {}
 
-    def build(self, resources: Resources) -> Built:
-        """The table of these resources. Type URLs that are not the data plane's are passed over."""
+    def build(self, resources: Resources, *, again: bool = False) -> Built:
+        """The table of these resources. Type URLs that are not the data plane's are passed over. `again`: the last ones,
+        less what was rejected."""
         known: dict[tuple[str, str], tuple[bytes, Any]] = {}
         digest = hashlib.sha256()
         bodies: Bodies = {}
@@ -101,6 +105,8 @@ class TableBuilder:
                 found[name], bodies[url][name] = use[1], use[0]
                 digest.update(b"%s\0%s\0" % (url.encode(), name.encode()))
                 digest.update(hashlib.sha256(use[0]).digest())
+        if not again:
+            self._before = self._known
         self._known = known
         table = Table(
             listeners=values[LISTENER],
@@ -112,9 +118,25 @@ class TableBuilder:
         )
         return Built(table, bodies, tuple(refused))
 
-    def forget(self, type_url: str, name: str) -> None:
-        """What was decoded of a resource is no good version to return to: it failed at its use."""
-        self._known.pop((type_url, name), None)
+    def reject(self, type_url: str, name: str) -> None:
+        """A resource of the last table failed at its use: what was good before it stays the last good version."""
+        before = self._before.get((type_url, name))
+        if before is None:
+            self._known.pop((type_url, name), None)
+        else:
+            self._known[(type_url, name)] = before
+
+    def last_good(self, resources: Resources, left: Collection[tuple[str, str]]) -> Bodies:
+        """The resources with the last good version in place of those of `left` (type URL, name), or without them."""
+        found: Bodies = {}
+        for url, bodies in resources.items():
+            found[url] = {}
+            for name, body in bodies.items():
+                if (url, name) not in left:
+                    found[url][name] = body
+                elif (url, name) in self._known:
+                    found[url][name] = self._known[(url, name)][0]
+        return found
 
     def _decode(self, url: str, name: str, body: bytes, decode_one: Callable[[Reader], Any]) -> Any:
         path = resource_path(url, name)

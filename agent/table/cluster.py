@@ -189,7 +189,14 @@ class Cluster:
     max_stream_duration: float = 0.0
     buffer_limit: int = 1 << 20
     dns_refresh: float = 5.0
+    dns_failure_refresh: tuple[float, float] | None = None
+    """Base and maximum of the pauses after failures; None: dns_refresh."""
+    dns_jitter: float = 0.0
+    dns_respect_ttl: bool = False
+    dns_tcp: bool = False
     dns_family: str = "auto"
+    wait_for_warm: bool = True
+    """Listeners open after the cluster's first resolution and health checks (wait_for_warm_on_init)."""
     bind_source: str = ""
     """Source address of connections to it: to v4 addresses, unless it is a v6 one and the only one."""
     bind_source_v6: str = ""

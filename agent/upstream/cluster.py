@@ -111,6 +111,16 @@ class ClusterRuntime:
             self.watch()
         return True
 
+    def relocate(self, endpoint: Endpoint, overprovisioning: int = 140) -> None:
+        """LOGICAL_DNS: the one host is found at this address from now on; connections to its former ones go on."""
+        if len(self.hosts) != 1:
+            self.update_hosts([endpoint], overprovisioning)
+            return
+        host = self.hosts[0]
+        if host.endpoint != endpoint:
+            host.move(endpoint)
+            self.rebuild()
+
     def make_host(self, endpoint: Endpoint) -> Host:
         """A host with its pool, not yet a member."""
         host = Host(endpoint)

@@ -70,6 +70,12 @@ class Host:
         """Since the last sweep of outlier detection."""
         self.successes = 0
 
+    def move(self, endpoint: Endpoint) -> None:
+        """The same host at another address."""
+        self.endpoint = endpoint
+        self.name = address_text(endpoint)
+        self.weight = endpoint.weight
+
     @property
     def healthy(self) -> bool:
         """In rotation unless the cluster panics."""

@@ -4,7 +4,8 @@ A frame is a 4-byte big-endian length (of what follows), one byte of kind, and t
 
     host -> worker   C configuration   D drain (JSON {"seconds"})   R reopen logs
                      Q query (JSON {"id", "what"})
-    worker -> host   A applied (JSON {"generation", "listening", "waiting"})   N refused (JSON {"generation", "reason"})
+    worker -> host   A applied (JSON {"generation", "listening", "waiting", "refused": what of it is not in use, by workload})
+                     N refused as a whole (JSON {"generation", "reason"})
                      L listening (JSON {"listening", "waiting"}: ports that are served; addresses that cannot be, and why)
                      S answer (JSON {"id", "answer"})   X log record (JSON {"level", "logger", "message"})
                      M statistics (empty; the region's memfd comes with it as SCM_RIGHTS)
@@ -17,8 +18,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
+
+from agent.table.build import Refused
 
 CONFIG = b"C"
 DRAIN = b"D"
@@ -94,6 +97,19 @@ class Config:
         if offset != len(payload):
             raise FrameError("a configuration of another length than it says")
         return config
+
+
+def refusals_to_json(refused: Mapping[str, Sequence[Refused]]) -> dict[str, Any]:
+    """What a worker cannot use of each workload's resources."""
+    return {key: [astuple(one) for one in found] for key, found in refused.items() if found}
+
+
+def refusals_of_json(value: Mapping[str, Any]) -> dict[str, tuple[Refused, ...]]:
+    """The other way; FrameError when it is not one."""
+    try:
+        return {str(key): tuple(Refused(*one) for one in found) for key, found in value.items()}
+    except (TypeError, AttributeError) as error:
+        raise FrameError(f"not a list of refusals: {error}") from error
 
 
 def encode(kind: bytes, payload: bytes = b"") -> bytes:

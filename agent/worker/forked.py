@@ -10,7 +10,8 @@ import socket
 
 from agent.limits.region import Shares
 from agent.table.bootstrap import Bootstrap
-from agent.table.snapshot import Table
+from agent.table.build import Refused
+from agent.table.errors import ConfigError
 from agent.worker.control import Config
 from agent.worker.remote import RemoteWorker
 from agent.worker.worker import Worker
@@ -36,5 +37,8 @@ class ForkedWorker(RemoteWorker):
             shares=self._shares,
         )
 
-    def _tables(self, config: Config) -> dict[str, Table]:
-        return {"": self._bootstrap.table}
+    def _apply(self, worker: Worker, config: Config) -> dict[str, tuple[Refused, ...]]:
+        """A bootstrap is used as a whole or not at all."""
+        for refused in worker.apply({"": self._bootstrap.table}).get("", ()):
+            raise ConfigError(refused.path, refused.reason)
+        return {}

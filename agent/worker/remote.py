@@ -1,8 +1,9 @@
 """A worker of `hostmesh-agent run`: what it serves, and when it ends, comes from the host process by a socketpair.
 
-Rule: a configuration is applied whole or refused with the reason, the old one serving on. Signals are the host's
-business: they reach the whole process group, and a worker must outlive its host to let connections finish. When the
-host process is gone, nothing new comes (its nftables table is gone too): the worker drains and ends.
+Rule: of a configuration everything is applied that can be used; the rest is named, its last good version serving on.
+Signals are the host's business: they reach the whole process group, and a worker must outlive its host to let
+connections finish. When the host process is gone, nothing new comes (its nftables table is gone too): the worker drains
+and ends.
 Not for: the frames (control), what applying means (worker).
 """
 
@@ -17,8 +18,7 @@ from typing import Any
 import trio
 
 from agent.limits.region import LimitsRegion, Shares
-from agent.table.build import TableBuilder
-from agent.table.errors import ConfigError
+from agent.table.build import Refused, TableBuilder
 from agent.table.snapshot import Table
 from agent.telemetry.stats import StatsRegion
 from agent.worker import control, orders
@@ -116,11 +116,16 @@ class RemoteWorker:
             if key not in self._worker.spaces:
                 self._worker.describe(key, side["node"], side["principal"])
         try:
-            self._worker.apply(self._tables(config))
-        except (OSError, ValueError, TlsError) as error:
+            refused = control.refusals_to_json(self._apply(self._worker, config))
+        except Exception as error:
+            # Not a resource's fault alone, or it would have been named: all of it is left, and the worker serves on.
+            if not isinstance(error, OSError | ValueError | TlsError):
+                _log.exception("a configuration cannot be applied")
             frame = control.encode_json(control.REFUSED, generation=config.generation, reason=str(error))
         else:
-            frame = control.encode_json(control.APPLIED, generation=config.generation, **self._listening())
+            frame = control.encode_json(
+                control.APPLIED, generation=config.generation, refused=refused, **self._listening()
+            )
         await self._send(frame)
 
     def _listening(self) -> dict[str, Any]:
@@ -133,16 +138,21 @@ class RemoteWorker:
     def _new_worker(self) -> Worker:
         return Worker(self._region, mark=_may_mark(), shares=self._shares, ports_may_wait=True)
 
-    def _tables(self, config: control.Config) -> dict[str, Table]:
-        """What the host process wants to be served, by workload."""
-        tables = {}
+    def _apply(self, worker: Worker, config: control.Config) -> dict[str, tuple[Refused, ...]]:
+        """Take what the host process wants to be served; what of it cannot be used, by workload."""
+        tables: dict[str, Table] = {}
+        refused: dict[str, tuple[Refused, ...]] = {}
         for workload in config.workloads:
-            builder = self._builders.setdefault(workload.key, TableBuilder())
-            built = builder.build(workload.resources)
-            for refused in built.refused:
-                raise ConfigError(refused.path, refused.reason)
-            tables[workload.key] = built.table
-        return tables
+            built = self._builders.setdefault(workload.key, TableBuilder()).build(workload.resources)
+            tables[workload.key], refused[workload.key] = built.table, built.refused
+        for key, found in worker.apply(tables).items():
+            for one in found:
+                if not one.in_use:
+                    self._builders[key].reject(one.type_url, one.name)
+            refused[key] += found
+        for key in [key for key in self._builders if key not in tables]:
+            del self._builders[key]
+        return refused
 
     async def _drain(self, seconds: float, nursery: trio.Nursery) -> None:
         """Let connections finish, and end; a second order may leave them less time."""

@@ -21,8 +21,10 @@ class Services:
     sinks: Sinks
     random: Callable[[], int]
     """RANDOM_BITS random bits."""
-    resolve: Callable[[ClusterRuntime], None]
-    """Begin (or go on) to resolve the names of a DNS cluster."""
+    resolve: Callable[[ClusterRuntime, Callable[[], None]], None]
+    """Begin (or go on) to resolve the names of a DNS cluster; the second argument is called after the first answer."""
+    forget: Callable[[ClusterRuntime], None]
+    """End that: the cluster has gone."""
     shares: Shares | None = None
     """What limits is counted with the host's other workers; None where there are none."""
     ports_may_wait: bool = False

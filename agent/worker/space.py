@@ -1,55 +1,48 @@
 """Everything that one table has brought to life: clusters, listeners, stations. A worker has one for each workload.
 
-Rule: `apply` first builds what is new, which may fail and then changes nothing; then it swaps, which cannot fail. What did
-not change keeps its object: clusters their hosts, pools and outlier state, stations their connections; a change of
-endpoints alone touches nothing but the hosts of that cluster.
+Rule: `apply` first builds what is new beside what serves (space_build), which fails resource by resource and changes
+nothing; then it swaps, which cannot fail. What did not change keeps its object: clusters their hosts, pools and outlier
+state, stations their connections; a change of endpoints alone touches nothing but the hosts of that cluster.
 Not for: what the objects do; where tables come from.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from agent.exchange.local_reply import compile_rewrite
-from agent.exchange.setting import Setting
-from agent.filters import FilterState, compile_steps
-from agent.filters.names import Names
-from agent.filters.network import compile_network
-from agent.http.intake import compile_intake
-from agent.http.outgoing import compile_outgoing
+from agent.filters import FilterState
+from agent.filters.names import values_of
 from agent.limits.tally import Tally
-from agent.routing.compile import Router, compile_routes
-from agent.routing.normalise import compile_normaliser
+from agent.table.build import Refused
 from agent.table.cluster import Cluster, Endpoint
-from agent.table.listener import FilterChain, FixedAnswer, HttpManager, Listener
-from agent.table.route import RouteConfiguration
 from agent.table.snapshot import Table
-from agent.table.tls import UpstreamTls
 from agent.upstream import breaker
 from agent.upstream.cluster import ClusterRuntime
 from agent.upstream.host import Host
 from agent.upstream.pool import Pool
 from agent.worker.accept import ListenerRuntime
 from agent.worker.acceptor import Acceptor
-from agent.worker.answers import AnswerStation
-from agent.worker.chain_match import ChainIndex, owner
+from agent.worker.chain_match import owner
 from agent.worker.connect import Dialer
 from agent.worker.health import ClusterChecks
 from agent.worker.http_station import HttpStation
-from agent.worker.listen import bind, host_address
+from agent.worker.listen import bind
 from agent.worker.raw import RawUpstream
 from agent.worker.services import Services
-from agent.worker.station import Door, Station
-from agent.worker.tcp import TcpStation
-from agent.worker.tls_contexts import ClientTls, ServerTls
+from agent.worker.space_build import Build, Builder, ClientContexts
+from agent.worker.station import Station
+from agent.worker.tls_contexts import ClientTls
 from agent.worker.upstream import H1Upstream
 
 DRAIN_SECONDS = 60.0
-"""How long connections of a filter chain that left the table may go on."""
+"""How long connections of a filter chain, or of a workload, that left the table may go on."""
+_AGAIN = 1.0
+_log = logging.getLogger("hostmesh.worker")
 
 
 class Space:
@@ -66,50 +59,30 @@ class Space:
         self.waiting: dict[tuple[str, int, str], str] = {}
         """Addresses of the table that cannot be listened on at present, with the reason."""
         self.leaving: list[Station] = []
+        self.client_tls: ClientContexts = {}
         self._by_address: dict[tuple[str, int], ListenerRuntime] = {}
         self._stations: dict[str, list[Station]] = {}
         self._filter_state = FilterState(services.shares)
+        self._checks: dict[ClusterRuntime, ClusterChecks] = {}
+        self._opened = False
+        """Listeners have opened since `bind_waiting` was last asked."""
         self._unsettled = 0
-        """Clusters whose first health checks keep the listeners waiting."""
-        self._client_tls: dict[tuple[str, UpstreamTls], ClientTls] = {}
+        """Clusters whose first resolution or health checks keep the listeners waiting."""
 
     # Applying a table
 
-    def apply(self, table: Table) -> None:
-        """Take a table. Raises TlsError, OSError or ValueError (ConfigError) with everything as it was."""
-        tls = self._prepare_tls(table)
-        names = None
-        if self.services.shares is not None:
-            names = Names(table.routes)
-            self._filter_state.names = names.by_identity
-        clusters = {
-            name: self.clusters.get(name) or self._new_cluster(cluster)
-            for name, cluster in table.clusters.items()
-        }
-        stations: dict[str, list[Station]] = {}
-        runtimes: dict[str, ListenerRuntime] = {}
-        routers: list[tuple[HttpStation, Router, RouteConfiguration]] = []
-        for name, listener in table.listeners.items():
-            runtimes[name], stations[name] = self._listener(name, listener, table, routers, names)
-        sockets, waiting = self._bind(runtimes)
-        self._commit(table, clusters, tls, runtimes, stations, routers, sockets)
+    def apply(self, table: Table) -> tuple[Refused, ...]:
+        """Take a table, and name what of it cannot be used: that stays as it was. Where ports may not wait:
+        raises OSError for an address that cannot be listened on, with everything as it was."""
+        build = Builder(self, table, self._filter_state).build()
+        sockets, waiting = self._bind(build.runtimes)
+        self._commit(build, sockets)
         self.waiting = waiting
+        return tuple(dict.fromkeys(build.refused))
 
-    def _prepare_tls(self, table: Table) -> dict[tuple[str, UpstreamTls], ClientTls]:
-        """Contexts of all clusters: kept where the settings are the same, renewed where a secret changed."""
-        found: dict[tuple[str, UpstreamTls], ClientTls] = {}
-        for cluster in table.clusters.values():
-            settings = [cluster.tls, *(match.tls for match in cluster.transport_matches)]
-            for one in settings:
-                if one is None or (cluster.name, one) in found:
-                    continue
-                known = self._client_tls.get((cluster.name, one))
-                if known is None:
-                    known = ClientTls(one, table.secrets, http=True)
-                else:
-                    known.refresh(table.secrets)
-                found[(cluster.name, one)] = known
-        return found
+    def stations_of(self, listener: str) -> Sequence[Station]:
+        """The ends of a listener's chains, in their order."""
+        return self._stations.get(listener, ())
 
     def _new_cluster(self, config: Cluster) -> ClusterRuntime:
         services = self.services
@@ -131,7 +104,7 @@ class Space:
     def _connect(self, pool: Pool) -> None:
         self.dialer.dial(pool.host, pool.cluster.config, H1Upstream(pool))
 
-    def _raw_pool(self, host: Host) -> Pool:
+    def raw_pool(self, host: Host) -> Pool:
         """For one TCP connection."""
         return Pool(
             host,
@@ -139,99 +112,16 @@ class Space:
             lambda pool: self.dialer.dial(pool.host, pool.cluster.config, RawUpstream(pool)),
         )
 
-    def _listener(
-        self,
-        name: str,
-        listener: Listener,
-        table: Table,
-        routers: list[tuple[HttpStation, Router, RouteConfiguration]],
-        names: Names | None,
-    ) -> tuple[ListenerRuntime, list[Station]]:
-        """The runtime of a listener, with the stations of unchanged filter chains."""
-        known = self.listeners.get(name)
-        same = known is not None and known.listener is listener
-        if known is not None and (same or same_but_chains(known.listener, listener)):
-            old = list(self._stations.get(name, ()))
-        else:
-            old = []
-        made: list[tuple[FilterChain, Station]] = []
-        chains = [*listener.chains, *([listener.default_chain] if listener.default_chain is not None else [])]
-        for chain in chains:
-            station = next((held for held in old if held.chain is chain or held.chain == chain), None)
-            if names is not None:
-                former = station.setting.manager if isinstance(station, HttpStation) else None
-                names.chain(name, chain, former)
-            if station is None:
-                station = self._station(chain, listener, table)
-            else:
-                old.remove(station)
-                station.chain = chain
-                if station.tls is not None:
-                    station.tls.refresh(table.secrets)
-                if isinstance(station, HttpStation):
-                    routes = route_configuration(station.setting.manager, table)
-                    if routes is not station.routes:
-                        routers.append((station, self._router(station.setting.manager, routes), routes))
-            made.append((chain, station))
-        stations = [station for _, station in made]
-        default = stations[-1] if listener.default_chain is not None else None
-        index = ChainIndex(
-            [(chain.match, station) for chain, station in made if station is not default], default
-        )
-        recorder = self.services.recorder
-        stats = recorder.listener(stat_name(listener))
-        runtime = ListenerRuntime(listener, index, stats, recorder.slots, self._owner_of)
-        return runtime, stations
-
-    def _station(self, chain: FilterChain, listener: Listener, table: Table) -> Station:
-        services = self.services
-        terminal = chain.terminal
-        is_http = isinstance(terminal, HttpManager)
-        tls = ServerTls(chain.tls, table.secrets, http=is_http) if chain.tls is not None else None
-        gate = compile_network(chain.network_filters, self._filter_state)
-        door = Door(
-            chain, tls, gate, services.recorder.listener(stat_name(listener)), services.recorder.slots
-        )
-        if isinstance(terminal, FixedAnswer):
-            return AnswerStation(door, terminal)
-        logs = services.sinks.compile((*terminal.access_logs, *listener.access_logs))
-        if not isinstance(terminal, HttpManager):
-            return TcpStation(
-                door, terminal, listener, self.clusters, logs=logs, recorder=services.recorder, dialer=self.dialer,
-                random=services.random,
-            )  # fmt: skip
-        routes = route_configuration(terminal, table)
-        setting = Setting(
-            terminal, listener, self._router(terminal, routes), self.clusters,
-            intake=compile_intake(terminal, host_address()), normalise=compile_normaliser(terminal),
-            outgoing=compile_outgoing(terminal),
-            rewrite=compile_rewrite(terminal.local_reply), logs=logs, record=services.recorder.record,
-            stats=services.recorder.http(terminal.stat_prefix), slots=services.recorder.slots, clock=services.reactor,
-            random=services.random, raw_pool=self._raw_pool, host_address=host_address(),
-        )  # fmt: skip
-        return HttpStation(door, setting, routes)
-
-    def _router(self, manager: HttpManager, routes: RouteConfiguration) -> Router:
-        suppress = manager.router is not None and manager.router.suppress_envoy_headers
-        return compile_routes(
-            routes,
-            lambda scope: compile_steps(
-                manager.filters,
-                scope,
-                self._filter_state,
-                self.services.recorder.count,
-                f"http.{manager.stat_prefix}.",
-            ),
-            suppress_envoy_headers=suppress,
-        )
-
     def bind_waiting(self) -> bool:
-        """Try again to listen where that was not possible; whether anything changed."""
+        """Try again to listen where that was not possible; whether anything changed, also by the first resolutions and
+        health checks."""
+        changed, self._opened = self._opened, False
         if not self.waiting:
-            return False
+            return changed
         opened, waiting = self._bind(self.listeners)
         self._move_sockets(opened)
-        changed, self.waiting = waiting != self.waiting, waiting
+        changed = changed or waiting != self.waiting
+        self.waiting = waiting
         return changed
 
     def _bind(
@@ -265,54 +155,101 @@ class Space:
             raise
         return opened, waiting
 
-    def _commit(
-        self, table: Table, clusters: dict[str, ClusterRuntime], tls: dict[tuple[str, UpstreamTls], ClientTls],
-        runtimes: dict[str, ListenerRuntime], stations: dict[str, list[Station]],
-        routers: list[tuple[HttpStation, Router, RouteConfiguration]], sockets: dict[tuple[str, int, str], Acceptor],
-    ) -> None:  # fmt: skip
+    def _commit(self, build: Build, sockets: dict[tuple[str, int, str], Acceptor]) -> None:
         """Swap. Nothing here may fail."""
-        gone = [runtime for name, runtime in self.clusters.items() if name not in clusters]
-        self.clusters.clear()
-        self.clusters.update(clusters)
-        self._client_tls = tls
-        for name, runtime in clusters.items():
-            config = table.clusters[name]
-            runtime.reconfigure(config, self._tls_of(config))
-            self._set_hosts(runtime, config, table)
-            if config.health_checks and runtime.watch is None:
-                self._wait_for(ClusterChecks(runtime, self.dialer, self.services.random))
+        table = build.table
+        for tls, renewal in build.renewals:
+            tls.adopt(renewal)
+        self.client_tls = build.client_tls
+        starting = not self.acceptors
+        gone = [runtime for name, runtime in self.clusters.items() if name not in table.clusters]
+        for name in [name for name in self.clusters if name not in table.clusters]:
+            del self.clusters[name]
+        for name, config in table.clusters.items():
+            try:
+                runtime = self.clusters.get(name)
+                if runtime is None:
+                    runtime = self.clusters[name] = self._new_cluster(config)
+                runtime.reconfigure(config, self._tls_of(config))
+                self._bring_up(runtime, config, table, starting=starting)
+            except Exception:
+                # A fault of ours, which must not leave the rest of the table out.
+                _log.exception("cluster %s", name)
         for runtime in gone:
-            runtime.update_hosts(())
-        for station, router, routes in routers:
+            self._end(runtime)
+        for station, chain in build.chains:
+            station.chain = chain
+        for station, router, routes in build.routers:
             station.setting.router = router
             station.routes = routes
-        kept = {id(station) for held in stations.values() for station in held}
+        kept = {id(station) for held in build.stations.values() for station in held}
         left = [station for held in self._stations.values() for station in held if id(station) not in kept]
-        self._stations = stations
-        self.listeners = runtimes
+        self._stations = build.stations
+        self.listeners = build.runtimes
         self._by_address = {
             (address.host, address.port): runtime
-            for runtime in runtimes.values()
+            for runtime in build.runtimes.values()
             for address in (runtime.listener.address, *runtime.listener.additional_addresses)
         }
         self._move_sockets(sockets)
         self.table = table
         if left:
             self._let_go(left)
+        self._forget_filters()
 
-    def _wait_for(self, checks: ClusterChecks) -> None:
-        """At the start nobody is accepted before the first health checks have told who is there, as in Envoy."""
-        if self.acceptors or not checks.waiting:
+    def _bring_up(self, runtime: ClusterRuntime, config: Cluster, table: Table, *, starting: bool) -> None:
+        """Give a cluster its hosts and its checks. At the start nobody is accepted before names have been resolved and
+        health checks have told who is there, as in Envoy."""
+        waits = starting and config.wait_for_warm
+        if config.discovery in ("strict_dns", "logical_dns"):
+            if waits:
+                self._unsettled += 1
+                self.services.resolve(runtime, partial(self._resolved, runtime))
+            else:
+                self.services.resolve(runtime, _nothing)
+            self._check(runtime, waits=False)
             return
-        self._unsettled += 1
+        self._set_hosts(runtime, config, table)
+        self._check(runtime, waits=waits)
 
-        def settled() -> None:
-            self._unsettled -= 1
-            if not self._unsettled:
-                for acceptor in self.acceptors.values():
-                    acceptor.start()
+    def _resolved(self, runtime: ClusterRuntime) -> None:
+        """The first name of a cluster that listeners wait for."""
+        checks = self._checks.get(runtime)
+        if checks is not None and checks.waiting:
+            checks.settled = self._settle
+        else:
+            self._settle()
 
-        checks.settled = settled
+    def _check(self, runtime: ClusterRuntime, *, waits: bool) -> None:
+        if not runtime.config.health_checks or runtime in self._checks:
+            return
+        checks = self._checks[runtime] = ClusterChecks(runtime, self.dialer, self.services.random)
+        if waits and checks.waiting:
+            self._unsettled += 1
+            checks.settled = self._settle
+
+    def _settle(self) -> None:
+        self._unsettled -= 1
+        if not self._unsettled:
+            self._opened = True
+            for acceptor in self.acceptors.values():
+                acceptor.start()
+
+    def _end(self, runtime: ClusterRuntime) -> None:
+        """A cluster has gone: no names, no checks, no hosts."""
+        self.services.forget(runtime)
+        self._checks.pop(runtime, None)
+        runtime.by_endpoint.clear()
+        runtime.update_hosts(())
+
+    def _forget_filters(self) -> None:
+        """State of filters is kept for what serves, or still ends."""
+        used: list[object] = []
+        for station in self.every_station():
+            used += values_of(station.chain.network_filters)
+            if isinstance(station, HttpStation):
+                used += values_of(station.setting.manager.filters, station.routes)
+        self._filter_state.keep_only(used)
 
     def _move_sockets(self, sockets: dict[tuple[str, int, str], Acceptor]) -> None:
         acceptors = {**self.acceptors, **sockets}
@@ -342,6 +279,7 @@ class Space:
                 station.close_all()
                 if station in self.leaving:
                     self.leaving.remove(station)
+            self._forget_filters()
 
         self.services.reactor.timer(over).set(self.services.reactor.now + DRAIN_SECONDS)
 
@@ -349,7 +287,7 @@ class Space:
 
     def _tls_of(self, config: Cluster) -> Callable[[Endpoint], Any]:
         """The TLS of an endpoint: the first transport_socket_match that its metadata satisfies, else the cluster's."""
-        contexts = self._client_tls
+        contexts = self.client_tls
         default = contexts[(config.name, config.tls)] if config.tls is not None else None
         matches = [
             (match.match, contexts[(config.name, match.tls)] if match.tls is not None else None)
@@ -373,10 +311,8 @@ class Space:
             assignment = table.assignments.get(config.eds_name or config.name)
             if assignment is not None:
                 runtime.update_hosts(assignment.endpoints, assignment.overprovisioning)
-        elif config.discovery in ("strict_dns", "logical_dns"):
-            self.services.resolve(runtime)
 
-    def _owner_of(self, address: tuple[str, int]) -> ListenerRuntime | None:
+    def owner_of(self, address: tuple[str, int]) -> ListenerRuntime | None:
         """The listener for an original destination: its address, else the wildcard with its port."""
         return owner(self._by_address, address)
 
@@ -396,6 +332,26 @@ class Space:
         for station in self.every_station():
             station.close_all()
 
+    def leave(self, over: Callable[[], None]) -> None:
+        """The workload is no more: its connections may go on for DRAIN_SECONDS; then all that is held here ends, and
+        `over` is called."""
+        self.drain()
+        reactor = self.services.reactor
+        until = reactor.now + DRAIN_SECONDS
+
+        def look() -> None:
+            if self.connections() and reactor.now < until:
+                timer.set(reactor.now + _AGAIN)
+                return
+            self.close()
+            for runtime in self.clusters.values():
+                self._end(runtime)
+            self.clusters.clear()
+            over()
+
+        timer = reactor.timer(look)
+        timer.set(reactor.now + _AGAIN)
+
     def every_station(self) -> list[Station]:
         """Of the table and those that are leaving."""
         return [*(station for held in self._stations.values() for station in held), *self.leaving]
@@ -405,27 +361,5 @@ class Space:
         return sum(len(station.inside) for station in self.every_station())
 
 
-def same_but_chains(old: Listener, new: Listener) -> bool:
-    """Is everything but the filter chains as it was? Then chains that did not change keep their connections."""
-    return replace(old, chains=(), default_chain=None) == replace(new, chains=(), default_chain=None)
-
-
-def route_configuration(manager: HttpManager, table: Table) -> RouteConfiguration:
-    """The manager's own routes, or those that RDS delivered; an empty configuration answers 404 until they come."""
-    if isinstance(manager.route, RouteConfiguration):
-        return manager.route
-    found = table.routes.get(manager.route)
-    return (
-        found
-        if found is not None
-        else _EMPTY_ROUTES.setdefault(manager.route, RouteConfiguration(manager.route))
-    )
-
-
-_EMPTY_ROUTES: dict[str, RouteConfiguration] = {}
-
-
-def stat_name(listener: Listener) -> str:
-    """What follows `listener.` in the names of its statistics."""
-    address = listener.address
-    return listener.stat_prefix or f"{address.host}_{address.port}"
+def _nothing() -> None:
+    """Nobody waits."""

@@ -18,6 +18,7 @@ from typing import NoReturn
 import trio
 
 from agent.table.bootstrap import Bootstrap, load
+from agent.table.errors import ConfigError
 from agent.telemetry.access_log import FLUSH_SECONDS
 from agent.worker.tls_contexts import TlsError
 from agent.worker.worker import Worker
@@ -68,7 +69,8 @@ async def _serve(bootstrap: Bootstrap, admin: Admin | None, flush_seconds: float
     async with trio.open_nursery() as nursery:
         worker = Worker(node_metadata=bootstrap.node.metadata, flush_seconds=flush_seconds)
         await nursery.start(worker.run)
-        worker.apply({"": bootstrap.table})
+        for refused in worker.apply({"": bootstrap.table}).get("", ()):
+            raise ConfigError(refused.path, refused.reason)
         if admin is not None and bootstrap.admin is not None:
             await nursery.start(_run_admin, admin, bootstrap, worker)
         _log.info("serving %d listeners", len(bootstrap.table.listeners))

@@ -11,6 +11,7 @@ import os
 import ssl
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 
@@ -43,13 +44,28 @@ class SecretMissing(TlsError):
     """A named secret has not been delivered (yet)."""
 
 
+@dataclass(slots=True)
+class Renewal:
+    """What a set of secrets makes of a context: computed by `Tls.renewal`, which may fail, used by `Tls.adopt`."""
+
+    context: ssl.SSLContext | None = None
+    used: dict[str, Secret | None] = field(default_factory=dict)
+    uri_sans: tuple[str, ...] = ()
+    missing: str = ""
+
+
 class Tls:
     """One side's context. Invariant: `context` was made from `settings` and the secrets in `_used`."""
 
     def __init__(
-        self, settings: TlsSettings, secrets: Mapping[str, Secret], *, server: bool, alpn: Sequence[str]
+        self,
+        settings: TlsSettings,
+        secrets: Mapping[str, Secret] | None,
+        *,
+        server: bool,
+        alpn: Sequence[str],
     ) -> None:
-        """Raises TlsError."""
+        """Without `secrets` there is no context yet. Raises TlsError."""
         self.settings = settings
         self._server = server
         self._alpn = list(alpn)
@@ -60,20 +76,28 @@ class Tls:
         self.context: ssl.SSLContext | None = None
         self._expiries: dict[bytes, float] = {}
         self.missing = ""
-        """Why there is no context: a secret that has not been delivered yet."""
-        self.refresh(secrets)
+        """Why there is no context: a secret that has not been delivered yet, or a file that cannot be used."""
+        renewal = None if secrets is None else self.renewal(secrets)
+        if renewal is not None:
+            self.adopt(renewal)
 
-    def refresh(self, secrets: Mapping[str, Secret]) -> None:
-        """Take renewed secrets for the handshakes to come. Raises TlsError and keeps the old context."""
-        used = self._used
-        if self.context is not None and all(secrets.get(name) is secret for name, secret in used.items()):
-            return
+    def renewal(self, secrets: Mapping[str, Secret]) -> Renewal | None:
+        """What renewed secrets make of the context, None where they change nothing. Changes nothing itself. Raises
+        TlsError."""
+        if self.context is not None and all(secrets.get(name) is one for name, one in self._used.items()):
+            return None
+        renewal = Renewal()
         try:
-            self.context = self._make(secrets)
-            self.missing = ""
+            renewal.context = self._make(secrets, renewal)
         except SecretMissing as error:
-            self.context = None
-            self.missing = str(error)
+            renewal.missing = str(error)
+        return renewal
+
+    def adopt(self, renewal: Renewal) -> None:
+        """Use it for the handshakes to come."""
+        self.context, self.missing, self._used = renewal.context, renewal.missing, renewal.used
+        if renewal.context is not None:
+            self.local_uri_sans = renewal.uri_sans
 
     def verdict(self, connection: ssl.SSLSocket | ssl.SSLObject) -> tuple[PeerIdentity | None, str]:
         """The peer after the handshake, and why it is refused (empty: it is not)."""
@@ -109,16 +133,16 @@ class Tls:
             self._expiries[der] = until
         return until
 
-    def _resolve(self, secret: Secret | str, secrets: Mapping[str, Secret]) -> Secret:
+    def _resolve(self, secret: Secret | str, secrets: Mapping[str, Secret], renewal: Renewal) -> Secret:
         if isinstance(secret, Secret):
             return secret
         found = secrets.get(secret)
-        self._used[secret] = found
+        renewal.used[secret] = found
         if found is None:
             raise SecretMissing(f"the secret {secret} is not there")
         return found
 
-    def _make(self, secrets: Mapping[str, Secret]) -> ssl.SSLContext:
+    def _make(self, secrets: Mapping[str, Secret], renewal: Renewal) -> ssl.SSLContext:
         settings = self.settings
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if self._server else ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
@@ -131,52 +155,75 @@ class Tls:
         try:
             tls12 = [name for name in settings.ciphers if not name.startswith("TLS_")]
             context.set_ciphers(":".join(tls12) if tls12 else _CIPHERS)
-            certificates = [self._resolve(secret, secrets) for secret in settings.certificates]
+            certificates = [self._resolve(secret, secrets, renewal) for secret in settings.certificates]
             trusted = b""
             validation = settings.validation
             if validation is not None and validation.ca is not None and not validation.accept_untrusted:
-                roots = self._resolve(validation.ca, secrets).trusted_ca
-                if roots is None:
-                    raise TlsError("a validation secret without trusted_ca")
-                trusted = _read(roots)
-                context.load_verify_locations(cadata=trusted.decode("ascii", "ignore"))
+                trusted = load_roots(context, self._resolve(validation.ca, secrets, renewal))
                 context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
                 optional = isinstance(settings, DownstreamTls) and not settings.require_client_certificate
                 context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
             for certificate in certificates:
-                self._load_certificate(context, certificate, trusted)
+                load_certificate(context, certificate, trusted, renewal)
             if self._alpn:
                 context.set_alpn_protocols(self._alpn)
         except (OSError, ValueError) as error:
             raise TlsError(str(error)) from error
         return context
 
-    def _load_certificate(self, context: ssl.SSLContext, secret: Secret, trusted: bytes) -> None:
-        if secret.certificate_chain is None or secret.private_key is None:
-            raise TlsError(f"the secret {secret.name} has no certificate and key")
-        chain, key = _read(secret.certificate_chain), _read(secret.private_key)
-        descriptor = os.memfd_create("hostmesh-key", os.MFD_CLOEXEC)
+
+def load_certificate(context: ssl.SSLContext, secret: Secret, trusted: bytes, renewal: Renewal) -> None:
+    """Present the secret's certificate, with its issuers among the `trusted` roots. Raises TlsError, OSError or ValueError."""
+    if secret.certificate_chain is None or secret.private_key is None:
+        raise TlsError(f"the secret {secret.name} has no certificate and key")
+    chain, key = _read(secret.certificate_chain), _read(secret.private_key)
+    descriptor = os.memfd_create("hostmesh-key", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, key + b"\n" + with_issuers(chain, trusted))
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+    if not renewal.uri_sans:
+        first = chain.split(b"-----END CERTIFICATE-----")[0].decode("ascii", "ignore")
+        at = first.find("-----BEGIN CERTIFICATE-----")
+        der = ssl.PEM_cert_to_DER_cert(first[at:] + "-----END CERTIFICATE-----")
         try:
-            os.write(descriptor, key + b"\n" + with_issuers(chain, trusted))
-            context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-        finally:
-            os.close(descriptor)
-        if not self.local_uri_sans:
-            first = chain.split(b"-----END CERTIFICATE-----")[0].decode("ascii", "ignore")
-            at = first.find("-----BEGIN CERTIFICATE-----")
-            der = ssl.PEM_cert_to_DER_cert(first[at:] + "-----END CERTIFICATE-----")
-            try:
-                self.local_uri_sans = identity(der).uri_sans
-            except DerError as error:
-                raise TlsError(f"the certificate of {secret.name} cannot be read: {error}") from error
+            renewal.uri_sans = identity(der).uri_sans
+        except DerError as error:
+            raise TlsError(f"the certificate of {secret.name} cannot be read: {error}") from error
+
+
+def load_roots(context: ssl.SSLContext, secret: Secret) -> bytes:
+    """Trust the secret's roots, and return them. Raises TlsError, OSError or ValueError."""
+    if secret.trusted_ca is None:
+        raise TlsError("a validation secret without trusted_ca")
+    trusted = _read(secret.trusted_ca)
+    context.load_verify_locations(cadata=trusted.decode("ascii", "ignore"))
+    return trusted
+
+
+def check_secret(secret: Secret) -> None:
+    """Can the secret be used? Raises TlsError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if secret.trusted_ca is not None:
+            load_roots(context, secret)
+        else:
+            load_certificate(context, secret, b"", Renewal())
+    except (OSError, ValueError) as error:
+        raise TlsError(str(error)) from error
 
 
 class ServerTls(Tls):
     """The listening side of a filter chain."""
 
-    def __init__(self, settings: DownstreamTls, secrets: Mapping[str, Secret], *, http: bool) -> None:
+    def __init__(
+        self, settings: DownstreamTls, secrets: Mapping[str, Secret] | None, *, http: bool, missing: str = ""
+    ) -> None:
+        """`missing`: why there are no secrets."""
         alpn = [name for name in settings.alpn if name != "h2"] if http else settings.alpn
         super().__init__(settings, secrets, server=True, alpn=alpn)
+        self.missing = self.missing or missing
         self._handshakes = 0
 
     def next_context(self) -> ssl.SSLContext | None:

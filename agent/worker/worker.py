@@ -18,6 +18,7 @@ import trio
 
 from agent.http.request import RANDOM_BITS
 from agent.limits.region import Shares
+from agent.table.build import Refused
 from agent.table.snapshot import Table
 from agent.telemetry.access_log import FLUSH_SECONDS, Sinks
 from agent.telemetry.series import Recorder
@@ -93,6 +94,8 @@ class Worker:
         self.sinks = Sinks()
         self.dialer = Dialer(self.reactor, mark=mark)
         self.spaces: dict[str, Space] = {}
+        self._leaving: list[Space] = []
+        """Of workloads that are no more, until their connections have ended."""
         self.drained = trio.Event()
         """Set once a drain is over."""
         self._services: Services | None = None
@@ -104,10 +107,10 @@ class Worker:
         draw = random.SystemRandom().getrandbits(64)
         bits = random.Random(draw).getrandbits  # noqa: S311 (splits and request ids, no secrets)
         async with trio.open_nursery() as nursery:
-            self._resolver = Resolver(self.reactor, nursery)
+            self._resolver = Resolver(self.reactor, nursery, random.random)
             self._services = Services(
                 self.reactor, self.recorder, self.sinks, partial(bits, RANDOM_BITS), self._resolver.resolve,
-                ports_may_wait=self._ports_may_wait,
+                self._resolver.forget, ports_may_wait=self._ports_may_wait,
             )  # fmt: skip
             self._every(self._flush_seconds, self.sinks.flush)
             self._every(_SWEEP, self._sweep)
@@ -119,26 +122,28 @@ class Worker:
             try:
                 await self.reactor.run()
             finally:
-                for space in self.spaces.values():
+                for space in (*self.spaces.values(), *self._leaving):
                     space.drain()
                     space.close()
                 self.sinks.close()
                 self.reactor.close()
                 nursery.cancel_scope.cancel()
 
-    def apply(self, tables: Mapping[str, Table]) -> None:
-        """Take one table for each workload; spaces without one drain. Raises as Space.apply, nothing changed in that space."""
+    def apply(self, tables: Mapping[str, Table]) -> dict[str, tuple[Refused, ...]]:
+        """Take one table for each workload; spaces without one drain and end. What cannot be used of each, where there is
+        anything. Raises as Space.apply, nothing changed in that space."""
         assert self._services is not None, "the worker does not run"
+        refused: dict[str, tuple[Refused, ...]] = {}
         for key, table in tables.items():
             space = self.spaces.get(key)
             if space is None:
                 space = Space(self._services_of(key), self.dialer)
-                space.apply(table)
+                refused[key] = space.apply(table)
                 self.spaces[key] = space
             elif space.table is not table:
-                space.apply(table)
+                refused[key] = space.apply(table)
         for key in [key for key in self.spaces if key not in tables]:
-            self.spaces.pop(key).drain()
+            self._leave(key)
         slots = self.recorder.slots
         slots[self.recorder.server.config_applied] += 1
         gc.collect()
@@ -148,6 +153,14 @@ class Worker:
             gc.freeze()
             gc.set_threshold(*_GC_THRESHOLDS)
             give_back()
+        return {key: found for key, found in refused.items() if found}
+
+    def _leave(self, key: str) -> None:
+        """A workload is no more."""
+        space = self.spaces.pop(key)
+        self._recorders.pop(key, None)
+        self._leaving.append(space)
+        space.leave(partial(self._leaving.remove, space))
 
     def describe(self, key: str, node_metadata: Mapping[str, Any], principal: str) -> None:
         """Whose side a workload's metrics are (metadata in Istio's keys, SPIFFE id); before its first table."""
@@ -156,7 +169,12 @@ class Worker:
     def listening(self) -> set[int]:
         """The ports with a listening socket on every address that the tables name."""
         spaces = self.spaces.values()
-        ports = {key[1] for space in spaces for key in space.acceptors if not key[2]}
+        ports = {
+            key[1]
+            for space in spaces
+            for key, acceptor in space.acceptors.items()
+            if not key[2] and acceptor.accepting
+        }
         return ports - {key[1] for space in spaces for key in space.waiting}
 
     def waiting(self) -> dict[str, str]:
@@ -184,7 +202,7 @@ class Worker:
         """Accept no more, let requests finish for so long at most, then end `run`."""
         self.drain_listeners()
         with trio.move_on_after(seconds):
-            while any(space.connections() for space in self.spaces.values()):  # noqa: ASYNC110 (the reactor has no events)
+            while any(space.connections() for space in (*self.spaces.values(), *self._leaving)):  # noqa: ASYNC110 (the reactor has no events)
                 await trio.sleep(0.05)
         self.drained.set()
         self.reactor.stop()

@@ -54,6 +54,16 @@ def _workload(workload: HostWorkload) -> dict[str, Any]:
             "rejected": parts.xds.last_rejection or None,
             "notRegistered": parts.xds.not_registered or None,
         },
+        "missing": list(workload.missing),
+        "refused": [
+            {
+                "type": one.type_url.rpartition(".")[2],
+                "name": one.name,
+                "path": one.path,
+                "reason": one.reason,
+            }
+            for one in workload.refused
+        ],
         "identity": {
             "spiffe": str(identity.spiffe) if identity is not None else None,
             "serial": identity.serial if identity is not None else None,

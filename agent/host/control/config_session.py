@@ -1,17 +1,21 @@
 """One workload's configuration over ADS, sans-IO: what to ask for, when a set is complete, what to answer.
 
 Rule: updates are gathered until every cluster has its endpoints and every listener its routes (Envoy calls it
-warming); then the whole set is offered for use, and only its use or refusal answers the updates. Names that
-are no longer needed are unsubscribed after the new set is in use: make before break.
+warming); then the whole set is offered for use. What of it is in use is held, also where the rest of the same update
+is refused; a refused resource is offered again with every set until istiod changes or removes it. Names that are no
+longer needed are unsubscribed after the new set is in use: make before break.
 Not for: the protocol's messages (`wire.xds`), the stream (`xds_client`), what resources mean (`agent.table`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
+from agent.table.build import Refused
 from wire.xds import CLUSTER, ENDPOINT, LISTENER, NAME_TABLE, ROUTE, WILDCARD, EncodedResource
 from wire.xds.client import DeltaClient, Update
 from wire.xds.references import endpoint_names, route_names
@@ -29,8 +33,18 @@ class Candidate:
     updates: tuple[Update, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a candidate: what is in use now, and why the rest is not (its last good version is, if any)."""
+
+    in_use: Held
+    refused: tuple[Refused, ...] = ()
+    again: bool = False
+    """The host may be to blame (a file, a port): worth trying again."""
+
+
 class ConfigSession:
-    """What a workload holds and has been sent. Invariant: `held()` is a set that the data plane has used."""
+    """What a workload holds and has been sent. Invariant: `held()` is what the data plane uses."""
 
     def __init__(self, node: Any) -> None:
         wildcard = {CLUSTER: WILDCARD, LISTENER: WILDCARD, NAME_TABLE: WILDCARD}
@@ -40,9 +54,13 @@ class ConfigSession:
         self._absent: dict[str, set[str]] = {ENDPOINT: set(), ROUTE: set()}
         """Names that istiod said do not exist: not worth waiting for."""
         self._received: set[str] = set()
+        self._refused: Held = {}
+        """What istiod wants and the data plane does not use."""
+        self.worth_trying_again = False
 
     def preload(self, resources: Mapping[str, Mapping[str, EncodedResource]]) -> None:
         """Hold what was stored by a former process."""
+        self._refused = {}
         for type_url in TYPES:
             self._client.preload(type_url, resources.get(type_url, {}))
             if resources.get(type_url):
@@ -90,14 +108,37 @@ class ConfigSession:
         """The names that the updates so far refer to and that have not come."""
         return sorted(self._missing(self._would_hold()))
 
-    def accepted(self, candidate: Candidate) -> list[bytes]:
-        """The set is in use: the acknowledgements, and the end of subscriptions that nobody needs."""
-        requests = [self._client.ack(update) for update in candidate.updates]
+    def once_more(self) -> Candidate:
+        """What is wanted, as far as it has been offered before."""
+        return Candidate(self._would_hold(), ())
+
+    def settle(self, candidate: Candidate, applied: Applied) -> list[bytes]:
+        """What can be used of the set is in use: an answer to each update, which names what of it cannot be used, one a
+        line; and the end of subscriptions that nobody needs."""
+        for type_url in TYPES:
+            self._client.preload(type_url, applied.in_use.get(type_url, {}))
+        self.worth_trying_again = applied.again
+        self._refused = {}
+        for one in applied.refused:
+            wanted = candidate.resources.get(one.type_url, {}).get(one.name)
+            if wanted is not None and not one.in_use:
+                self._refused.setdefault(one.type_url, {})[one.name] = wanted
+        requests = []
+        for update in candidate.updates:
+            reasons = [
+                str(one)
+                for one in applied.refused
+                if one.type_url == update.type_url and one.name in update.resources
+            ]
+            if reasons:
+                requests.append(self._client.nack(update, "\n".join(reasons)))
+            else:
+                requests.append(self._client.ack(update))
         self._settle(candidate)
         return requests + self._subscribe(self._would_hold(), exactly=True)
 
-    def refused(self, candidate: Candidate, reason: str) -> list[bytes]:
-        """The set cannot be used: the refusals. What was held stays in use."""
+    def rejected(self, candidate: Candidate, reason: str) -> list[bytes]:
+        """Nothing of the set can be used: the refusals. What was held stays in use."""
         requests = [self._client.nack(update, reason) for update in candidate.updates]
         self._settle(candidate)
         return requests + self._subscribe(self._would_hold(), exactly=True)
@@ -108,14 +149,22 @@ class ConfigSession:
                 del self._pending[update.type_url]
 
     def _would_hold(self) -> Held:
-        held = self.held()
+        """What istiod wants, as far as it has come."""
+        wanted = self.held()
         for type_url, update in self._pending.items():
-            held[type_url] = self._client.would_hold(update)
-        return held
+            wanted[type_url] = self._client.would_hold(update)
+        for type_url, refused in self._refused.items():
+            pending = self._pending.get(type_url)
+            for name, resource in refused.items():
+                told = pending is not None and (name in pending.resources or name in pending.removed)
+                named = type_url not in self._subscribed or name in self._subscribed[type_url]
+                if named and not told:
+                    wanted[type_url][name] = resource
+        return wanted
 
     def _missing(self, resources: Held) -> set[str]:
-        endpoints = endpoint_names(resources[CLUSTER].values()) - set(resources[ENDPOINT])
-        routes = route_names(resources[LISTENER].values()) - set(resources[ROUTE])
+        endpoints = _names(endpoint_names, resources[CLUSTER]) - set(resources[ENDPOINT])
+        routes = _names(route_names, resources[LISTENER]) - set(resources[ROUTE])
         # The very first set is whole: not clusters today and listeners a moment later.
         types = {type_url.rpartition(".")[2] for type_url in _FIRST if type_url not in self._received}
         return (endpoints - self._absent[ENDPOINT]) | (routes - self._absent[ROUTE]) | types
@@ -123,14 +172,27 @@ class ConfigSession:
     def _subscribe(self, resources: Held, *, exactly: bool) -> list[bytes]:
         requests = []
         for type_url, needed in (
-            (ENDPOINT, endpoint_names(resources[CLUSTER].values())),
-            (ROUTE, route_names(resources[LISTENER].values())),
+            (ENDPOINT, _names(endpoint_names, resources[CLUSTER])),
+            (ROUTE, _names(route_names, resources[LISTENER])),
         ):
             names = needed if exactly else needed | self._subscribed[type_url]
             if (request := self._client.subscribe(type_url, names)) is not None:
                 requests.append(request)
             self._subscribed[type_url] = names
         return requests
+
+
+def _names(
+    find: Callable[[Iterable[EncodedResource]], set[str]], resources: Mapping[str, EncodedResource]
+) -> set[str]:
+    """What the resources name; one that cannot be decoded names nothing, and is refused when it is tried."""
+    found: set[str] = set()
+    for resource in resources.values():
+        try:
+            found |= find((resource,))
+        except DecodeError:
+            continue
+    return found
 
 
 def _joined(earlier: Update, later: Update) -> Update:

@@ -1,7 +1,7 @@
 """One workload's ADS stream: keep it up, bring what comes to the data plane, answer with what became of it.
 
 Rule: a broken stream changes nothing on the host; the next one, to any istiod, goes on from what is held.
-Everything is validated as a whole before a worker sees it, and acknowledged after every worker has it.
+What can be used of an update is in use in every worker before the update is answered; the answer names the rest.
 Not for: which resources belong together (`config_session`), what workers do (`dataplane`).
 """
 
@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 import trio
 from google.protobuf.message import DecodeError
 
-from agent.host.control.config_session import Candidate, ConfigSession, Held
+from agent.host.control.config_session import Applied, Candidate, ConfigSession, Held
 from agent.host.control.control_plane import CONNECTION_ERRORS, ControlPlane, Unreachable
 from agent.host.identity.keeper import IdentityKeeper
 from agent.host.log import fields
@@ -31,12 +31,16 @@ _LEAVING = "leaving"
 _GOODBYE_SECONDS = 2.0
 
 
+_AGAIN_SECONDS = 10.0
+"""Between two tries of what was refused: files and ports of the host may be there now."""
+
+
 class Rejected(Exception):
-    """A configuration cannot be used; the reason goes to istiod."""
+    """Nothing of a configuration can be used; the reason goes to istiod."""
 
 
-Apply = Callable[[Held], Awaitable[None]]
-"""Bring a set into use everywhere; `Rejected` when that cannot be, with the old one still in use."""
+Apply = Callable[[Held], Awaitable[Applied]]
+"""Bring what can be used of a set into use everywhere; `Rejected` when that is nothing, with the old one still in use."""
 
 
 class XdsClient:
@@ -163,8 +167,14 @@ class XdsClient:
             except DecodeError as error:
                 raise XdsError(f"a resource cannot be decoded: {error}") from error
             if candidate is None:
-                patience = WARMING_SECONDS if self._session.pending else math.inf
-                with trio.move_on_after(patience) as waiting:
+                if not self._session.pending:
+                    again = _AGAIN_SECONDS if self._session.worth_trying_again else math.inf
+                    with trio.move_on_after(again) as waiting:
+                        await self._updated.wait()
+                    if waiting.cancelled_caught:
+                        await self._use(self._session.once_more(), sender)
+                    continue
+                with trio.move_on_after(WARMING_SECONDS) as waiting:
                     await self._updated.wait()
                 if not waiting.cancelled_caught:
                     continue
@@ -176,15 +186,17 @@ class XdsClient:
 
     async def _use(self, candidate: Candidate, sender: _Sender) -> None:
         try:
-            await self._apply(candidate.resources)
+            applied = await self._apply(candidate.resources)
         except Rejected as error:
-            self.last_rejection = str(error)
-            log.warning("configuration refused: %s", error, extra=fields(workload=self._key))
-            requests = self._session.refused(candidate, str(error))
+            rejection = str(error)
+            requests = self._session.rejected(candidate, rejection)
         else:
-            self.last_rejection = ""
-            requests = self._session.accepted(candidate)
+            rejection = "; ".join(map(str, applied.refused))
+            requests = self._session.settle(candidate, applied)
             self.has_config.set()
+        if rejection and rejection != self.last_rejection:
+            log.warning("refused: %s", rejection, extra=fields(workload=self._key))
+        self.last_rejection = rejection
         for request in requests:
             await sender.send(request)
 

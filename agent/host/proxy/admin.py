@@ -22,7 +22,7 @@ from agent.host.admin.respond import resident
 from agent.host.admin.standing import complete
 from agent.telemetry.reading import Statistics
 from agent.worker import orders
-from agent.worker.space import stat_name
+from agent.worker.space_build import stat_name
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message

@@ -128,7 +128,7 @@ class _Parent(Workers):
 
     async def _begin_one(self, worker: WorkerProcess) -> None:
         try:
-            reason = await worker.configure(1, _BEGIN)
+            reason = (await worker.configure(1, _BEGIN)).reason
         except WorkerGone:
             return  # `_keep` says so
         if reason is not None:

@@ -1,7 +1,8 @@
 """The workers of this host as one: what one of them uses all of them use, and a dead one is replaced.
 
-Rule: a configuration is in force when every live worker has applied it; if one refuses, all go back to the one
-before. A worker that starts later gets the one in force. Replacing a worker waits longer each time it dies.
+Rule: a configuration is in force when every live worker has applied what can be used of it; what one of them cannot
+use, none does. If one takes none of it, all go back to the one before. A worker that starts later gets the one in force.
+Replacing a worker waits longer each time it dies.
 Not for: the conversation with one worker (`worker_process`), where configurations come from (`xds_client`).
 """
 
@@ -9,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import trio
 
@@ -18,6 +19,7 @@ from agent.host.log import fields
 from agent.host.workers import liveness
 from agent.host.workers.worker_process import PROGRAM, RunAs, WorkerGone, WorkerProcess
 from agent.limits.region import LimitsRegion
+from agent.table.build import Refused
 from agent.worker.control import Config, WorkloadConfig
 from wire.grpc import Backoff
 
@@ -31,8 +33,20 @@ Bodies = Mapping[str, Mapping[str, bytes]]
 """Type URL, name, serialised google.protobuf.Any."""
 
 
-class Refused(Exception):
-    """A worker cannot use the configuration; the former one is in force again."""
+class ChangeFailed(Exception):
+    """A worker cannot take the configuration at all; the former one is in force again."""
+
+
+@dataclass(slots=True)
+class _Round:
+    """The workers' verdicts on one generation."""
+
+    reasons: list[str] = field(default_factory=list)
+    """Why workers took none of it."""
+    refused: list[Mapping[str, tuple[Refused, ...]]] = field(default_factory=list)
+    """What each of the others left, by workload."""
+    nobody: bool = False
+    """Every worker ended before it answered."""
 
 
 @dataclass(slots=True)
@@ -73,6 +87,8 @@ class Dataplane:
         self._last_generation = 0
         self._changing = trio.Lock()
         self._draining = False
+        self._started = trio.Event()
+        """Set when a worker has started since the last change began."""
         self._limits = LimitsRegion.create(count) if count > 1 else None
         """What the workers count together."""
 
@@ -109,21 +125,36 @@ class Dataplane:
                 await nursery.start(self._keep, index)
             task_status.started()
 
-    async def change(self, key: str, resources: Bodies) -> None:
-        """Bring a workload's resources into force in all workers, or raise `Refused` with nothing changed."""
+    async def change(self, key: str, resources: Bodies) -> tuple[Refused, ...]:
+        """Bring a workload's resources into force in all workers. What of them a worker cannot use is named, and its last
+        good version stays in force. Raises `ChangeFailed`, nothing changed, when a worker takes none of it."""
         async with self._changing:
             before = dict(self._in_force)
             self._in_force[key] = resources
-            reasons = await self._tell_all()
-            if not reasons:
-                self.generation = self._last_generation
-                return
-            self._in_force = before
-            if before:
-                back = await self._tell_all()
-                if back:
-                    log.error("the former configuration is refused now: %s", "; ".join(back))
-            raise Refused("; ".join(sorted(set(reasons))))
+            self._started = trio.Event()
+            round_ = await self._tell_all()
+            if round_.nobody:
+                # They may have ended for another reason: their successors are asked once more.
+                with trio.move_on_after(APPLY_SECONDS):
+                    await self._started.wait()
+                round_ = await self._tell_all()
+            if round_.nobody:
+                round_.reasons.append("every worker ended while it applied the configuration")
+            if round_.reasons:
+                self._in_force = before
+                if before:
+                    back = await self._tell_all()
+                    if back.reasons:
+                        log.error("the former configuration is refused now: %s", "; ".join(back.reasons))
+                raise ChangeFailed("; ".join(sorted(set(round_.reasons))))
+            refused = dict.fromkeys(one for found in round_.refused for one in found.get(key, ()))
+            left = {(one.type_url, one.name) for one in refused if not one.in_use}
+            self._in_force[key] = without(resources, left, before.get(key, {}))
+            if left and any(found.get(key) != round_.refused[0].get(key) for found in round_.refused):
+                # Some workers can use what others cannot: all go on with what every one of them can.
+                await self._tell_all()
+            self.generation = self._last_generation
+            return tuple(refused)
 
     async def drain(self, seconds: float) -> None:
         """Let all workers finish and end; those that do not end in time are killed."""
@@ -149,29 +180,33 @@ class Dataplane:
             except WorkerGone:
                 continue  # its successor opens them anyway
 
-    async def _tell_all(self) -> list[str]:
+    async def _tell_all(self) -> _Round:
         self._last_generation += 1
-        reasons: list[str] = []
+        told = self.workers
+        round_ = _Round()
         async with trio.open_nursery() as nursery:
-            for worker in self.workers:
-                nursery.start_soon(self._tell, worker, self._last_generation, reasons)
-        return reasons
+            for worker in told:
+                nursery.start_soon(self._tell, worker, self._last_generation, round_)
+        round_.nobody = bool(told) and not round_.reasons and not round_.refused
+        return round_
 
-    async def _tell(self, worker: WorkerProcess, generation: int, reasons: list[str]) -> None:
+    async def _tell(self, worker: WorkerProcess, generation: int, round_: _Round) -> None:
         payload = self._payload(worker.index, generation)
         try:
             with trio.fail_after(APPLY_SECONDS):
-                reason = await worker.configure(generation, payload)
+                verdict = await worker.configure(generation, payload)
         except WorkerGone:
             return  # its successor is told what is in force
         except trio.TooSlowError:
             log.error("a worker is stuck and is replaced", extra=fields(pid=worker.process.pid))  # noqa: TRY400
             worker.process.kill()
+            round_.reasons.append(f"a worker was stuck in it for {APPLY_SECONDS:g} s")
             return
-        if reason is not None:
-            reasons.append(reason)
-        else:
-            self._listening_changed(worker)
+        if verdict.reason is not None:
+            round_.reasons.append(verdict.reason)
+            return
+        round_.refused.append(verdict.refused)
+        self._listening_changed(worker)
 
     def _listening_changed(self, worker: WorkerProcess) -> None:
         """A worker has applied a configuration, or opened listeners since: does it serve?"""
@@ -217,6 +252,7 @@ class Dataplane:
             worker.on_listening = functools.partial(self._listening_changed, worker)
             self.on_worker(worker)
             self._workers[index] = worker
+            self._started.set()
             if first:
                 first = False
                 task_status.started()
@@ -255,7 +291,23 @@ class Dataplane:
     async def _catch_up(self, worker: WorkerProcess) -> None:
         async with self._changing:
             if self._in_force:
-                reasons: list[str] = []
-                await self._tell(worker, self.generation, reasons)
-                if reasons:
-                    log.error("a new worker refuses the configuration in force: %s", "; ".join(reasons))
+                round_ = _Round()
+                await self._tell(worker, self.generation, round_)
+                refused = [str(one) for held in round_.refused for found in held.values() for one in found]
+                if round_.reasons or refused:
+                    reasons = "; ".join([*round_.reasons, *refused])
+                    log.error("a new worker refuses what is in force: %s", reasons)
+
+
+def without(resources: Bodies, left: Collection[tuple[str, str]], before: Bodies) -> Bodies:
+    """The resources with those of `left` (type URL, name) as they were before, or not at all."""
+    found: dict[str, dict[str, bytes]] = {}
+    for type_url, bodies in resources.items():
+        former = before.get(type_url, {})
+        used = found[type_url] = dict(bodies)
+        for name in bodies:
+            if (type_url, name) in left:
+                del used[name]
+                if name in former:
+                    used[name] = former[name]
+    return found

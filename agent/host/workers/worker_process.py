@@ -14,12 +14,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import trio
 
+from agent.table.build import Refused
 from agent.worker import control
 
 log = logging.getLogger("hostmesh.worker")
@@ -52,6 +53,14 @@ class Process(Protocol):
     def kill(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a configuration: `reason` why all of it was left, or `refused` what was left of it, by workload."""
+
+    reason: str | None = None
+    refused: Mapping[str, tuple[Refused, ...]] = field(default_factory=dict)
+
+
 class WorkerGone(Exception):
     """The worker ended before it answered."""
 
@@ -74,7 +83,7 @@ class WorkerProcess:
         self._socket = sock
         self._sending = trio.Lock()
         self._reader = control.FrameReader()
-        self._verdicts: dict[int, trio.MemorySendChannel[str | None]] = {}
+        self._verdicts: dict[int, trio.MemorySendChannel[Verdict]] = {}
         self._answers: dict[int, trio.MemorySendChannel[Any]] = {}
         self._last_query = 0
 
@@ -112,9 +121,9 @@ class WorkerProcess:
                 raise
         return cls(index, process, trio.socket.from_stdlib_socket(ours))
 
-    async def configure(self, generation: int, payload: bytes) -> str | None:
-        """Send a configuration: None when it is applied, else why it was refused. May raise WorkerGone."""
-        send, receive = trio.open_memory_channel[str | None](1)
+    async def configure(self, generation: int, payload: bytes) -> Verdict:
+        """Send a configuration. May raise WorkerGone."""
+        send, receive = trio.open_memory_channel[Verdict](1)
         self._verdicts[generation] = send
         try:
             await self._send(control.encode(control.CONFIG, payload))
@@ -206,7 +215,7 @@ class WorkerProcess:
                 self._update_listening(values)
             verdict = self._verdicts.pop(generation, None)
             if verdict is not None:
-                verdict.send_nowait(None if kind == control.APPLIED else str(values.get("reason", "refused")))
+                verdict.send_nowait(_verdict(kind, values))
         elif kind == control.LISTENING:
             self._update_listening(control.decode_json(payload))
             self.on_listening()
@@ -226,3 +235,9 @@ class WorkerProcess:
     def _update_listening(self, values: dict[str, Any]) -> None:
         self.listening = frozenset(int(port) for port in values.get("listening", ()))
         self.waiting = {str(where): str(reason) for where, reason in values.get("waiting", {}).items()}
+
+
+def _verdict(kind: bytes, values: Mapping[str, Any]) -> Verdict:
+    if kind == control.APPLIED:
+        return Verdict(refused=control.refusals_of_json(values.get("refused", {})))
+    return Verdict(str(values.get("reason", "refused")))

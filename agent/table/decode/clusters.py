@@ -50,10 +50,10 @@ def cluster(reader: Reader) -> Cluster:
         eds_name = _eds_name(r, discovery)
         breakers = circuit_breakers(r.child("circuit_breakers"))
         outlier = r.child("outlier_detection")
-        # When a cluster is ready, and how statistics are kept: not what a request sees.
+        r.without_effect("track_cluster_stats", "track_timeout_budgets")  # statistics that are not kept here
         r.without_effect(
-            "wait_for_warm_on_init", "cleanup_interval", "track_cluster_stats", "track_timeout_budgets"
-        )
+            "cleanup_interval"
+        )  # hosts of ORIGINAL_DST go with their last connection, as soon as that ends
         values: dict[str, Any] = {}
         r.without_effect("ignore_health_on_host_removal")  # hosts that have gone from the table are gone
         r.only("close_connections_on_host_health_failure", False)
@@ -399,9 +399,19 @@ def _connections(r: Reader) -> dict[str, Any]:
 
 
 def _dns(r: Reader) -> dict[str, Any]:
-    # The host's resolver decides about time to live, transport and back-off.
-    r.without_effect("dns_failure_refresh_rate", "dns_jitter", "use_tcp_for_dns_lookups", "respect_dns_ttl")
+    failure: tuple[float, float] | None = None
+    if (rate := r.child("dns_failure_refresh_rate")) is not None:
+        with rate as f:
+            base = f.seconds("base_interval")
+            failure = base, f.seconds("max_interval", 10 * base)
+            if failure[1] < base:
+                f.fail("max_interval", "must not be shorter than base_interval")
     return {
+        "dns_failure_refresh": failure,
+        "dns_jitter": r.seconds("dns_jitter"),
+        "dns_respect_ttl": r.boolean("respect_dns_ttl"),
+        "dns_tcp": r.boolean("use_tcp_for_dns_lookups"),
+        "wait_for_warm": r.boolean("wait_for_warm_on_init", True),
         "dns_refresh": r.seconds("dns_refresh_rate", 5.0),
         "dns_family": r.choice("dns_lookup_family", _FAMILIES),
     }

@@ -8,9 +8,11 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
-from agent.host.control.config_session import ConfigSession
+from agent.host.control.config_session import Applied, ConfigSession, Held
+from agent.table.build import Refused
 from wire.proto import name_table_pb2
 from wire.xds import CLUSTER, ENDPOINT, LISTENER, NAME_TABLE, ROUTE, EncodedResource, encode
 from wire.xds.delta import DeltaSession
@@ -92,7 +94,7 @@ class Pair:
             if candidate is None:
                 return uses
             uses += 1
-            self.tell_istiod(self.agent.accepted(candidate))
+            self.tell_istiod(self.agent.settle(candidate, Applied(candidate.resources)))
 
 
 def test_the_first_set_is_whole_with_all_that_it_names() -> None:
@@ -150,10 +152,85 @@ def test_a_refusal_keeps_what_was_held_and_tells_why() -> None:
         pass
     candidate = pair.agent.candidate()
     assert candidate is not None
-    pair.tell_istiod(pair.agent.refused(candidate, "listeners[b]: unsupported field"))
+    pair.tell_istiod(pair.agent.rejected(candidate, "listeners[b]: unsupported field"))
     assert pair.agent.held() == before
     nacks = [pair.istiod.state(update.type_url).nack for update in candidate.updates]
     assert all(nack is not None and "unsupported field" in str(nack) for nack in nacks)
+
+
+def refusing(pair: Pair, *names: str) -> None:
+    """Use what has come, but clusters and listeners with these names."""
+    while pair.step():
+        pass
+    candidate = pair.agent.candidate()
+    assert candidate is not None
+    before = pair.agent.held()
+    in_use: Held = {type_url: dict(held) for type_url, held in candidate.resources.items()}
+    refused = []
+    for type_url in (CLUSTER, LISTENER):
+        for name in names:
+            if name in in_use[type_url]:
+                kind = type_url.rpartition(".")[2]
+                refused.append(Refused(type_url, name, f"{kind}[{name}].x", "unsupported field"))
+                del in_use[type_url][name]
+                if name in before[type_url]:
+                    in_use[type_url][name] = before[type_url][name]
+    pair.tell_istiod(pair.agent.settle(candidate, Applied(in_use, tuple(refused))))
+
+
+def test_what_is_right_is_held_beside_what_is_refused_and_the_refusal_names_only_that() -> None:
+    pair = Pair(content("a"))
+    pair.settle()
+    pair.change(content("a", "b", "c"))
+    refusing(pair, "b")
+    held = pair.agent.held()
+    assert set(held[CLUSTER]) == set(held[LISTENER]) == {"a", "c"}
+    assert set(held[ROUTE]) >= {"route-a", "route-c"}
+    nack = pair.istiod.state(CLUSTER).nack
+    assert nack is not None
+    assert str(nack).count("unsupported field") == 1
+    assert "Cluster[b].x: unsupported field" in str(nack)
+    assert pair.istiod.state(ROUTE).nack is None
+
+
+def test_a_refused_resource_is_offered_again_with_every_set_and_used_once_it_can_be() -> None:
+    pair = Pair(content("a"))
+    pair.settle()
+    pair.change(content("a", "b"))
+    refusing(pair, "b")
+    changed = content("a", "b")
+    changed[ENDPOINT]["a"] = endpoints("a", 1)
+    pair.change(changed)
+    while pair.step():
+        pass
+    candidate = pair.agent.candidate()
+    assert candidate is not None
+    assert set(candidate.resources[CLUSTER]) == set(candidate.resources[LISTENER]) == {"a", "b"}
+    pair.tell_istiod(pair.agent.settle(candidate, Applied(candidate.resources)))
+    assert set(pair.agent.held()[CLUSTER]) == {"a", "b"}
+
+
+def test_a_refused_resource_that_is_removed_is_not_offered_again() -> None:
+    pair = Pair(content("a"))
+    pair.settle()
+    pair.change(content("a", "b"))
+    refusing(pair, "b")
+    pair.change(content("a"))
+    pair.settle()
+    assert set(pair.agent.once_more().resources[CLUSTER]) == {"a"}
+    assert pair.agent.held() == pair.mesh
+
+
+def test_a_listener_that_cannot_be_decoded_does_not_end_the_stream() -> None:
+    mesh = content("a", "b")
+    broken = AnyMessage(type_url=LISTENER, value=b"\xff").SerializeToString()
+    mesh[LISTENER]["b"] = EncodedResource("b", "1", broken)
+    pair = Pair(mesh)
+    while pair.step():
+        pass
+    candidate = pair.agent.candidate()
+    assert candidate is not None
+    assert set(candidate.resources[LISTENER]) == {"a", "b"}
 
 
 def test_a_new_stream_goes_on_from_what_is_held() -> None:
@@ -185,6 +262,6 @@ def test_what_does_not_exist_is_not_waited_for() -> None:
     candidate = pair.agent.candidate(complete=False)
     assert candidate is not None
     assert missing in ([], ["b"])
-    pair.tell_istiod(pair.agent.accepted(candidate))
+    pair.tell_istiod(pair.agent.settle(candidate, Applied(candidate.resources)))
     pair.settle()
     assert set(pair.agent.held()[CLUSTER]) == {"a", "b"}

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from agent.host.workers import liveness
-from agent.host.workers.dataplane import Dataplane, Refused
+from agent.host.workers.dataplane import ChangeFailed, Dataplane
 from agent.host.workers.worker_process import RunAs, WorkerProcess
 from tests.hosts.lab.namespaces import command_to_enter, has_other_users
 
@@ -54,7 +54,7 @@ def test_a_configuration_is_in_force_when_every_worker_has_it() -> None:
 def test_a_refused_configuration_leaves_the_former_one_in_force() -> None:
     async def test(dataplane: Dataplane) -> None:
         await dataplane.change("default/a", {TYPE: {"one": b"1"}})
-        with pytest.raises(Refused, match="bad"):
+        with pytest.raises(ChangeFailed, match="bad"):
             await dataplane.change("default/a", {TYPE: {"bad": b""}})
         assert dataplane.resources("default/a") == {TYPE: {"one": b"1"}}
         await dataplane.change("default/b", {TYPE: {"two": b"2"}})
@@ -100,10 +100,28 @@ def test_a_worker_that_hangs_is_ended_and_replaced(monkeypatch: pytest.MonkeyPat
     with_dataplane(test)
 
 
-def test_a_worker_that_dies_while_it_is_told_does_not_hold_the_others_up() -> None:
+def test_a_configuration_that_every_worker_dies_of_is_refused_and_the_former_one_stays() -> None:
     async def test(dataplane: Dataplane) -> None:
-        with trio.fail_after(5):
+        await dataplane.change("default/a", {TYPE: {"one": b"1"}})
+        with trio.fail_after(10), pytest.raises(ChangeFailed, match="every worker ended"):
             await dataplane.change("default/a", {TYPE: {"crash": b""}})
+        assert dataplane.resources("default/a") == {TYPE: {"one": b"1"}}
+        await eventually(lambda: [worker.generation > 0 for worker in dataplane.workers] == [True, True])
+
+    with_dataplane(test)
+
+
+def test_what_one_worker_cannot_use_is_named_and_none_uses_it() -> None:
+    async def test(dataplane: Dataplane) -> None:
+        await dataplane.change("default/a", {TYPE: {"one": b"1", "left": b"good"}})
+        refused = await dataplane.change("default/a", {TYPE: {"one": b"2", "left": b"0", "new": b"0"}})
+        assert [(one.name, one.reason) for one in refused] == [
+            ("left", "of worker 0"),
+            ("new", "of worker 0"),
+        ]
+        assert dataplane.resources("default/a") == {TYPE: {"one": b"2", "left": b"good"}}
+        for worker in dataplane.workers:
+            assert (await worker.query("stats"))["last"] == {"one": "2", "left": "good"}
 
     with_dataplane(test)
 

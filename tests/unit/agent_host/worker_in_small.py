@@ -1,4 +1,5 @@
-"""A worker that speaks the real frames and serves nothing: it refuses `bad` and dies of `crash`."""
+"""A worker that speaks the real frames and serves nothing: it refuses `bad` and dies of `crash`; worker 0
+cannot use what is `0`."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import os
 import socket
 import sys
 
+from agent.table.build import Refused
 from agent.worker import control
 
 
@@ -14,7 +16,7 @@ def main() -> None:
     descriptor = os.memfd_create("stats")
     os.write(descriptor, b"numbers")
     socket.send_fds(sock, [control.encode(control.STATS)], [descriptor])
-    reader, generations = control.FrameReader(), []
+    reader, generations, last = control.FrameReader(), [], {}
     while data := sock.recv(65536):
         for kind, payload in reader.feed(data):
             if kind == control.CONFIG:
@@ -22,7 +24,7 @@ def main() -> None:
                 names = {
                     name for work in config.workloads for held in work.resources.values() for name in held
                 }
-                if "crash" in names and not generations:
+                if "crash" in names:
                     os._exit(7)
                 if "bad" in names:
                     sock.sendall(
@@ -31,12 +33,31 @@ def main() -> None:
                 else:
                     generations.append(config.generation)
                     ports = [int(name.removeprefix("port ")) for name in names if name.startswith("port ")]
+                    refused = {}
+                    for work in config.workloads:
+                        bodies = {
+                            (url, name): body
+                            for url, held in work.resources.items()
+                            for name, body in held.items()
+                        }
+                        left = [
+                            key
+                            for key, body in bodies.items()
+                            if body == b"0" and config.settings["worker"] == 0
+                        ]
+                        refused[work.key] = [Refused(*key, "", "of worker 0") for key in left]
+                        last = {name: body.decode() for (_, name), body in bodies.items()}
                     sock.sendall(
-                        control.encode_json(control.APPLIED, generation=config.generation, listening=ports)
+                        control.encode_json(
+                            control.APPLIED,
+                            generation=config.generation,
+                            refused=control.refusals_to_json(refused),
+                            listening=ports,
+                        )
                     )
             elif kind == control.QUERY:
                 question = control.decode_json(payload)
-                answer = {"pid": os.getpid(), "uid": os.getuid(), "generations": generations}
+                answer = {"pid": os.getpid(), "uid": os.getuid(), "generations": generations, "last": last}
                 sock.sendall(control.encode_json(control.ANSWER, id=question["id"], answer=answer))
             elif kind == control.DRAIN:
                 return

@@ -142,20 +142,26 @@ class Stage:
         self, folder: Path, routes: str = ROUTES, change: Callable[[str], str] = lambda text: text
     ) -> None:
         self.log = folder / "access.log"
-        self._text = change(BOOTSTRAP.replace("LOG", str(self.log)))
+        self.text = change(BOOTSTRAP.replace("LOG", str(self.log)))
         self.reactor = Reactor()
         self.reactor.now = 1000.0
         self.sinks = Sinks()
         self.dials = Dials(self.reactor)
         services = Services(
-            self.reactor, Recorder(), self.sinks, lambda: 0x1234_5678_9ABC_DEF0, lambda cluster: None
+            self.reactor,
+            Recorder(),
+            self.sinks,
+            lambda: 0x1234_5678_9ABC_DEF0,
+            lambda cluster, settled: None,
+            lambda cluster: None,
         )
         self.space = Space(services, self.dials)  # type: ignore[arg-type]
         self.apply(routes)
 
     def apply(self, routes: str = ROUTES, change: Callable[[str], str] = lambda text: text) -> None:
         """Bring a table with these routes into force."""
-        self.space.apply(load(change(self._text.replace("ROUTES", routes))).table)
+        refused = self.space.apply(load(change(self.text.replace("ROUTES", routes))).table)
+        assert not refused, refused
 
     def client(self) -> Wire:
         """A new client connection."""

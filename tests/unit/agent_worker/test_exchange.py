@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.table.bootstrap import load
 from agent.upstream import reset
-from tests.unit.agent_worker.stage import Stage, Wire
+from tests.unit.agent_worker.stage import ROUTES, Stage, Wire
 
 GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
@@ -480,8 +481,11 @@ def test_connections_of_a_listener_that_left_end_with_their_response(stage: Stag
     assert client.closed
 
 
-def test_a_table_that_cannot_be_used_changes_nothing(stage: Stage) -> None:
-    before = (stage.space.table, dict(stage.space.clusters), stage.space.every_station())
-    with pytest.raises(OSError, match="nowhere"):
-        stage.apply(change=lambda text: text.replace(str(stage.log), "/nowhere/at/all/log"))
-    assert (stage.space.table, stage.space.clusters, stage.space.every_station()) == before
+def test_a_listener_that_cannot_be_used_stays_as_it_was(stage: Stage) -> None:
+    before = stage.space.every_station()
+    table = load(stage.text.replace("ROUTES", ROUTES).replace(str(stage.log), "/nowhere/at/all/log")).table
+    refused = stage.space.apply(table)
+    assert [(one.name, one.path) for one in refused] == [("main", "Listener[main].filter_chains[0]")]
+    assert "nowhere" in refused[0].reason
+    assert stage.space.every_station() == before
+    assert str(stage.log) in str(stage.space.table.listeners["main"])
