@@ -17,6 +17,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
+from agent.exchange import grpc_timeouts
 from agent.exchange import local_reply as replies
 from agent.exchange.attempts import Attempts
 from agent.exchange.mirror import send_mirrors
@@ -169,8 +170,11 @@ class Exchange(Attempts):
             headers.set(b"x-envoy-attempt-count", b"1")
         if ctx.upgrade:
             self.total_timeout = 0.0
-        if plan.max_stream_duration:
-            self.max_at = min(self.max_at, setting.clock.now + plan.max_stream_duration)
+        duration = plan.max_stream_duration or None
+        if plan.grpc_timeouts is not None:
+            duration = grpc_timeouts.stream(plan.grpc_timeouts, headers, duration)
+        if duration is not None:
+            self.max_at = min(self.max_at, setting.clock.now + duration)
             self.arm()
         self.keep_body = (self.retry is not None or plan.internal_redirect is not None) and not ctx.upgrade
         if self.request_ended:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Final
 
+from agent.exchange import grpc_timeouts
 from agent.http.headers import Headers
 from agent.http.request import RequestContext
 from agent.routing.plan import RoutePlan
@@ -61,6 +62,8 @@ def original_destination(cluster: ClusterRuntime, ctx: RequestContext) -> Endpoi
 def timeouts(plan: RoutePlan, headers: Headers) -> tuple[float, float]:
     """The whole request's and one attempt's timeout in seconds, 0 for none (Envoy FilterUtility::finalTimeout)."""
     total = plan.timeout if plan.max_stream_duration is None else 0.0
+    if plan.grpc_timeouts is not None:
+        total = grpc_timeouts.whole(plan.grpc_timeouts, headers, total)
     each = plan.retry.per_try_timeout if plan.retry is not None else 0.0
     told = headers.pop(b"x-envoy-upstream-rq-timeout-ms", None)
     if told is not None:

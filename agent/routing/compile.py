@@ -183,6 +183,7 @@ class _Builder:
             timeout=action.timeout,
             idle_timeout=action.idle_timeout,
             max_stream_duration=action.max_stream_duration,
+            grpc_timeouts=action.grpc_timeouts,
             retry=compile_retry(action.retry or vhost.retry),
             internal_redirect=action.internal_redirect,
             hash_key=compile_hash(action.hash_policies),

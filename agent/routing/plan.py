@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.http.request import LocalReply, RequestContext, ResponseHead
 from agent.http.retry_plan import RetryPlan
-from agent.table.route import InternalRedirect
+from agent.table.route import GrpcTimeouts, InternalRedirect
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class RoutePlan:
     idle_timeout: float | None = None
     """None: the connection manager's stream idle timeout."""
     max_stream_duration: float | None = None
+    grpc_timeouts: GrpcTimeouts | None = None
     retry: RetryPlan | None = None
     internal_redirect: InternalRedirect | None = None
     hash_key: Callable[[RequestContext], int | None] | None = None

@@ -158,6 +158,18 @@ class ClusterWeight:
 
 
 @dataclass(frozen=True, slots=True)
+class GrpcTimeouts:
+    """What a request's own grpc-timeout may be. Seconds; `most` None: it does not count, 0: it counts as it is."""
+
+    most: float | None = None
+    """RouteAction.max_grpc_timeout, and its offset."""
+    offset: float = 0.0
+    stream_most: float | None = None
+    """max_stream_duration.grpc_timeout_header_max, and its offset."""
+    stream_offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Forward:
     """Envoy RouteAction. Exactly one of `cluster`, `cluster_header`, `weighted` is set."""
 
@@ -184,6 +196,7 @@ class Forward:
     timeout: float = 15.0
     idle_timeout: float | None = None
     max_stream_duration: float | None = None
+    grpc_timeouts: GrpcTimeouts | None = None
     retry: RetryPolicy | None = None
     internal_redirect: InternalRedirect | None = None
     mirrors: tuple[MirrorPolicy, ...] = ()

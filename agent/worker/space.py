@@ -343,6 +343,7 @@ class Space:
             if self.connections() and reactor.now < until:
                 timer.set(reactor.now + _AGAIN)
                 return
+            timer.close()
             self.close()
             for runtime in self.clusters.values():
                 self._end(runtime)

@@ -22,6 +22,7 @@ from agent.table.route import (
     ClusterWeight,
     Direct,
     Forward,
+    GrpcTimeouts,
     HashPolicy,
     InternalRedirect,
     MirrorPolicy,
@@ -50,6 +51,7 @@ def forward(reader: Reader) -> Forward:
             template = _template(policy)
         _one_rewrite(r)
         upgrades, ends_here = _upgrades(r)
+        stream, grpc = _durations(r)
         return Forward(
             cluster=r.text("cluster"),
             cluster_header=r.text("cluster_header").lower().encode(),
@@ -70,7 +72,8 @@ def forward(reader: Reader) -> Forward:
             append_x_forwarded_host=r.boolean("append_x_forwarded_host"),
             timeout=r.seconds("timeout", 15.0),
             idle_timeout=r.optional_seconds("idle_timeout"),
-            max_stream_duration=_max_stream_duration(r),
+            max_stream_duration=stream,
+            grpc_timeouts=grpc,
             retry=retry_policy(r.child("retry_policy")),
             internal_redirect=_internal_redirect(r),
             mirrors=mirrors(r),
@@ -104,14 +107,22 @@ def _template(reader: Reader) -> str:
             return str(template.text("path_template_rewrite"))
 
 
-def _max_stream_duration(r: Reader) -> float | None:
-    # gRPC's own timeouts count only over HTTP/2, which is not spoken here yet.
-    r.without_effect("max_grpc_timeout", "grpc_timeout_offset")
-    if (durations := r.child("max_stream_duration")) is None:
-        return None
-    with durations as d:
-        d.without_effect("grpc_timeout_header_max", "grpc_timeout_header_offset")
-        return d.optional_seconds("max_stream_duration")
+def _durations(r: Reader) -> tuple[float | None, GrpcTimeouts | None]:
+    """max_stream_duration, and what gRPC requests may ask for by themselves."""
+    most, offset = r.optional_seconds("max_grpc_timeout"), r.seconds("grpc_timeout_offset")
+    stream = stream_most = None
+    stream_offset = 0.0
+    if (durations := r.child("max_stream_duration")) is not None:
+        with durations as d:
+            stream = d.optional_seconds("max_stream_duration")
+            stream_most = d.optional_seconds("grpc_timeout_header_max")
+            stream_offset = d.seconds("grpc_timeout_header_offset")
+        # Envoy's new timeouts: with this message the others do not count.
+        most = None
+        stream = 0.0 if stream is None else stream
+    if most is None and stream_most is None:
+        return stream, None
+    return stream, GrpcTimeouts(most, offset, stream_most, stream_offset)
 
 
 def _weighted(split: Reader) -> tuple[tuple[ClusterWeight, ...], bytes, bool]:
