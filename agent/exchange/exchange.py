@@ -162,6 +162,8 @@ class Exchange(Attempts):
         self.total_timeout, self.try_timeout = timeouts(plan, headers)
         if not setting.strip_envoy_headers:
             tell_timeout(headers, self.total_timeout, self.try_timeout)
+        if plan.grpc_timeouts is not None:
+            grpc_timeouts.tell(plan.grpc_timeouts, headers, self.try_timeout or self.total_timeout)
         self.retry = retry.begin(plan.retry, ctx)
         retry.forget_headers(headers)
         if plan.finish_request is not None:

@@ -45,14 +45,35 @@ def whole(limits: GrpcTimeouts, headers: Headers, default: float) -> float:
     return timeout
 
 
+def tell(limits: GrpcTimeouts, headers: Headers, expected: float) -> None:
+    """The upstream hears how long it has (Envoy FilterUtility::setTimeoutHeaders)."""
+    if limits.most is not None and expected > 0 and _is_grpc(headers):
+        headers.set(b"grpc-timeout", _text(expected))
+
+
 def stream(limits: GrpcTimeouts, headers: Headers, default: float | None) -> float | None:
-    """How long the stream may take; None without limit. `default`: where the request or the route says nothing."""
+    """How long the stream may take, which the upstream hears, too; None without limit. `default`: where the request or
+    the route says nothing."""
     timeout = told(headers) if limits.stream_most is not None else None
     if timeout is None or limits.stream_most is None:
         return default or None
     if limits.stream_most:
         timeout = min(timeout, limits.stream_most)
-    return max(0.0, timeout - limits.stream_offset)
+    timeout = max(0.0, timeout - limits.stream_offset)
+    if _is_grpc(headers):
+        headers.set(b"grpc-timeout", _text(timeout))
+    return timeout
+
+
+def _text(seconds: float) -> bytes:
+    """Envoy Grpc::Common::toGrpcTimeout: milliseconds, or the first larger unit of eight digits."""
+    number, units = round(seconds * 1000), ((b"S", 1000), (b"M", 60), (b"H", 60))
+    unit = b"m"
+    for larger, size in units:
+        if number <= _LARGEST:
+            break
+        number, unit = number // size, larger
+    return b"%d%s" % (min(number, _LARGEST), unit)
 
 
 def _is_grpc(headers: Headers) -> bool:

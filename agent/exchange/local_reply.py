@@ -54,6 +54,7 @@ UPSTREAM_MAX_DURATION: Final = LocalReply(
 _PROTOCOL_BODIES: Final = {
     400: b"Bad Request", 426: b"Upgrade Required", 431: b"Request Header Fields Too Large", 501: b"Not Implemented",
 }  # fmt: skip
+_DEADLINE_EXCEEDED: Final = b"4"
 _GRPC_OF_STATUS: Final = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
 
 
@@ -85,6 +86,8 @@ def build(
             outcome.response_code = reply.status
             body = rewrite(ctx, head, body, outcome)
         headers[b"content-type"] = b"application/grpc"
+        if status is None and reply.details == "max_duration_timeout":
+            status = _DEADLINE_EXCEEDED
         headers[b"grpc-status"] = status or b"%d" % _GRPC_OF_STATUS.get(head.status, 2)
         if body:
             headers[b"grpc-message"] = percent_encoded(body.removesuffix(b"\n"))

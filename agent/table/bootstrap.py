@@ -69,8 +69,10 @@ def _load(text: str, source: str, context: Context) -> Bootstrap:
     check_constraints(message)
     with Reader(message, "", context) as r:
         runtime = _runtime(r)
-        # How often statistics go to sinks (there are none), and how long a stuck thread may be stuck.
-        r.without_effect("stats_flush_interval", "enable_dispatcher_stats", "watchdogs", "watchdog")
+        r.without_effect(
+            "stats_flush_interval", "enable_dispatcher_stats"
+        )  # there are no sinks; Envoy's own threads
+        _watchdogs(r)
         r.without_effect("node_context_params", "memory_allocator_manager")  # xDS requests; Envoy's allocator
         node = _node(r.child("node"))
         context.node_cluster, context.node_id = node.cluster, node.id
@@ -105,6 +107,21 @@ def _load(text: str, source: str, context: Context) -> Bootstrap:
     table = Table(listeners=listeners, clusters=clusters, secrets=secrets, version="bootstrap")
     check_references(table)
     return Bootstrap(table, admin, node, runtime)
+
+
+def _watchdogs(r: Reader) -> None:
+    """How long Envoy's threads may be stuck before it counts that; ending the process for it is refused."""
+    dogs = [r.child("watchdog")]
+    if (both := r.child("watchdogs")) is not None:
+        with both as b:
+            dogs += [b.child("main_thread_watchdog"), b.child("worker_watchdog")]
+    for dog in dogs:
+        if dog is not None:
+            with dog as d:
+                d.without_effect("miss_timeout", "megamiss_timeout")  # statistics only
+                for name in ("kill_timeout", "multikill_timeout"):
+                    if d.seconds(name):
+                        d.fail(name, "unsupported field")
 
 
 def _runtime(reader: Reader) -> tuple[tuple[str, Mapping[str, Any]], ...]:

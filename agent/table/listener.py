@@ -232,6 +232,7 @@ class Listener:
     chains: tuple[FilterChain, ...] = ()
     default_chain: FilterChain | None = None
     access_logs: tuple[AccessLog, ...] = ()
+    backlog: int = 4096
     buffer_limit: int = 1 << 20
     transparent: bool = False
     stat_prefix: str = ""

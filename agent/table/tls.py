@@ -65,6 +65,9 @@ class DownstreamTls(TlsSettings):
     """Envoy DownstreamTlsContext."""
 
     require_client_certificate: bool = False
+    tickets: bool = True
+    """Offer session tickets."""
+    client_ciphers_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +75,5 @@ class UpstreamTls(TlsSettings):
     """Envoy UpstreamTlsContext."""
 
     sni: str = ""
+    resume: bool = True
+    """Keep sessions and resume them."""

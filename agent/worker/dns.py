@@ -154,7 +154,7 @@ class _Names:
         )
 
     def _update(self) -> None:
-        """Every address once, in the order of the names."""
+        """Every address once. Members keep their places, however the answer is ordered."""
         hosts: dict[object, Endpoint] = {}
         for found in self._found:
             for endpoint in found:
@@ -162,7 +162,9 @@ class _Names:
         if self.logical and hosts:
             self.runtime.relocate(next(iter(hosts.values())), self.assignment.overprovisioning)
         elif not self.logical:
-            self.runtime.update_hosts(hosts.values(), self.assignment.overprovisioning)
+            places = [(host.endpoint.address, host.endpoint.priority) for host in self.runtime.hosts]
+            kept = [hosts.pop(place) for place in places if place in hosts]
+            self.runtime.update_hosts([*kept, *hosts.values()], self.assignment.overprovisioning)
 
 
 class _Backoff:

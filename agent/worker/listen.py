@@ -13,14 +13,13 @@ from pathlib import Path
 
 from agent.table.listener import Address
 
-_BACKLOG = 4096
 _SIOCGIFADDR = 0x8915
 
 
-def bind(address: Address, *, transparent: bool = False) -> socket.socket:
+def bind(address: Address, *, transparent: bool = False, backlog: int = 4096) -> socket.socket:
     """A listening, non-blocking socket. Raises OSError with the address in its text."""
     try:
-        return _unix(address.path) if address.path else _inet(address, transparent)
+        return _unix(address.path, backlog) if address.path else _inet(address, transparent, backlog)
     except OSError as error:
         where = address.path or f"{address.host}:{address.port}"
         raise OSError(error.errno, f"cannot listen on {where}: {error.strerror}") from error
@@ -38,7 +37,7 @@ def host_address() -> str:
     return ""
 
 
-def _inet(address: Address, transparent: bool) -> socket.socket:
+def _inet(address: Address, transparent: bool, backlog: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -50,14 +49,14 @@ def _inet(address: Address, transparent: bool) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if address.ipv4_compat else 1)
         sock.bind((address.host, address.port))
-        sock.listen(_BACKLOG)
+        sock.listen(backlog)
     except OSError:
         sock.close()
         raise
     return sock
 
 
-def _unix(path: str) -> socket.socket:
+def _unix(path: str, backlog: int) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         if path.startswith("@"):
@@ -66,7 +65,7 @@ def _unix(path: str) -> socket.socket:
             with suppress(FileNotFoundError):
                 Path(path).unlink()
             sock.bind(path)
-        sock.listen(_BACKLOG)
+        sock.listen(backlog)
     except OSError:
         sock.close()
         raise

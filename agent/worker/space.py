@@ -141,7 +141,7 @@ class Space:
                     if key in self.acceptors or key in opened:
                         continue
                     try:
-                        sock = bind(address, transparent=listener.transparent)
+                        sock = bind(address, transparent=listener.transparent, backlog=listener.backlog)
                     except OSError as error:
                         # The port is this host's business, not the configuration's: the rest of the table is served.
                         if not self.services.ports_may_wait:

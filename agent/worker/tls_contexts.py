@@ -150,8 +150,12 @@ class Tls:
         context.minimum_version = _VERSIONS[settings.min_version]
         context.maximum_version = _VERSIONS[settings.max_version]
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
-        if self._server:
+        if isinstance(settings, DownstreamTls):
             context.num_tickets = 0
+            if settings.client_ciphers_first:
+                context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+            if not settings.tickets:
+                context.options |= ssl.OP_NO_TICKET
         try:
             tls12 = [name for name in settings.ciphers if not name.startswith("TLS_")]
             context.set_ciphers(":".join(tls12) if tls12 else _CIPHERS)
@@ -225,12 +229,13 @@ class ServerTls(Tls):
         super().__init__(settings, secrets, server=True, alpn=alpn)
         self.missing = self.missing or missing
         self._handshakes = 0
+        self._tickets = settings.tickets
 
     def next_context(self) -> ssl.SSLContext | None:
         """The context of the next handshake, None while a secret is missing. OpenSSL reads the client's certificate again
         for each ticket, at a quarter of a handshake's cost; a peer uses its ticket many times, so some get none."""
         context = self.context
-        if context is not None:
+        if context is not None and self._tickets:
             context.num_tickets = 0 if self._handshakes % _TICKET_EVERY else 1
             self._handshakes += 1
         return context
@@ -243,7 +248,7 @@ class ClientTls(Tls):
         alpn = [name for name in settings.alpn if name != "h2"] if http else settings.alpn
         super().__init__(settings, secrets, server=False, alpn=alpn)
         self.sni = settings.sni or None
-        self.sessions = Sessions()
+        self.sessions = Sessions(enabled=settings.resume)
 
 
 def _read(source: DataSource) -> bytes:

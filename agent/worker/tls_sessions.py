@@ -26,9 +26,10 @@ class _Kept(NamedTuple):
 class Sessions:
     """What one cluster's TLS side remembers, by host and server name. Times are monotonic seconds."""
 
-    __slots__ = ("_kept", "_misses")
+    __slots__ = ("_enabled", "_kept", "_misses")
 
-    def __init__(self) -> None:
+    def __init__(self, *, enabled: bool = True) -> None:
+        self._enabled = enabled
         self._kept: dict[tuple[str, str | None], _Kept] = {}
         self._misses: dict[tuple[str, str | None], int] = {}
 
@@ -55,7 +56,7 @@ class Sessions:
 
     def wanted(self, host: str, name: str | None) -> bool:
         """Is there none yet?"""
-        return (host, name) not in self._kept
+        return self._enabled and (host, name) not in self._kept
 
     def keep(
         self, host: str, name: str | None, connection: ssl.SSLSocket | ssl.SSLObject, now: float

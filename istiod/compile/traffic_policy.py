@@ -258,9 +258,9 @@ def apply_outlier_detection(cluster: cluster_pb2.Cluster, outlier: OutlierDetect
         target.max_ejection_percent.value = outlier.max_ejection_percent
     if outlier.split_external_local_origin_errors:
         target.split_external_local_origin_errors = True
+        target.enforcing_local_origin_success_rate.value = 0
         local = outlier.consecutive_local_origin_failures
         if local is not None:
             target.consecutive_local_origin_failure.value = local or 5
             target.enforcing_consecutive_local_origin_failure.value = 100 if local else 0
-            target.enforcing_local_origin_success_rate.value = 0
     cluster.common_lb_config.healthy_panic_threshold.value = outlier.min_health_percent or 0

@@ -51,11 +51,11 @@ def cluster(reader: Reader) -> Cluster:
         breakers = circuit_breakers(r.child("circuit_breakers"))
         outlier = r.child("outlier_detection")
         r.without_effect("track_cluster_stats", "track_timeout_budgets")  # statistics that are not kept here
-        r.without_effect(
-            "cleanup_interval"
-        )  # hosts of ORIGINAL_DST go with their last connection, as soon as that ends
+        # Hosts of ORIGINAL_DST go with their last connection, not some time after it.
+        r.without_effect("cleanup_interval")
         values: dict[str, Any] = {}
-        r.without_effect("ignore_health_on_host_removal")  # hosts that have gone from the table are gone
+        # Hosts that have gone are gone, as Envoy has it with this; without it they stay there while their checks pass.
+        r.without_effect("ignore_health_on_host_removal")
         r.only("close_connections_on_host_health_failure", False)
         values.update(_balancing(r, discovery))
         values.update(_subsets(r))

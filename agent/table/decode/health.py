@@ -55,9 +55,14 @@ def _thresholds(t: Reader) -> Thresholds:
 def outlier_detection(reader: Reader) -> OutlierDetection:
     """OutlierDetection."""
     with reader as r:
-        r.without_effect(
-            "enforcing_local_origin_success_rate"
-        )  # local failures count as consecutive ones only
+        if r.integer("enforcing_local_origin_success_rate", 100) and r.boolean(
+            "split_external_local_origin_errors"
+        ):
+            # Without the split Envoy does not use it either.
+            r.fail(
+                "enforcing_local_origin_success_rate",
+                "only 0 is supported with split_external_local_origin_errors",
+            )
         r.only("enforcing_failure_percentage_local_origin", 0)
         r.only("always_eject_one_host", False)
         if r.seconds("max_ejection_time_jitter"):

@@ -54,7 +54,9 @@ def http_manager(reader: Reader) -> HttpManager:
         r.only("http1_safe_max_connection_duration", False)
         r.without_effect("append_local_overload")  # there is no overload manager
         r.only("represent_ipv4_remote_address_as_ipv4_mapped_ipv6", False)
-        r.without_effect("add_proxy_protocol_connection_state")  # listeners with proxy_protocol are refused
+        r.without_effect(
+            "add_proxy_protocol_connection_state"
+        )  # for PROXY headers to upstreams, which are refused
         return HttpManager(
             stat_prefix=r.text("stat_prefix"),
             codec=r.choice("codec_type", _CODECS),
@@ -147,7 +149,7 @@ def _tracing(reader: Reader) -> None:
     with reader as t:
         if t.has("provider"):
             t.fail("provider", "unsupported field")
-        t.without_effect(
+        t.without_effect(  # how much is traced, and what is told of it: there is nobody to tell
             "client_sampling", "random_sampling", "overall_sampling", "verbose", "max_path_tag_length", "custom_tags",
             "spawn_upstream_span",
         )  # fmt: skip

@@ -17,13 +17,20 @@ _SOURCES = {"ANY": "any", "SAME_IP_OR_LOOPBACK": "same_ip_or_loopback", "EXTERNA
 _FILTERS = "envoy.extensions.filters.listener."
 
 
+MOST_BACKLOG = 0x7FFFFFFF
+"""What listen(2) takes; the kernel lowers it to net.core.somaxconn."""
+
+
 def listener(reader: Reader) -> Listener:
     """Listener."""
     with reader as r:
         r.choice("drain_type", {"DEFAULT": "", "MODIFY_ONLY": ""})  # all listeners drain alike here
         # How the kernel spreads connections, not what happens to them: every worker has its own socket.
-        r.without_effect("enable_reuse_port", "reuse_port", "connection_balance_config", "tcp_backlog_size")
-        r.without_effect("max_connections_to_accept_per_socket_event", "enable_mptcp")
+        r.without_effect("enable_reuse_port", "reuse_port", "connection_balance_config")
+        r.without_effect(
+            "max_connections_to_accept_per_socket_event"
+        )  # the reactor's turns are bounded in their own way
+        r.only("enable_mptcp", False)
         r.without_effect("ignore_global_conn_limit", "bypass_overload_manager")  # there are no such limits
         r.only("freebind", False)
         inspectors = _listener_filters(r)
@@ -49,6 +56,7 @@ def listener(reader: Reader) -> Listener:
             chains=chains,
             default_chain=None if default is None else filter_chain(default),
             access_logs=access_logs(r, "access_log"),
+            backlog=min(r.integer("tcp_backlog_size", 4096), MOST_BACKLOG),
             buffer_limit=r.integer("per_connection_buffer_limit_bytes", 1 << 20),
             transparent=r.boolean("transparent"),
             stat_prefix=r.text("stat_prefix"),

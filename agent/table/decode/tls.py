@@ -23,15 +23,17 @@ def downstream_tls(reader: Reader | None) -> DownstreamTls | None:
         typed.fail("", f"unsupported type {typed.type}")
     with typed as r:
         require = r.boolean("require_client_certificate")
-        # Session resumption and stapling are offered or not; no peer can tell that from a full handshake.
-        r.without_effect(
-            "disable_stateless_session_resumption", "disable_stateful_session_resumption", "session_timeout",
-            "full_scan_certs_on_sni_mismatch", "prefer_client_ciphers",
-        )  # fmt: skip
+        r.only("disable_stateful_session_resumption", False)
+        r.only(
+            "full_scan_certs_on_sni_mismatch", False
+        )  # there is one certificate of a kind, whatever the name
         r.choice("ocsp_staple_policy", {"LENIENT_STAPLING": ""})
         r.only("require_sni", False)
         return DownstreamTls(
-            **_common(r.must("common_tls_context"), "TLSv1.3"), require_client_certificate=require
+            **_common(r.must("common_tls_context"), "TLSv1.3"),
+            require_client_certificate=require,
+            tickets=not r.boolean("disable_stateless_session_resumption"),
+            client_ciphers_first=r.boolean("prefer_client_ciphers"),
         )
 
 
@@ -43,16 +45,14 @@ def upstream_tls(reader: Reader | None) -> UpstreamTls | None:
     if typed.type != f"{_TLS}UpstreamTlsContext":
         typed.fail("", f"unsupported type {typed.type}")
     with typed as r:
-        r.without_effect(
-            "max_session_keys", "enforce_rsa_key_usage"
-        )  # resumption; strictness about RSA usage bits
+        r.only("enforce_rsa_key_usage", False)
         r.only("auto_host_sni", False)
         r.only("auto_sni_san_validation", False)
         r.only("allow_renegotiation", False)
         sni = r.text("sni")
         common = r.child("common_tls_context")
         values = {} if common is None else _common(common, "TLSv1.2")
-        return UpstreamTls(**values, sni=sni)
+        return UpstreamTls(**values, sni=sni, resume=r.integer("max_session_keys", 1) > 0)
 
 
 def _transport(reader: Reader | None) -> Reader | None:
@@ -101,7 +101,7 @@ def _sds_name(reader: Reader) -> str:
 def config_source(reader: Reader) -> None:
     """ConfigSource: the agent gets everything from its one control plane, whatever this names."""
     with reader as r:
-        r.without_effect(
+        r.without_effect(  # see above; and a set is complete when its parts have come, however long that takes
             "ads",
             "self",
             "api_config_source",
@@ -114,7 +114,6 @@ def config_source(reader: Reader) -> None:
 def certificate(reader: Reader, name: str) -> Secret:
     """TlsCertificate."""
     with reader as r:
-        r.without_effect("watched_directory")  # the worker watches the files themselves
         return Secret(
             name,
             certificate_chain=data_source(r.must("certificate_chain")),
@@ -146,7 +145,6 @@ def _validation(r: Reader) -> Validation | None:
 def validation(reader: Reader, name: str) -> Validation:
     """CertificateValidationContext."""
     with reader as r:
-        r.without_effect("watched_directory")  # the worker watches the files themselves
         ca = r.child("trusted_ca")
         sans = [_san(item) for item in r.children("match_typed_subject_alt_names")]
         sans += [SanMatch("any", string_match(item)) for item in r.children("match_subject_alt_names")]
