@@ -197,7 +197,12 @@ class IdentityKeeper:
             raise IdentityError(f"{error} (a new one: meshctl token create)") from error
         roots = await self._control_plane.fetch_root(token.root)
         metadata = (("authorization", f"Bearer {token.text}"),)
-        await self._ask(self._joining_key(), client_context(roots), metadata)
+        try:
+            await self._ask(self._joining_key(), client_context(roots), metadata)
+        except GrpcError as error:
+            if error.status not in _NOT_LIKE_THIS:
+                raise
+            raise IdentityError(f"{error} (a new token for this host: meshctl token create)") from error
 
     def _joining_key(self) -> PrivateKey:
         """The key to join with, stored before the token is used: only the same key may ask again (decision 004)."""

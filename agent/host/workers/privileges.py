@@ -96,8 +96,8 @@ def fallback_user(config: AgentConfig, run_as: RunAs | None) -> str | None:
         return "workers run as root of this user namespace, which maps no other user"
     if run_as.uid == _NOBODY:
         return (
-            f"there is no user {PACKAGE_USER!r}: workers run as nobody, and what other programs send as nobody is not "
-            f"captured; create the user {PACKAGE_USER!r} or set proxy.user"
+            f"there is no user {PACKAGE_USER!r}: workers run as nobody instead of root, and what other programs send as "
+            f"nobody is not captured; create the user {PACKAGE_USER!r} or set proxy.user"
         )
     return None
 
