@@ -23,6 +23,7 @@ from agent.host.admin import local_socket
 from agent.host.admin.local_socket import CommandError
 from agent.host.admin.own_pages import OwnPages
 from agent.host.admin.status import status_of
+from agent.host.capture.gate import WORKERS, Gate
 from agent.host.capture.keeper import Keeper
 from agent.host.capture.netfilter import NetfilterError
 from agent.host.capture.table import Capture, CaptureError, rules_for
@@ -34,6 +35,7 @@ from agent.host.dns.forward import Forwarder
 from agent.host.dns.names import Names
 from agent.host.dns.resolv_conf import Resolvers
 from agent.host.dns.server import DnsServer
+from agent.host.identity import expiry
 from agent.host.identity.keeper import IdentityKeeper
 from agent.host.node import HostFacts, all_users, host_facts, istiod_id, node_of, spiffe_id
 from agent.host.probes import probe as probes
@@ -53,7 +55,7 @@ _HEARSAY_SECONDS = 1.0
 
 
 class AgentService:
-    """One run of the agent. Invariant: capture is up only while every workload has a configuration in force."""
+    """One run of the agent. Invariant: capture is up only after every workload got a configuration, and as the gate says."""
 
     def __init__(self, config: AgentConfig, program: Sequence[str] = PROGRAM) -> None:
         self.config = config
@@ -71,18 +73,22 @@ class AgentService:
         self.workloads = [self._workload(index) for index in range(len(config.workloads))]
         self.shared_dns = DnsServer(self._shared_names(), self.forwarder, self.resolvers.search)
         """For users without a workload (capture.rules.Rules.dns_shared)."""
+        keys = [workload.key for workload in self.workloads]
+        self.gate = Gate(self.capture, keys, enabled=config.capture.enabled)
         self.notifier = ServiceNotifier()
         self.started = time.time()
-        self.ready = False
         self.dataplane.on_serving = self._serving_changed
         self.dataplane.required = self.capture.rules.proxy_ports
         self._served = trio.Event()
         self._keeper: Keeper | None = None
-        self._failed_open = False
-        """Capture is down because no worker serves, and comes back with the next one that does."""
         self.stopping = trio.Event()
         self.ending = False
         self.own_pages = OwnPages(self)
+
+    @property
+    def ready(self) -> bool:
+        """Whether traffic may come, for every workload."""
+        return self.gate.ready and not self.ending
 
     async def run(self) -> None:
         """Serve until told to stop by a signal or the local socket, then stop in order."""
@@ -107,6 +113,8 @@ class AgentService:
             nursery.start_soon(self.notifier.watchdog)
             for workload in self.workloads:
                 nursery.start_soon(self._serve_workload, workload)
+            keepers = {workload.key: workload.parts.identity for workload in self.workloads}
+            nursery.start_soon(expiry.watch, keepers, self._expired, self._valid)
             nursery.start_soon(self._open_up, nursery)
             await self.stopping.wait()
             await self._stop()
@@ -149,12 +157,10 @@ class AgentService:
                 await self._served.wait()
         if self.stopping.is_set():
             return
-        if self.config.capture.enabled:
-            try:
-                self.capture.up()
-            except CaptureError as error:
-                raise SystemExit(f"hostmesh-agent: capture: {error}") from error
-        self.ready = True
+        try:
+            self.gate.open()
+        except CaptureError as error:
+            raise SystemExit(f"hostmesh-agent: capture: {error}") from error
         self.notifier.ready(f"serving {', '.join(workload.key for workload in self.workloads)}")
         log.info("ready: traffic is %s", "captured" if self.capture.active else "not captured")
         for workload in self.workloads:
@@ -164,22 +170,24 @@ class AgentService:
         """Without a worker that listens, the host's traffic flows as if there were no agent, until one does again."""
         if serving:
             self._served.set()
-        if self.ending or not self.ready or not self.config.capture.enabled:
-            return
-        if not serving and self.capture.active:
-            log.error("no worker serves: capture is down until one does")
-            self.capture.down()
-            self._failed_open = True
-        elif serving and self._failed_open:
-            self._failed_open = False
-            try:
-                self.capture.up()
-                log.info("a worker serves again: traffic is captured")
-            except CaptureError:
-                log.exception("capture could not be brought back")
+            self.gate.release(WORKERS)
+        else:
+            self.gate.hold(WORKERS, "no worker serves")
+
+    def _expired(self, key: str, reason: str) -> None:
+        self.gate.hold(key, reason)
+        self._workload_of(key).identity_expired(reason)
+
+    def _valid(self, key: str) -> None:
+        self.gate.release(key)
+        self.gate.settle()
+        self._workload_of(key).identity_expired("")
+
+    def _workload_of(self, key: str) -> HostWorkload:
+        return next(workload for workload in self.workloads if workload.key == key)
 
     async def _stop(self) -> None:
-        self.ending, self.ready = True, False
+        self.ending = True
         self.notifier.stopping()
         log.info("stopping: leaving the mesh, then up to %g s of draining", self.config.proxy.drain_seconds)
         known = any(workload.parts.xds.connected for workload in self.workloads)
@@ -189,7 +197,7 @@ class AgentService:
         if known and self.capture.active:
             # The others still call us, with TLS, until they have heard of it: the proxy must be there for them.
             await trio.sleep(min(_HEARSAY_SECONDS, self.config.proxy.drain_seconds))
-        self.capture.down()
+        self.gate.close()
         await self.dataplane.drain(self.config.proxy.drain_seconds)
 
     async def _signals(self, task_status: trio.TaskStatus[None]) -> None:
@@ -277,17 +285,21 @@ class AgentService:
 
     async def _capture_up(self, question: dict[str, Any]) -> str:
         await trio.lowlevel.checkpoint()
-        if not self.ready:
+        if not self.gate.opened:
             raise CommandError("not before every workload has a configuration (see hostmesh-agent status)")
         if not self.dataplane.serving:
             raise CommandError("no worker listens on the ports of the proxy (see hostmesh-agent status)")
+        if not self.config.capture.enabled:
+            raise CommandError("capture.enabled is false in the configuration")
         try:
-            self.capture.up()
+            self.gate.put_up()
         except CaptureError as error:
             raise CommandError(str(error)) from error
+        if not self.capture.active:
+            raise CommandError("; ".join(self.gate.reasons.values()))
         return "capture is up, held by the agent"
 
     async def _capture_down(self, question: dict[str, Any]) -> str:
         await trio.lowlevel.checkpoint()
-        self.capture.down()
+        self.gate.take_down()
         return "capture is down until `capture up` or the agent's next start"

@@ -71,6 +71,7 @@ class HostWorkload:
         self.missing: tuple[str, ...] = ("a configuration",)
         """What the workload cannot be ready without."""
         self.parts: Parts
+        self._expired = ""
 
     @property
     def key(self) -> str:
@@ -166,6 +167,14 @@ class HostWorkload:
             return
         await probes.run(probe, self.parts.probe_target, self._health)
 
+    def identity_expired(self, reason: str) -> None:
+        """Why nobody can talk to the workload any more; empty when its identity is valid."""
+        if reason and not self._expired:
+            self.parts.xds.report(False, reason)
+        elif self._expired and not reason and self.parts.healthy is not None:
+            self.parts.xds.report(self.parts.healthy, self.parts.health_reason)
+        self._expired = reason
+
     async def _health(self, healthy: bool, reason: str) -> None:
         self.parts.healthy, self.parts.health_reason = healthy, reason
         log.info(
@@ -173,7 +182,8 @@ class HostWorkload:
             "healthy" if healthy else "unhealthy",
             extra=fields(workload=self.key, reason=reason),
         )
-        self.parts.xds.report(healthy, reason)
+        if not self._expired:
+            self.parts.xds.report(healthy, reason)
         await trio.lowlevel.checkpoint()
 
     def _store(self, resources: Held) -> None:

@@ -25,6 +25,8 @@ def status_of(service: AgentService) -> dict[str, Any]:
         "host": service.facts.name,
         "addresses": list(service.facts.addresses),
         "capture": service.capture.active,
+        "notServing": sorted(service.gate.reasons.values()),
+        "captureError": service.gate.error or None,
         "generation": service.dataplane.generation,
         "waiting": service.dataplane.waiting,
         "workers": [

@@ -61,41 +61,48 @@ class Capture:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self._netfilter: Netfilter | None = None
+        self._loaded: Rules | None = None
 
     @property
     def active(self) -> bool:
         """Whether traffic is being redirected by this process."""
         return self._netfilter is not None
 
-    def up(self) -> None:
-        """Load the table; does nothing when it is up already. CaptureError leaves nothing behind."""
-        if self._netfilter is not None:
+    def up(self, rules: Rules | None = None) -> None:
+        """Have the kernel hold these rules, by default all; does nothing when it does. CaptureError changes nothing.
+
+        Other rules replace the table in one transaction: no connection sees a host without rules.
+        """
+        rules = self.rules if rules is None else rules
+        if self._netfilter is not None and rules == self._loaded:
             return
         try:
-            netfilter = Netfilter()
+            netfilter = self._netfilter or Netfilter()
         except NetfilterError as error:
             raise CaptureError(str(error)) from error
         try:
-            _load(netfilter, self.rules)
+            _load(netfilter, rules, replaces=self._netfilter is not None)
         except NetfilterError as error:
-            netfilter.close()
+            if netfilter is not self._netfilter:
+                netfilter.close()
             raise CaptureError(_explain(str(error))) from error
-        self._netfilter = netfilter
+        self._netfilter, self._loaded = netfilter, rules
 
     def down(self) -> None:
         """Close the context, with which the kernel removes the table; does nothing when it is down."""
-        netfilter, self._netfilter = self._netfilter, None
+        netfilter, self._netfilter, self._loaded = self._netfilter, None, None
         if netfilter is not None:
             netfilter.close()
 
 
-def _load(netfilter: Netfilter, rules: Rules) -> None:
+def _load(netfilter: Netfilter, rules: Rules, *, replaces: bool) -> None:
+    before = f"delete table inet {TABLE}\n" if replaces else ""
     try:
-        netfilter.run(render(rules))
+        netfilter.run(before + render(rules))
     except NetfilterError as error:
         if "zone" not in str(error) or "not supported" not in str(error).lower():
             raise
-        netfilter.run(render(replace(rules, zones=False)))
+        netfilter.run(before + render(replace(rules, zones=False)))
 
 
 def show() -> str:

@@ -57,7 +57,8 @@ class Process:
 class Mesh:
     """istiod with its state directory; agents join it."""
 
-    def __init__(self, directory: Path, stack: ExitStack) -> None:
+    def __init__(self, directory: Path, stack: ExitStack, **settings: Any) -> None:
+        """`settings`: further top-level settings of istiod.yaml."""
         self.directory, self.stack = directory, stack
         self.xds_port = free_port()
         self.state = directory / "istiod"
@@ -70,6 +71,7 @@ class Mesh:
                 "admin": f"127.0.0.1:{free_port()}",
                 "monitoring": "127.0.0.1:0",
             },
+            **settings,
         }
         self.config = directory / "istiod.yaml"
         self.config.write_text(yaml.safe_dump(config))

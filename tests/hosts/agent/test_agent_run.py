@@ -42,7 +42,7 @@ def test_a_host_joins_serves_and_leaves(mesh: Any) -> None:
     status = agent.status()
     (workload,) = status["workloads"]
     assert workload["identity"]["spiffe"] == "spiffe://cluster.local/ns/default/sa/bookinfo-reviews"
-    assert workload["istiod"] == {"connected": True, "error": None, "rejected": None}
+    assert workload["istiod"] == {"connected": True, "error": None, "rejected": None, "notRegistered": None}
     eventually("healthy in the registry", lambda: health(mesh) == ["healthy"])
     (address,) = eventually("its name", lambda: vip(agent))
     assert address.startswith("240.240.")

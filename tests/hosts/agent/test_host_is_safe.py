@@ -7,12 +7,15 @@ import signal
 import socket
 import subprocess
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.hosts.agent.conftest import eventually
+from tests.hosts.agent.conftest import Mesh, eventually
+from wire import x509
+from wire.secret_file import write_secret
 
 REVIEWS = {
     "service": "reviews",
@@ -94,6 +97,34 @@ def test_only_the_agents_owner_changes_something(mesh: Any) -> None:
     assert curl("--unix-socket", str(path), "-X", "POST", "http://localhost/reset_counters") == "200"
     assert curl("--unix-socket", str(path), "-X", "POST", "http://localhost/quitquitquit") == "200"
     assert agent.process.process.wait(15) == 0
+
+
+def expiring_authority(directory: Path, seconds: int) -> None:
+    """A plugged CA (as Istio's cacerts) that ends soon, and with it everything that it issues."""
+    directory.mkdir()
+    key = x509.new_key()
+    root = x509.self_signed_root(key, ttl=timedelta(seconds=seconds), now=datetime.now(UTC))
+    for name in ("ca-cert.pem", "root-cert.pem", "cert-chain.pem"):
+        (directory / name).write_bytes(x509.to_pem(root))
+    write_secret(directory / "ca-key.pem", x509.key_to_pem(key))
+
+
+def test_an_expired_identity_makes_the_host_unready_and_says_so(tmp_path: Path) -> None:
+    expiring_authority(tmp_path / "cacerts", 20)
+    with ExitStack() as stack:
+        mesh = Mesh(tmp_path, stack, ca={"plugged": str(tmp_path / "cacerts")})
+        agent = mesh.agent("one", REVIEWS).start().ready()
+        readiness = f"http://127.0.0.1:{agent.ports['readiness']}/healthz/ready"
+        assert curl(readiness) == "200"
+        eventually("unready", lambda: curl(readiness) == "503", 30)
+        status = agent.status()
+        assert status["ready"] is False
+        (reason,) = status["notServing"]
+        assert reason.startswith("the certificate of default/reviews has expired: ")
+        assert (
+            "not captured until this ends: the certificate of default/reviews has expired"
+            in agent.process.text()
+        )
 
 
 @pytest.mark.parametrize(("port", "path"), [("readiness", "healthz/ready"), ("metrics", "stats/prometheus")])
