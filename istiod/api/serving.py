@@ -104,7 +104,7 @@ def limit_body(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, send)
             return
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if not announced.isdigit() or int(announced) > MAX_BODY:
+        if len(announced) > 18 or not announced.isdigit() or int(announced) > MAX_BODY:
             await _too_large(send)
             return
         size = 0

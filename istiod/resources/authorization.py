@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from istiod.resources.names import address_problem
+from istiod.resources.names import address_problem, port_problem
 from istiod.resources.schema import NonEmpty, Spec, Str, camel_case, unsupported
 from istiod.resources.selector import TargetReference, WorkloadSelector, one_target
 
@@ -98,13 +98,6 @@ class Operation(Spec):
             for index, path in enumerate(paths):
                 if ("{" in path or "}" in path) and (problem := template_problem(path)):
                     yield f"{name}[{index}]", problem
-
-
-def port_problem(text: str) -> str | None:
-    """Why `text` is not the decimal number of a port, or None."""
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
-        return f"{text!r} is not a port between 1-65535"
-    return None
 
 
 def template_problem(path: str) -> str | None:

@@ -30,6 +30,7 @@ from istiod.resources.schema import (
     Str,
     UInt32,
     empty,
+    repeated,
     unsupported,
 )
 from istiod.resources.selector import WorkloadSelector
@@ -195,10 +196,8 @@ class DestinationRule(Spec):
     def rules(self) -> Iterator[tuple[str, str]]:
         if problem := domain_problem(self.host, wildcard=True):
             yield "host", problem
-        names = [subset.name for subset in self.subsets]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                yield f"subsets[{index}].name", f"the subset {name!r} is there twice"
+        for index in repeated(subset.name for subset in self.subsets):
+            yield f"subsets[{index}].name", f"the subset {self.subsets[index].name!r} is there twice"
 
     def document_rules(self, namespace: str, annotations: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         yield from export_to_problems(self.export_to, namespace, selector=self.workload_selector is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from istiod.resources.names import UNIX, ip_problem, server_host_problem
-from istiod.resources.schema import NonEmpty, PortNumber, Spec, Str, empty
+from istiod.resources.schema import NonEmpty, PortNumber, Spec, Str, empty, repeated
 from istiod.resources.server_tls import ServerTls
 from istiod.resources.service_entry import PROTOCOLS
 
@@ -59,7 +59,6 @@ class Gateway(Spec):
     def rules(self) -> Iterator[tuple[str, str]]:
         if not self.servers:
             yield "servers", "must not be empty"
-        names = [server.port.name for server in self.servers]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                yield f"servers[{index}].port.name", f"the port name {name!r} is there twice"
+        for index in repeated(server.port.name for server in self.servers):
+            name = self.servers[index].port.name
+            yield f"servers[{index}].port.name", f"the port name {name!r} is there twice"

@@ -9,13 +9,26 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 _LABEL = re.compile(r"[a-zA-Z0-9](?:[-a-zA-Z0-9]{0,61}[a-zA-Z0-9])?")
 _HOST_LABEL = re.compile(r"[a-zA-Z0-9_](?:[-a-zA-Z0-9_]{0,61}[a-zA-Z0-9_])?")
 _LABEL_NAME = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_PREFIX = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
 UNIX = "unix://"
+
+
+def number_of(text: str) -> int | None:
+    """The number that up to nine ASCII digits are; None for any other text (`²` and `٣` are digits to Python)."""
+    return int(text) if len(text) < 10 and text.isascii() and text.isdigit() else None
+
+
+def port_problem(text: str) -> str | None:
+    """The decimal number of a port."""
+    number = number_of(text)
+    if number is None or not 1 <= number <= 65535:
+        return f"{text[:20]!r} is not a port between 1-65535"
+    return None
 
 
 def label_problem(text: str) -> str | None:
@@ -57,15 +70,45 @@ def domain_problem(host: str, *, wildcard: bool) -> str | None:
     return None
 
 
-def hosts_overlap(left: str, right: str) -> bool:
-    """Whether one of two hosts, each perhaps with a wildcard in front, has the other as a special case."""
-    return host_includes(left, right) or host_includes(right, left)
+class HostSet:
+    """Hosts, each perhaps with a wildcard in front, and which of them includes another one.
 
+    A question costs the length of the name, however many hosts there are: documents come with thousands.
+    """
 
-def host_includes(pattern: str, host: str) -> bool:
-    """Whether every host that `host` stands for is also one that `pattern` stands for."""
-    pattern, host = pattern.lower(), host.lower()
-    return pattern == host or (pattern.startswith("*") and host.removeprefix("*").endswith(pattern[1:]))
+    def __init__(self, hosts: Iterable[str]) -> None:
+        self._exact: dict[str, int] = {}
+        self._tails: dict[str, int] = {}
+        """Positions, by the lower-case name, and by what follows the wildcard."""
+        self._names = [host.lower() for host in hosts]
+        for index, name in enumerate(self._names):
+            self._exact.setdefault(name, index)
+            if name.startswith("*"):
+                self._tails.setdefault(name[1:], index)
+
+    def includes(self, host: str) -> bool:
+        """Whether one of them stands for everything that `host` stands for."""
+        name = host.lower()
+        return name in self._exact or next(self._wider(name), None) is not None
+
+    def overlaps(self) -> Iterator[tuple[int, int]]:
+        """The positions of hosts of which one includes the other: the later one, the earlier one."""
+        for index, name in enumerate(self._names):
+            first = self._exact[name]
+            if first != index:
+                yield index, first
+                continue
+            for other in self._wider(name):
+                if other != index:
+                    yield max(index, other), min(index, other)
+                    break
+
+    def _wider(self, name: str) -> Iterator[int]:
+        rest = name.removeprefix("*")
+        for position in range(len(rest) + 1):
+            found = self._tails.get(rest[position:])
+            if found is not None:
+                yield found
 
 
 def partial_wildcard(host: str) -> bool:

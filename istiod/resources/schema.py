@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType
 from typing import Annotated, Any, cast, get_args
 
@@ -26,8 +26,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-_GO_DURATION = re.compile(r"([+-]?)((?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h))+")
-_GO_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+_GO_DURATION = re.compile(r"([+-]?)((?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|ms|s|m|h))+")
+_GO_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
 _UNIT = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _MAX_UINT32 = 2**32 - 1
 _MAX_PATTERN = 1024
@@ -128,7 +128,7 @@ def _number(value: object) -> object:
         raise PydanticCustomError("integer", "must be an integer, not a boolean")
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    if isinstance(value, str) and re.fullmatch(r"-?\d+", value):
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,20}", value):
         return int(value)
     if isinstance(value, int):
         return value
@@ -175,7 +175,7 @@ def regex_problem(pattern: str, rewrite: str | None = None) -> str | None:
     for escape in re.findall(r"\\(.?)", rewrite or "", re.DOTALL):
         if escape != "\\" and not ("0" <= escape <= "9"):
             return f"the rewrite has \\{escape}; only \\0 to \\9 and \\\\ are allowed"
-        if escape.isdigit() and int(escape) > compiled.groups:
+        if escape != "\\" and int(escape) > compiled.groups:
             return f"the rewrite has \\{escape}, but the pattern has {compiled.groups} groups"
     return None
 
@@ -215,6 +215,15 @@ Struct = dict[str, Any]
 def exactly_one(message: Spec, names: tuple[str, ...]) -> list[str]:
     """The JSON names among `names` that are set (given and not None) on `message`."""
     return [camel_case(name) for name in names if getattr(message, name) is not None]
+
+
+def repeated(names: Iterable[str]) -> Iterator[int]:
+    """The positions of names that were there before."""
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if name in seen:
+            yield index
+        seen.add(name)
 
 
 def fields_of(model: type[Spec]) -> dict[str, Any]:

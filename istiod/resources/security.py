@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from istiod.resources.names import port_problem
 from istiod.resources.schema import (
     Bool,
     NonEmpty,
@@ -34,7 +35,7 @@ class PeerAuthentication(Spec):
 
     selector: WorkloadSelector | None = None
     mtls: Mtls | None = None
-    port_level_mtls: dict[Annotated[str, StringConstraints(pattern=r"^\d+$")], Mtls] | None = None
+    port_level_mtls: dict[Annotated[str, StringConstraints(pattern=r"^[0-9]+$")], Mtls] | None = None
 
     def rules(self) -> Iterator[tuple[str, str]]:
         ports = self.port_level_mtls
@@ -45,8 +46,8 @@ class PeerAuthentication(Spec):
         if self.selector is None or not self.selector.match_labels:
             yield "portLevelMtls", "portLevelMtls requires selector"
         for port in ports:
-            if not 1 <= int(port) <= 65535:
-                yield f"portLevelMtls[{port}]", f"port must be between 1-65535, not {port}"
+            if problem := port_problem(port):
+                yield f"portLevelMtls[{port}]", problem
 
 
 class JwtHeader(Spec):

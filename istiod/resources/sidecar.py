@@ -10,6 +10,7 @@ from istiod.resources.names import (
     domain_problem,
     ip_problem,
     label_problem,
+    port_problem,
     unix_problem,
     visible_host_problem,
 )
@@ -135,7 +136,7 @@ def endpoint_problem(text: str) -> str | None:
     if text.startswith(UNIX):
         return unix_problem(text.removeprefix(UNIX))
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or not 1 <= int(port) <= 65535:
+    if not colon or port_problem(port):
         return f"{text!r} is not ADDRESS:PORT"
     if host not in ("", "127.0.0.1", "[::1]", "0.0.0.0", "[::]"):  # noqa: S104 - a name for the instance's own address
         return "the address must be one of 127.0.0.1, [::1], 0.0.0.0, [::], or be left out"

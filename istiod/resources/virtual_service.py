@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from istiod.resources.names import (
+    HostSet,
     domain_problem,
     export_to_problems,
     gateway_problem,
-    hosts_overlap,
     ip_problem,
 )
 from istiod.resources.routing.http_route import HttpRoute
@@ -69,13 +69,13 @@ class VirtualService(Spec):
                 valid = False
         if not valid:
             return
-        for index, host in enumerate(self.hosts):
-            other = next((one for one in self.hosts[:index] if hosts_overlap(one, host)), None)
-            if other is not None:
-                reason = "is there twice" if other == host else f"overlaps with {other!r}"
-                yield f"hosts[{index}]", f"{host!r} {reason}: no two hosts of a VirtualService may overlap"
+        known = HostSet(self.hosts)
+        for index, earlier in known.overlaps():
+            host, other = self.hosts[index], self.hosts[earlier]
+            reason = "is there twice" if other == host else f"overlaps with {other!r}"
+            yield f"hosts[{index}]", f"{host!r} {reason}: no two hosts of a VirtualService may overlap"
         for position, rule in enumerate(self.tls):
-            for path, problem in rule.foreign_names(self.hosts):
+            for path, problem in rule.foreign_names(known):
                 yield f"tls[{position}].{path}", problem
 
     def _delegate_rules(self) -> Iterator[tuple[str, str]]:

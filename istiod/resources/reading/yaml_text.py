@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import yaml
+
+from istiod.resources.names import number_of
 
 _MAX_NODES = 200_000
 _INT = re.compile(r"^[-+]?(?:0|[1-9][0-9]*|0o[0-7]+|0x[0-9a-fA-F]+)$")
@@ -40,6 +42,21 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         return {key.value: self.construct_object(value, deep=True) for key, value in members(node)}
+
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if (
+            isinstance(value, str)
+            and not value.isascii()
+            and any("\ud800" <= char <= "\udfff" for char in value)
+        ):
+            raise yaml.MarkedYAMLError(
+                "while reading a text",
+                node.start_mark,
+                "half of a surrogate pair is no character",
+                node.start_mark,
+            )
+        return value
 
     def construct_plain_map(self, node: yaml.MappingNode) -> dict[Any, Any]:
         return self.construct_mapping(node)
@@ -73,6 +90,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_plain_map)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 
 
+_Member: TypeAlias = tuple[yaml.Node, yaml.Node]
 _MERGE = "<<"
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[(.*?)\](?=[.\[]|$)")
 
@@ -113,6 +131,8 @@ class YamlNode:
 
     value: Any
     node: yaml.Node
+    _found: dict[int, dict[str, _Member]] = field(default_factory=dict, repr=False, compare=False)
+    """The members of the mappings that were asked for: problems come by the thousand for one mapping."""
 
     @property
     def line(self) -> int:
@@ -126,7 +146,7 @@ class YamlNode:
         """
         line, node = self.line, self.node
         for step in _steps(path):
-            found = _child(node, step)
+            found = self._child(node, step)
             if found is None:
                 break
             line, node = found[0].start_mark.line + 1, found[1]
@@ -136,28 +156,35 @@ class YamlNode:
         """The part at `path`, which must be there."""
         node, value = self.node, self.value
         for step in _steps(path):
-            found = _child(node, step)
+            found = self._child(node, step)
             assert found is not None
             node = found[1]
             value = value[int(step)] if isinstance(value, list) else value[step]
-        return YamlNode(value, node)
+        return YamlNode(value, node, self._found)
+
+    def _child(self, node: yaml.Node, step: str) -> _Member | None:
+        """Where a member begins (its key, or itself in a list), and the member."""
+        if isinstance(node, yaml.MappingNode):
+            found = self._found.get(id(node))
+            if found is None:
+                found = self._found[id(node)] = {}
+                for key, value in members(node):
+                    head, *rest = key.value.split("_")
+                    found.setdefault(
+                        head + "".join(part[:1].upper() + part[1:] for part in rest), (key, value)
+                    )
+                    found[key.value] = (key, value)
+            return found.get(step)
+        if isinstance(node, yaml.SequenceNode):
+            index = number_of(step)
+            if index is not None and index < len(node.value):
+                return node.value[index], node.value[index]
+        return None
 
 
 def _steps(path: str) -> Iterator[str]:
     for match in _STEP.finditer(path):
         yield match.group(1) if match.group(1) is not None else match.group(2)
-
-
-def _child(node: yaml.Node, step: str) -> tuple[yaml.Node, yaml.Node] | None:
-    """Where a member begins (its key), and the member."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in members(node):
-            head, *rest = key.value.split("_")
-            if step in (key.value, head + "".join(part[:1].upper() + part[1:] for part in rest)):
-                return key, value
-    elif isinstance(node, yaml.SequenceNode) and step.isdigit() and int(step) < len(node.value):
-        return node.value[int(step)], node.value[int(step)]
-    return None
 
 
 def documents(text: str) -> Iterator[YamlNode]:

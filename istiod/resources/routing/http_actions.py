@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
+from istiod.resources.names import number_of
 from istiod.resources.routing.destination import Destination, Percent
 from istiod.resources.routing.http_match import StringMatch
 from istiod.resources.schema import (
@@ -144,9 +145,7 @@ class HttpRetry(Spec):
                 "must be positive when perTryTimeout, retryOn or retryRemoteLocalities is set",
             )
         for word in filter(None, (part.strip() for part in self.retry_on.split(","))):
-            if word.isdigit() and 100 <= int(word) <= 599:
-                continue
-            if word not in RETRY_CONDITIONS:
+            if word not in RETRY_CONDITIONS and not 100 <= (number_of(word) or 0) <= 599:
                 yield "retryOn", f"unknown condition {word!r}"
 
 

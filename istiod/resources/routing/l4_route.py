@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from istiod.resources.names import (
+    HostSet,
     address_problem,
     domain_problem,
     gateway_problem,
-    host_includes,
     ip_problem,
     label_problem,
     label_problems,
@@ -87,12 +87,10 @@ class TlsRoute(Spec):
             yield "route", "must not be empty"
         yield from weight_problems(self.route, "route")
 
-    def foreign_names(self, hosts: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    def foreign_names(self, hosts: HostSet) -> Iterator[tuple[str, str]]:
         """Server names that none of the VirtualService's hosts includes: the rule would never be asked for them."""
         for position, match in enumerate(self.match):
             for index, name in enumerate(match.sni_hosts):
-                if ip_problem(name) is not None and not any(host_includes(host, name) for host in hosts):
-                    yield (
-                        f"match[{position}].sniHosts[{index}]",
-                        f"{name!r} is none of the hosts of this VirtualService ({', '.join(hosts)})",
-                    )
+                if ip_problem(name) is not None and not hosts.includes(name):
+                    path = f"match[{position}].sniHosts[{index}]"
+                    yield path, f"{name!r} is none of the hosts of this VirtualService"

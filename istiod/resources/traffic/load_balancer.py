@@ -19,6 +19,7 @@ from istiod.resources.schema import (
     Spec,
     UInt64,
     exactly_one,
+    repeated,
     unsupported,
 )
 from istiod.resources.traffic.locality import LocalityLoadBalancer, ZoneAwareLoadBalancer
@@ -46,10 +47,8 @@ class HttpCookie(Spec):
     attributes: tuple[CookieAttribute, ...] = ()
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        names = [attribute.name.lower() for attribute in self.attributes]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                yield f"attributes[{index}].name", f"{name!r} is there twice"
+        for index in repeated(attribute.name.lower() for attribute in self.attributes):
+            yield f"attributes[{index}].name", f"{self.attributes[index].name!r} is there twice"
 
 
 class RingHash(Spec):

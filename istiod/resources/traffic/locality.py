@@ -82,7 +82,8 @@ def failover_problems(
 
 def locality_problems(path: str, localities: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Localities that are not `region[/zone[/subzone]]`, perhaps with `*` at the end, or that overlap."""
-    seen: list[tuple[str, ...]] = []
+    whole: set[tuple[str, ...]] = set()
+    wider: set[tuple[str, ...]] = set()
     for locality in localities:
         parts = tuple(locality.split("/", 2))
         if not all(parts):
@@ -91,6 +92,8 @@ def locality_problems(path: str, localities: Iterable[str]) -> Iterator[tuple[st
             yield path, f"the locality {locality!r} may have one wildcard, at its end"
         else:
             area = parts[:-1] if parts[-1] == "*" else parts
-            if any(area[: len(other)] == other or other[: len(area)] == area for other in seen):
+            prefixes = [area[:length] for length in range(len(area) + 1)]
+            if area in wider or not whole.isdisjoint(prefixes):
                 yield path, f"the locality {locality!r} overlaps with another one"
-            seen.append(area)
+            whole.add(area)
+            wider.update(prefixes)
