@@ -78,6 +78,10 @@ class Exchange(Attempts):
         if head.path[:1] != b"/" and not head.upgrade:
             self.answer(replies.ABSOLUTE_PATH)
             return
+        if head.method == b"QUERY" and not ctx.headers.get(b"content-type"):
+            client.closing = True
+            self.answer(replies.QUERY_WITHOUT_TYPE)
+            return
         if self.refused_as_it_is(head):
             return
         plan = self.plan = ctx.route = setting.router.route(ctx)

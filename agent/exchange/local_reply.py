@@ -25,6 +25,7 @@ Rewrite: TypeAlias = Callable[[RequestContext, ResponseHead, bytes, Outcome], by
 
 NO_ROUTE: Final = LocalReply(404, flags=("NR",), details="route_not_found")
 MISSING_HOST: Final = LocalReply(400, details="missing_host_header")
+QUERY_WITHOUT_TYPE: Final = LocalReply(400, details="query_missing_content_type")
 UPGRADE_FAILED: Final = LocalReply(403, details="upgrade_failed")
 ABSOLUTE_PATH: Final = LocalReply(404, details="absolute_path_rejected")
 NO_UPSTREAM: Final = LocalReply(503, b"no healthy upstream", flags=("UH",), details="no_healthy_upstream")

@@ -179,9 +179,9 @@ _NEVER_NOMINATED: Final = frozenset((
 
 
 def _keep_trailers(headers: Headers) -> None:
-    """Of TE only `trailers` may pass (RFC 9110 section 10.1.4)."""
+    """Of TE only `trailers` may pass (RFC 9110 section 10.1.4), as it is and without a weight (Envoy)."""
     value = headers.joined(b"te") or b""
-    if any(token.partition(b";")[0].strip().lower() == b"trailers" for token in value.split(b",")):
+    if any(token.strip() == b"trailers" for token in value.split(b",")):
         headers.set(b"te", b"trailers")
     else:
         headers.remove(b"te")
