@@ -16,6 +16,7 @@ from agent.host.dns.forward import Forwarder, Limits, receive_framed
 from agent.host.dns.names import Addresses, Names
 from agent.host.dns.resolv_conf import Resolvers, nameservers
 from agent.host.dns.server import DnsServer
+from tests.ports import free_port
 
 NAMES = Names(
     {"reviews.default.svc.cluster.local": Addresses.of(["240.240.0.1"])}, {}, "default", "cluster.local"
@@ -71,7 +72,7 @@ def with_server(
             async with trio.open_nursery() as nursery:
                 await nursery.start(upstream.serve)
                 server = DnsServer(NAMES, Forwarder(lambda: servers, limits, port=upstream.port))
-                await nursery.start(server.serve, 0)
+                await nursery.start(server.serve, free_port())
                 await test(server, upstream)
                 nursery.cancel_scope.cancel()
 
@@ -191,7 +192,7 @@ def test_a_loop_through_a_local_resolver_ends() -> None:
             async with trio.open_nursery() as nursery:
                 forwarder = Forwarder(lambda: ("127.0.0.1",), Limits(), port=0)
                 server = DnsServer(NAMES, forwarder)
-                await nursery.start(server.serve, 0)
+                await nursery.start(server.serve, free_port())
                 forwarder._port = server.port  # the host's resolver leads back to us
                 query = dns.message.make_query("example.com", "A")
                 answer = dns.message.from_wire(await udp(server.port, query.to_wire()))
