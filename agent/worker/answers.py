@@ -5,11 +5,16 @@ Rule: as the other stations; bytes of the client are passed through the transpor
 
 from __future__ import annotations
 
+from typing import Final
+
 from agent.http.request import ConnectionInfo
 from agent.table.listener import FixedAnswer
-from agent.worker.refusal import Refusal
-from agent.worker.station import Door, Station
-from agent.worker.transport import PlainTransport, TransportOwner
+from agent.worker.linger import Linger
+from agent.worker.station import Admitted, Door, Station
+from agent.worker.transport import PlainTransport
+
+_PATIENCE: Final = 1.0
+"""Seconds without progress after which a client that does not end is closed."""
 
 
 class AnswerStation(Station):
@@ -30,30 +35,36 @@ class AnswerStation(Station):
             transport.write(self.answer.data)
             taken.end()
 
-    def close_idle(self) -> None:
-        """Nothing is known to be idle."""
 
-    def close_all(self) -> None:
-        """See Station."""
-        for taken in tuple(self.inside):
-            assert isinstance(taken, AnswerConnection)
-            taken.transport.close()
-            self.leave(taken)
-
-
-class AnswerConnection(TransportOwner):
+class AnswerConnection(Admitted):
     """One client."""
 
-    __slots__ = ("_station", "transport")
+    __slots__ = ("_linger", "_station", "transport")
 
     def __init__(self, station: AnswerStation, transport: PlainTransport) -> None:
         self._station = station
         self.transport = transport
+        self._linger: Linger | None = None
 
     def end(self) -> None:
         """Everything is said: an orderly end."""
+        self._linger = Linger(self.transport, _PATIENCE, self._left)
+        self._linger.finish()
+
+    def drain(self) -> None:
+        """See Admitted: it may be in the middle of something."""
+
+    def cut(self) -> None:
+        """See Admitted."""
+        if self._linger is not None:
+            self._linger.close()
+        else:
+            self.transport.close()
+            self._left()
+
+    def _left(self) -> None:
+        self._linger = None
         self._station.leave(self)
-        Refusal(self.transport)
 
     def received(self, data: bytes) -> None:
         """See TransportOwner."""
@@ -67,8 +78,9 @@ class AnswerConnection(TransportOwner):
 
     def ended(self) -> None:
         """See TransportOwner: the client has said everything, and hears the rest of it."""
-        self.end()
+        self._linger = Linger(self.transport, _PATIENCE, self._left)
+        self._linger.close_when_sent()
 
     def lost(self, reason: str) -> None:
         """See TransportOwner."""
-        self._station.leave(self)
+        self._left()

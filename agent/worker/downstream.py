@@ -2,8 +2,10 @@
 
 Rule: responses leave in the order of the requests; while one exchange lasts, what the client pipelines waits in the codec
 and reading pauses, so that memory is bounded; in one turn of the reactor it has _ANSWERS answers at most.
-How a connection ends follows Envoy: at once if the client asked for it and got everything, else after
-`delayed_close_timeout`, so that the last response is not lost to a RST.
+How a connection ends follows Envoy: as soon as everything is sent if the client asked for the end and got it all, else after
+`delayed_close_timeout` without progress, so that the last response is not lost to a RST. A draining connection is not cut
+under a request that is on its way: the next response says `connection: close`, and only one that stays idle for
+`drain_timeout` is closed.
 Not for: what a request means (agent/exchange), bytes on sockets (transport).
 """
 
@@ -22,7 +24,12 @@ from agent.http import h1_encode
 from agent.http.h1_message import H1Violation, RequestHead, RequestSink, ServerCodec
 from agent.http.headers import Headers
 from agent.http.request import ConnectionInfo, ResponseHead
-from agent.worker.transport import PlainTransport, TransportOwner
+from agent.worker.linger import Linger
+from agent.worker.station import Admitted
+from agent.worker.transport import PlainTransport
+
+_PATIENCE: Final = 1.0
+"""Seconds without progress in which a client takes nothing of the last response, where `delayed_close_timeout` is off."""
 
 _ANSWERS: Final = 16
 """Pipelined requests that a connection has answered in a turn before others get theirs."""
@@ -40,21 +47,21 @@ class H1Station:
 
     setting: Setting
     draining: bool
-    """New responses end their connections."""
+    """Responses that begin from now on end their connections."""
 
     @abstractmethod
     def server_codec(self, sink: RequestSink) -> ServerCodec: ...
 
     @abstractmethod
-    def leave(self, owner: TransportOwner) -> None: ...
+    def leave(self, owner: Admitted) -> None: ...
 
 
-class H1Downstream(TransportOwner, RequestSink, ClientStream):
+class H1Downstream(Admitted, RequestSink, ClientStream):
     """See the module. Invariant: `exchange` is the request whose response is due; `request_done` is about its request."""
 
     __slots__ = (
-        "_again", "_discarding", "_framing", "_heard", "_holds", "_in_codec", "_later", "_max_age", "_polite", "_remote",
-        "_tunnel", "_upgrading", "_winding_down", "certificate_element", "closing", "codec", "connection", "exchange",
+        "_again", "_discarding", "_framing", "_heard", "_holds", "_in_codec", "_later", "_linger", "_max_age", "_polite",
+        "_remote", "_tunnel", "_upgrading", "_winding_down", "certificate_element", "closing", "codec", "connection", "exchange",
         "old", "request_done", "requests", "setting",
         "station", "timer", "transport",
     )  # fmt: skip
@@ -91,6 +98,7 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
         self._later = False
         """`_go_on` is due in the next turn."""
         self._max_age: Timer | None = None
+        self._linger: Linger | None = None
         slots, stats, manager = setting.slots, setting.stats, setting.manager
         slots[stats.downstream_cx_total] += 1
         slots[stats.downstream_cx_active] += 1
@@ -187,8 +195,11 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
 
     def cut(self) -> None:
         """End the connection now, whatever it does."""
-        self.transport.close()
-        self._cut()
+        if self._linger is not None:
+            self._linger.close()
+        else:
+            self.transport.close()
+            self._cut()
 
     def _cut(self) -> None:
         exchange, self.exchange = self.exchange, None
@@ -229,10 +240,8 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
             return
         if head.old and not head.has_host and manager.default_host_for_http_10:
             head.authority, head.has_host = manager.default_host_for_http_10, True
-        if (
-            self.station.draining
-            or self._winding_down
-            or (manager.max_requests_per_connection and self.requests >= manager.max_requests_per_connection)
+        if self._winding_down or (
+            manager.max_requests_per_connection and self.requests >= manager.max_requests_per_connection
         ):
             self.closing = self._polite = True
         self._upgrading = bool(head.upgrade)
@@ -286,6 +295,10 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
         """See ClientStream."""
         headers = head.headers
         old = self.old
+        if self.station.draining and not self.closing:
+            self.closing = self._polite = True
+            setting = self.setting
+            setting.slots[setting.stats.downstream_cx_drain_close] += 1
         if tunnel:
             self._tunnel = self.closing = self._polite = True
         elif self.closing:
@@ -296,9 +309,6 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
             else:
                 headers[b"connection"] = b"close"
                 self.closing = True
-        elif self.station.draining:
-            self.closing = self._polite = True
-            headers[b"connection"] = b"close"
         if tunnel and head.status != 101:
             headers.pop(b"content-length", None)
             data = h1_encode.tunnel_head(head.status, headers)
@@ -392,9 +402,6 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
     def _timer_fired(self) -> None:
         if self.exchange is not None:
             self.exchange.timer_fired()
-        elif self._discarding:
-            self.transport.close()
-            self._gone()
         elif self.codec.end_of_input():
             slots = self.setting.slots
             if self._winding_down or not self.setting.manager.drain_timeout:
@@ -413,10 +420,7 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
     def _grown_old(self) -> None:
         slots = self.setting.slots
         slots[self.setting.stats.downstream_cx_max_duration_reached] += 1
-        if self.exchange is None and not self._discarding:
-            self._wind_down()
-        else:
-            self.closing = self._polite = True
+        self.drain()
 
     def _wind_down(self) -> None:
         """Envoy's drain sequence: a request that comes within `drain_timeout` is answered, with `connection: close`."""
@@ -424,35 +428,27 @@ class H1Downstream(TransportOwner, RequestSink, ClientStream):
         self.timer.set(self.transport.reactor.now + self.setting.manager.drain_timeout)
 
     def drain(self) -> None:
-        """End the connection: at once when idle, else with the response in progress."""
-        self.closing = True
-        if self.exchange is None and not self._discarding:
-            self._polite = True
-            self._leave()
+        """See Admitted: with the response in progress or the next one, or when none comes."""
+        if self.exchange is not None:
+            self.closing = self._polite = True
+        elif not self._discarding and self.codec.end_of_input():
+            self._wind_down()
+        else:
+            self._winding_down = True
 
     def _leave(self) -> None:
-        """Send what is queued, then close: now, or after the delay in which input is thrown away."""
+        """Send what is queued, then close: at once, or when the client has had the time to read it."""
         self._discarding = True
+        self.timer.cancel()
         delay = self.setting.manager.delayed_close_timeout
+        linger = self._linger = Linger(self.transport, delay or _PATIENCE, self._gone)
         if (self._polite and self.request_done) or not delay or self._tunnel:
-            self._gone()
-            self.transport.flush()
-            if not self.transport.closed:
-                self.transport.close_when_sent()
-            if self.transport.closed:
-                self.timer.close()
-            else:
-                self.timer.set(self.transport.reactor.now + max(delay, 1.0))
+            linger.close_when_sent()
         else:
-            self.timer.set(self.transport.reactor.now + delay)
-            if not self.request_done:
-                self.transport.pause()
+            linger.wait()
 
     def _gone(self) -> None:
-        if self.transport.closed:
-            self.timer.close()
-        else:
-            self.timer.cancel()
+        self.timer.close()
         if self._max_age is not None:
             self._max_age.close()
         self.codec.close()

@@ -44,15 +44,3 @@ class HttpStation(Station, H1Station):
         downstream = H1Downstream(self, connection, element, transport)
         self.enter(downstream)
         transport.owner = downstream
-
-    def close_idle(self) -> None:
-        """End connections without a request."""
-        for downstream in tuple(self.inside):
-            assert isinstance(downstream, H1Downstream)
-            downstream.drain()
-
-    def close_all(self) -> None:
-        """See Station."""
-        for downstream in tuple(self.inside):
-            assert isinstance(downstream, H1Downstream)
-            downstream.cut()

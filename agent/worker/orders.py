@@ -18,6 +18,7 @@ CLUSTERS = "clusters"
 CONNECTIONS = "connections"
 HOLDINGS = "holdings"
 DRAIN_LISTENERS = "drain_listeners"
+FAIL_HEALTH_CHECKS = "fail_health_checks"
 RESET_COUNTERS = "reset_counters"
 REOPEN_LOGS = "reopen_logs"
 SET_LEVEL = "set_level"
@@ -36,7 +37,14 @@ def obey(worker: Worker, what: str, arguments: Mapping[str, Any], *, added_via_a
     if what == HOLDINGS:
         return [holdings(worker)]
     if what == DRAIN_LISTENERS:
-        worker.drain_listeners()
+        worker.drain_listeners(
+            graceful=float(arguments.get("graceful", 0.0)),
+            inbound_only=bool(arguments.get("inbound_only")),
+            stop=bool(arguments.get("stop", True)),
+        )
+        return []
+    if what == FAIL_HEALTH_CHECKS:
+        worker.fail_health_checks(bool(arguments["failing"]))
         return []
     if what == RESET_COUNTERS:
         worker.recorder.region.reset_counters()

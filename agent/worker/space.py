@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from agent.filters.names import values_of
 from agent.limits.tally import Tally
 from agent.table.build import Refused
 from agent.table.cluster import Cluster, Endpoint
+from agent.table.listener import Direction, Listener
 from agent.table.snapshot import Table
 from agent.upstream import breaker
 from agent.upstream.cluster import ClusterRuntime
@@ -33,12 +35,15 @@ from agent.worker.health import ClusterChecks
 from agent.worker.http_station import HttpStation
 from agent.worker.listen import bind
 from agent.worker.raw import RawUpstream
+from agent.worker.reactor import IN
 from agent.worker.services import Services
 from agent.worker.space_build import Build, Builder, ClientContexts
 from agent.worker.station import Station
 from agent.worker.tls_contexts import ClientTls
 from agent.worker.upstream import H1Upstream
 
+_QUEUE = 64
+"""How often a listener that stops accepts what waits: a full queue and a little more."""
 DRAIN_SECONDS = 60.0
 """How long connections of a filter chain, or of a workload, that left the table may go on."""
 _AGAIN = 1.0
@@ -66,6 +71,11 @@ class Space:
         self._checks: dict[ClusterRuntime, ClusterChecks] = {}
         self._opened = False
         """Listeners have opened since `bind_waiting` was last asked."""
+        self._draining: tuple[Direction, ...] = ()
+        """Listeners whose responses end their connections."""
+        self._stopped: tuple[Direction, ...] = ()
+        """Listeners that accept no more."""
+        self._failing = False
         self._unsettled = 0
         """Clusters whose first resolution or health checks keep the listeners waiting."""
 
@@ -134,7 +144,7 @@ class Space:
         try:
             for runtime in runtimes.values():
                 listener = runtime.listener
-                if not listener.bind:
+                if not self._listens(listener):
                     continue
                 for address in (listener.address, *listener.additional_addresses):
                     key = (address.host, address.port, address.path)
@@ -193,9 +203,13 @@ class Space:
         }
         self._move_sockets(sockets)
         self.table = table
+        self._mark_draining()
         if left:
             self._let_go(left)
         self._forget_filters()
+
+    def _listens(self, listener: Listener) -> bool:
+        return listener.bind and listener.direction not in self._stopped
 
     def _bring_up(self, runtime: ClusterRuntime, config: Cluster, table: Table, *, starting: bool) -> None:
         """Give a cluster its hosts and its checks. At the start nobody is accepted before names have been resolved and
@@ -256,7 +270,7 @@ class Space:
         wanted: dict[tuple[str, int, str], ListenerRuntime] = {}
         for runtime in self.listeners.values():
             listener = runtime.listener
-            if listener.bind:
+            if self._listens(listener):
                 for address in (listener.address, *listener.additional_addresses):
                     wanted[(address.host, address.port, address.path)] = runtime
         for key, acceptor in acceptors.items():
@@ -270,12 +284,11 @@ class Space:
 
     def _let_go(self, stations: list[Station]) -> None:
         for station in stations:
-            station.drain()
+            station.draining = True
         self.leaving.extend(stations)
 
         def over() -> None:
             for station in stations:
-                station.close_idle()
                 station.close_all()
                 if station in self.leaving:
                     self.leaving.remove(station)
@@ -319,13 +332,12 @@ class Space:
     # The end
 
     def drain(self) -> None:
-        """Accept no more; connections end with their next response."""
-        for acceptor in self.acceptors.values():
-            acceptor.stop()
-        self.acceptors, self.waiting = {}, {}
+        """Accept no more; connections end with their next response, idle ones when none comes."""
+        self._draining = tuple(Direction)
+        self.stop_listeners(tuple(Direction))
+        self.waiting = {}
         for station in self.every_station():
             station.drain()
-            station.close_idle()
 
     def close(self) -> None:
         """The time is over."""
@@ -353,13 +365,47 @@ class Space:
         timer = reactor.timer(look)
         timer.set(reactor.now + _AGAIN)
 
+    def begin_drain(self, directions: Sequence[Direction]) -> None:
+        """Listeners of these directions go on, and every response asks its client for another connection."""
+        self._draining = tuple(directions)
+        self._mark_draining()
+
+    def stop_listeners(self, directions: Sequence[Direction]) -> None:
+        """Accept no more for good, but what waits in the kernel's queues; connections stay."""
+        self._stopped = tuple(directions)
+        for key, acceptor in list(self.acceptors.items()):
+            if acceptor.runtime.listener.direction in self._stopped:
+                del self.acceptors[key]
+                _take_queue(acceptor)
+                acceptor.stop()
+
+    def fail_health_checks(self, failing: bool) -> None:
+        """As long as the proxy is failing, every response asks its client for another connection, as Envoy's do."""
+        self._failing = failing
+        self._mark_draining()
+
+    def _mark_draining(self) -> None:
+        for name, held in self._stations.items():
+            for station in held:
+                station.draining = self._failing or self.listeners[name].listener.direction in self._draining
+
     def every_station(self) -> list[Station]:
         """Of the table and those that are leaving."""
         return [*(station for held in self._stations.values() for station in held), *self.leaving]
 
     def connections(self) -> int:
         """Open client connections."""
-        return sum(len(station.inside) for station in self.every_station())
+        return sum(len(station.inside) + len(station.refused) for station in self.every_station())
+
+
+def _take_queue(acceptor: Acceptor) -> None:
+    """Connections that the kernel has already accepted would be reset with the listening socket."""
+    queue = select.poll()
+    queue.register(acceptor.socket, select.POLLIN)
+    for _ in range(_QUEUE):
+        if not acceptor.accepting or not queue.poll(0):
+            return
+        acceptor.on_event(IN)
 
 
 def _nothing() -> None:

@@ -1,7 +1,16 @@
 """Opaque TCP: a filter chain that ends in a tcp_proxy, and its connections.
 
 Rule: the upstream is chosen and dialled when the connection arrives; with `max_connect_attempts` the next try may go
-elsewhere. A connection is recorded once, at its end. Not for: moving bytes (agent/tcp/relay), dialling (connect).
+elsewhere. A connection is recorded once, when its relay is over; its sides are counted until they are closed.
+
+    end                                        client's side              upstream's side            flags
+    both directions ended                      sent, then closed          sent, then closed
+    the upstream broke off                     RST                        -                          UR
+    the client broke off                       -                          RST                        (DC: no upstream yet)
+    idle, too old, drained                     closed                     closed                     (DT too old)
+    no upstream                                closed                     -                          UF,URX UH UO NC NR
+
+Not for: moving bytes (agent/tcp/relay), dialling (connect), sending what is left at the end (linger).
 """
 
 from __future__ import annotations
@@ -22,11 +31,14 @@ from agent.upstream import reset
 from agent.upstream.cluster import ClusterRuntime
 from agent.upstream.host import Host
 from agent.worker.connect import Caller, Dialer
-from agent.worker.station import Door, Station
-from agent.worker.transport import PlainTransport, TransportOwner
+from agent.worker.linger import Linger
+from agent.worker.station import Admitted, Door, Station
+from agent.worker.transport import PlainTransport
 
 RECEIVE: Final = 262144
 """Bytes asked of the kernel at once: few and large pieces are what an opaque stream needs."""
+_PATIENCE: Final = 3600.0
+"""Seconds without progress at the end of a connection whose proxy has no idle timeout (Envoy's default for it)."""
 
 
 class TcpStation(Station):
@@ -72,15 +84,6 @@ class TcpStation(Station):
                 return destination.cluster
         return clusters[-1].cluster
 
-    def close_idle(self) -> None:
-        """Nothing is known to be idle."""
-
-    def close_all(self) -> None:
-        """See Station."""
-        for tcp in tuple(self.inside):
-            assert isinstance(tcp, TcpConnection)
-            tcp.stop("")
-
 
 class _UpstreamSide(Caller):
     """What the upstream's transport tells."""
@@ -101,7 +104,7 @@ class _UpstreamSide(Caller):
             self._tcp.complete()
 
     def lost(self, reason: str) -> None:
-        self._tcp.stop("")
+        self._tcp.upstream_lost()
 
     def drained(self) -> None:
         self._tcp.relay.upstream_drained()
@@ -113,12 +116,13 @@ class _UpstreamSide(Caller):
         self._tcp.failed(reason, failure)
 
 
-class TcpConnection(TransportOwner):
-    """One client's connection. Invariant: once `over`, nothing is counted, logged or closed again."""
+class TcpConnection(Admitted):
+    """One client's connection. Invariant: once `over`, nothing is relayed, recorded or logged again; the station has it until
+    the client's side is closed, and the cluster's counts until the upstream's is."""
 
     __slots__ = (
-        "_attempts", "_client_gone", "_idle_at", "_max_at", "_random", "_series", "_timer", "cluster", "host", "outcome",
-        "over", "relay", "station", "transport", "upstream",
+        "_attempts", "_client_linger", "_holds_host", "_idle_at", "_max_at", "_random", "_series", "_timer", "_upstream_linger",
+        "cluster", "host", "outcome", "over", "relay", "station", "transport", "upstream",
     )  # fmt: skip
 
     def __init__(self, station: TcpStation, transport: PlainTransport, connection: ConnectionInfo) -> None:
@@ -132,7 +136,10 @@ class TcpConnection(TransportOwner):
         self._random = station.random()
         self._attempts = 0
         self._series = -1
-        self._client_gone = False
+        self._holds_host = False
+        """A dial or a connection is counted by breaker and host."""
+        self._client_linger: Linger | None = None
+        self._upstream_linger: Linger | None = None
         now = transport.reactor.now
         self._idle_at = self._max_at = inf
         proxy = station.proxy
@@ -175,6 +182,7 @@ class TcpConnection(TransportOwner):
         outcome.upstream_metadata = host.endpoint.metadata
         breaker.add_connections(1)
         host.active += 1
+        self._holds_host = True
         station.dialer.dial(host, cluster.config, _UpstreamSide(self), bulk=True)
 
     def _pick(self, cluster: ClusterRuntime) -> Host | None:
@@ -195,7 +203,7 @@ class TcpConnection(TransportOwner):
         assert cluster is not None
         if self.over:
             transport.close()
-            self._left()
+            self._give_back()
             return
         self.upstream = transport
         transport.receive_size = RECEIVE
@@ -214,7 +222,7 @@ class TcpConnection(TransportOwner):
         """The upstream could not be connected."""
         cluster, host = self.cluster, self.host
         assert cluster is not None and host is not None
-        self._left()
+        self._give_back()
         slots, stats = cluster.slots, cluster.stats
         slots[stats.upstream_cx_connect_fail] += 1
         if reason == reset.CONNECT_TIMEOUT:
@@ -231,8 +239,8 @@ class TcpConnection(TransportOwner):
         if self._attempts < self.station.proxy.max_connect_attempts:
             self.begin()
         else:
-            self.outcome.flags.append("URX" if self.station.proxy.max_connect_attempts > 1 else "UF")
-            self.stop("")
+            self.outcome.flags.extend(("UF", "URX"))
+            self._stop()
 
     # From the client's transport
 
@@ -249,9 +257,18 @@ class TcpConnection(TransportOwner):
             self.complete()
 
     def lost(self, reason: str) -> None:
-        """See TransportOwner."""
-        self._client_gone = True
-        self.stop("DC" if self.upstream is None else "")
+        """See TransportOwner. A client that broke off is not a client that has said everything."""
+        if self.upstream is None:
+            self.outcome.flags.append("DC")
+        elif not self.upstream.closed:
+            self.upstream.abort()
+        self._stop()
+
+    def upstream_lost(self) -> None:
+        """The upstream broke off: the client must not take what it got for the whole."""
+        self.outcome.flags.append("UR")
+        self.transport.abort()
+        self._stop()
 
     def hung_up(self, broken: bool) -> None:
         """See TransportOwner. A half-close waits for what came before it; a client that is gone takes no more."""
@@ -274,52 +291,80 @@ class TcpConnection(TransportOwner):
         slots, stats = self.station.recorder.slots, self.station.stats
         if self._max_at <= now:
             slots[stats.max_downstream_connection_duration] += 1
-            self.stop("DT")
+            self.outcome.flags.append("DT")
+            self._stop()
         elif self._idle_at <= now:
             slots[stats.idle_timeout] += 1
-            self.stop("")
+            self._stop()
         else:
             self._timer.set(min(self._idle_at, self._max_at))
 
     # The end
 
     def complete(self) -> None:
-        """Both directions have ended: send what is queued and close."""
-        self.transport.close_when_sent()
-        if self.upstream is not None:
-            self.upstream.close_when_sent()
-        self._over()
+        """Both directions have ended: send what is queued and close. Whoever takes nothing for as long as an idle connection
+        may live is closed all the same."""
+        upstream = self.upstream
+        assert upstream is not None
+        patience = self.station.proxy.idle_timeout or _PATIENCE
+        self._record()
+        self._idle_at = inf
+        self._client_linger = Linger(self.transport, patience, self._client_closed)
+        self._upstream_linger = Linger(upstream, patience, self._upstream_closed)
+        self._client_linger.close_when_sent()
+        self._upstream_linger.close_when_sent()
 
     def _refuse(self, flag: str, details: str) -> None:
         self.outcome.flags.append(flag)
-        self.stop(details)
+        self.outcome.details = details
+        self._stop()
 
-    def stop(self, flag_or_details: str) -> None:
-        """Something broke, or time is up: close both sides, after what they are still owed."""
-        if self.over:
-            return
-        if flag_or_details in ("DC", "DT"):
-            self.outcome.flags.append(flag_or_details)
-        elif flag_or_details:
-            self.outcome.details = flag_or_details
-        if self.upstream is not None and not self.upstream.closed:
-            self.upstream.close_when_sent()
-        if not self.transport.closed:
-            self.transport.close_when_sent()
-        self._over()
+    def drain(self) -> None:
+        """See Admitted: nothing is known to be idle."""
 
-    def _left(self) -> None:
-        """The breaker and the host are given back what a dial took."""
+    def cut(self) -> None:
+        """See Admitted."""
+        self._stop()
+
+    def _stop(self) -> None:
+        """Something broke, or time is up: close both sides, now."""
+        self._record()
+        if self._client_linger is not None:
+            self._client_linger.close()
+        if self._upstream_linger is not None:
+            self._upstream_linger.close()
+        self.transport.close()
+        self._client_closed()
+        if self.upstream is not None:
+            self.upstream.close()
+            self._upstream_closed()
+
+    def _client_closed(self) -> None:
+        self._client_linger = None
+        self._timer.close()
+        self.station.leave(self)
+
+    def _upstream_closed(self) -> None:
+        self._upstream_linger = None
+        cluster = self.cluster
+        if self._holds_host and cluster is not None:
+            cluster.slots[cluster.stats.upstream_cx_active] -= 1
+            cluster.slots[cluster.stats.upstream_cx_destroy] += 1
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Breaker and host get back what a dial took."""
         cluster, host = self.cluster, self.host
-        if cluster is not None and host is not None:
+        if self._holds_host and cluster is not None and host is not None:
+            self._holds_host = False
             cluster.breakers[0].add_connections(-1)
             host.active -= 1
 
-    def _over(self) -> None:
+    def _record(self) -> None:
+        """The relay is over: statistics and the log, once."""
         if self.over:
             return
         self.over = True
-        self._timer.close()
         outcome, station, cluster = self.outcome, self.station, self.cluster
         now = self.transport.reactor.now
         relay = self.relay
@@ -330,14 +375,10 @@ class TcpConnection(TransportOwner):
         slots[stats.downstream_cx_rx_bytes_total] += relay.from_client
         slots[stats.downstream_cx_tx_bytes_total] += relay.from_upstream
         if self.upstream is not None:
-            self._left()
             if cluster is not None:
-                cluster.slots[cluster.stats.upstream_cx_active] -= 1
-                cluster.slots[cluster.stats.upstream_cx_destroy] += 1
                 cluster.slots[cluster.stats.upstream_cx_rx_bytes_total] += relay.from_upstream
                 cluster.slots[cluster.stats.upstream_cx_tx_bytes_total] += relay.from_client
             station.recorder.record_tcp_bytes(self._series, relay.from_client, relay.from_upstream)
             station.recorder.record_tcp_closed(self._series)
         for log in station.logs:
             log(outcome)
-        station.leave(self)

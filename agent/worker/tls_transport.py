@@ -244,7 +244,9 @@ class TlsTransport(PlainTransport):
             with suppress(OSError, ValueError):
                 self.tls_socket.unwrap()
         if self._shut == "close":
+            owner = self.owner
             self.close()
+            owner.sent()
         else:
             self._shut = "done"
 

@@ -13,6 +13,9 @@ import socket
 import struct
 from abc import abstractmethod
 from contextlib import suppress
+from fcntl import ioctl
+from sys import byteorder
+from termios import TIOCOUTQ
 from typing import Final
 
 from mypy_extensions import trait
@@ -50,6 +53,9 @@ class TransportOwner:
     def hung_up(self, broken: bool) -> None:
         """While reading is paused, the peer has closed its side (`broken`: has reset the connection). What it sent before waits
         in the socket, and `ended` or `lost` would follow it; may be called again. Owners that wait for it do nothing."""
+
+    def sent(self) -> None:
+        """`close_when_sent` has closed the transport. Who does not wait for that changes nothing."""
 
 
 class Nobody(TransportOwner):
@@ -263,11 +269,19 @@ class PlainTransport(Handler, Flushable, Stream):
 
     def _shut_now(self) -> None:
         if self._shut == "close":
+            owner = self.owner
             self.close()
+            owner.sent()
         elif self._shut == "write":
             self._shut = "done"
             with suppress(OSError):
                 self.socket.shutdown(socket.SHUT_WR)
+
+    def unsent(self) -> int:
+        """Bytes that the peer's kernel has not taken: queued here, and in the socket."""
+        if self.closed:
+            return 0
+        return self.backlog + int.from_bytes(ioctl(self.descriptor, TIOCOUTQ, bytes(4)), byteorder)
 
     def close(self) -> None:
         """Close at once. Queued output is lost."""

@@ -19,6 +19,7 @@ import trio
 from agent.http.request import RANDOM_BITS
 from agent.limits.region import Shares
 from agent.table.build import Refused
+from agent.table.listener import Direction
 from agent.table.snapshot import Table
 from agent.telemetry.access_log import FLUSH_SECONDS, Sinks
 from agent.telemetry.series import Recorder
@@ -101,6 +102,7 @@ class Worker:
         self._services: Services | None = None
         self._resolver: Resolver | None = None
         self._settled = False
+        self._draining = False
 
     async def run(self, task_status: trio.TaskStatus[Worker] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
@@ -199,17 +201,36 @@ class Worker:
         )
 
     async def drain(self, seconds: float) -> None:
-        """Accept no more, let requests finish for so long at most, then end `run`."""
-        self.drain_listeners()
+        """Accept no more, let connections finish for so long at most, then end `run`."""
+        self.reactor.call(self._drain_spaces)
         with trio.move_on_after(seconds):
             while any(space.connections() for space in (*self.spaces.values(), *self._leaving)):  # noqa: ASYNC110 (the reactor has no events)
                 await trio.sleep(0.05)
         self.drained.set()
         self.reactor.stop()
 
-    def drain_listeners(self) -> None:
-        """Accept no more; the worker goes on."""
-        self.reactor.call(self._drain_spaces)
+    def drain_listeners(self, *, graceful: float, inbound_only: bool, stop: bool) -> None:
+        """Accept no more; the worker goes on. `graceful`: first, for so many seconds, everything is accepted and answered with
+        `connection: close`; without `stop` that is all (Envoy /drain_listeners with graceful, inboundonly, skip_exit)."""
+        directions = (Direction.INBOUND,) if inbound_only else tuple(Direction)
+        if not graceful:
+            self.reactor.call(partial(self._each_space, Space.stop_listeners, directions))
+            return
+        if self._draining:
+            return  # Envoy too ignores a second one
+        self._draining = True
+        self.reactor.call(partial(self._each_space, Space.begin_drain, directions))
+        if stop:
+            timer = self.reactor.timer(partial(self._each_space, Space.stop_listeners, directions))
+            self.reactor.call(lambda: timer.set(self.reactor.now + graceful))
+
+    def fail_health_checks(self, failing: bool) -> None:
+        """Ask clients for other connections until it is taken back (Envoy /healthcheck/fail)."""
+        self.reactor.call(partial(self._each_space, Space.fail_health_checks, failing))
+
+    def _each_space(self, act: Callable[[Space, Any], None], argument: Any) -> None:
+        for space in self.spaces.values():
+            act(space, argument)
 
     def _drain_spaces(self) -> None:
         for space in self.spaces.values():

@@ -62,7 +62,7 @@ HOT = (
     "agent/worker/health.py",
     "agent/worker/raw.py",
     "agent/worker/reactor.py",
-    "agent/worker/refusal.py",
+    "agent/worker/linger.py",
     "agent/worker/station.py",
     "agent/worker/http_station.py",
     "agent/worker/tcp.py",

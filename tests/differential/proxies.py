@@ -101,6 +101,10 @@ class Proxy:
         """Its exit status."""
         return self._process.wait(seconds)
 
+    def terminate(self) -> None:
+        """Have it end in its own time."""
+        self._process.send_signal(signal.SIGTERM)
+
     @property
     def running(self) -> bool:
         """Whether the process lives."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -57,6 +58,8 @@ class OwnPages:
                 options={"concurrency": service.config.proxy.worker_count()},
                 refusal=f"served on the socket only: curl --unix-socket {self._socket} -X POST http://localhost/...",
                 actions={
+                    "healthcheck/fail": self._fail,
+                    "healthcheck/ok": self._pass,
                     "quitquitquit": self._stop,
                     "drain_listeners": self._stop,
                     "reset_counters": self._reset,
@@ -150,15 +153,21 @@ class OwnPages:
             if (identity := workload.parts.identity.current) is not None
         ]
 
-    async def _stop(self) -> None:
+    async def _fail(self, query: Mapping[str, str]) -> None:
+        await self._query(orders.FAIL_HEALTH_CHECKS, failing=True)
+
+    async def _pass(self, query: Mapping[str, str]) -> None:
+        await self._query(orders.FAIL_HEALTH_CHECKS, failing=False)
+
+    async def _stop(self, query: Mapping[str, str]) -> None:
         await trio.lowlevel.checkpoint()
         self._service.stopping.set()
 
-    async def _reset(self) -> None:
+    async def _reset(self, query: Mapping[str, str]) -> None:
         self._statistics.forget_ended()
         await self._query(orders.RESET_COUNTERS)
 
-    async def _reopen(self) -> None:
+    async def _reopen(self, query: Mapping[str, str]) -> None:
         await self._service.dataplane.reopen_logs()
 
     async def _attach(self, workload: HostWorkload, channel: Channel) -> None:

@@ -77,7 +77,7 @@ class AdminPages:
             **{
                 f"/{name}": (self._action(name), text)
                 for name, text in (
-                    ("drain_listeners", "drain listeners"),
+                    ("drain_listeners", "drain listeners (graceful, skip_exit, inboundonly)"),
                     ("quitquitquit", "exit the server"),
                     ("reset_counters", "reset all counters to zero"),
                     ("reopen_logs", "reopen access logs"),
@@ -281,22 +281,22 @@ class AdminPages:
 
     async def _fail(self, query: Query) -> Page:
         self._failing = True
-        return await self._act("healthcheck/fail", needed=False)
+        return await self._act("healthcheck/fail", query, needed=False)
 
     async def _ok(self, query: Query) -> Page:
         self._failing = False
-        return await self._act("healthcheck/ok", needed=False)
+        return await self._act("healthcheck/ok", query, needed=False)
 
     def _action(self, name: str) -> Handler:
         async def act(query: Query) -> Page:
-            return await self._act(name)
+            return await self._act(name, query)
 
         return act
 
-    async def _act(self, name: str, *, needed: bool = True) -> Page:
+    async def _act(self, name: str, query: Query, *, needed: bool = True) -> Page:
         action = self._sources.actions.get(name)
         if action is not None:
-            await action()
+            await action(query)
         elif needed:
             return Page(501, _TEXT, f"/{name} is not possible in this mode\n".encode())
         return Page(200, _TEXT, b"OK\n")

@@ -35,7 +35,8 @@ class Certificates:
 
 Resources: TypeAlias = Mapping[str, Sequence[Resource]]
 """By type URL."""
-Action: TypeAlias = Callable[[], Awaitable[None]]
+Action: TypeAlias = Callable[[Mapping[str, str]], Awaitable[None]]
+"""Gets the parameters of the page."""
 
 
 async def _nobody(what: str) -> list[Any]:

@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from agent.host.admin.standing import complete
 from agent.telemetry.reading import Statistics
 from agent.worker import orders
 from agent.worker.space_build import stat_name
+from agent.worker.standalone import DRAIN_SECONDS
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -127,6 +128,8 @@ class _Proxy:
             started=self._started,
             options={"config_path": str(self._path), "concurrency": workers.count},
             actions={
+                "healthcheck/fail": self._fail,
+                "healthcheck/ok": self._pass,
                 "quitquitquit": self._quit,
                 "drain_listeners": self._drain,
                 "reset_counters": self._reset,
@@ -186,17 +189,28 @@ class _Proxy:
     def _secret(self, secret: Secret | str | None) -> Secret | None:
         return self._bootstrap.table.secrets.get(secret) if isinstance(secret, str) else secret
 
-    async def _quit(self) -> None:
+    async def _quit(self, query: Mapping[str, str]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         await trio.lowlevel.checkpoint()
 
-    async def _drain(self) -> None:
-        await self._workers.ask(orders.DRAIN_LISTENERS)
+    async def _fail(self, query: Mapping[str, str]) -> None:
+        await self._workers.ask(orders.FAIL_HEALTH_CHECKS, failing=True)
 
-    async def _reset(self) -> None:
+    async def _pass(self, query: Mapping[str, str]) -> None:
+        await self._workers.ask(orders.FAIL_HEALTH_CHECKS, failing=False)
+
+    async def _drain(self, query: Mapping[str, str]) -> None:
+        await self._workers.ask(
+            orders.DRAIN_LISTENERS,
+            graceful=DRAIN_SECONDS if "graceful" in query else 0.0,
+            inbound_only="inboundonly" in query,
+            stop="skip_exit" not in query,
+        )
+
+    async def _reset(self, query: Mapping[str, str]) -> None:
         await self._workers.ask(orders.RESET_COUNTERS)
 
-    async def _reopen(self) -> None:
+    async def _reopen(self, query: Mapping[str, str]) -> None:
         for errors in await self._workers.ask(orders.REOPEN_LOGS):
             for error in errors or ():
                 raise OSError(error)

@@ -221,9 +221,9 @@ def test_readiness_follows_the_agent_and_the_operator() -> None:
 def test_what_changes_something_wants_post_and_a_person_on_the_host() -> None:
     done: list[str] = []
 
-    async def drain() -> None:
+    async def drain(query: Mapping[str, str]) -> None:
         await trio.lowlevel.checkpoint()
-        done.append("drain")
+        done.append(f"drain {dict(query)}")
 
     pages = AdminPages(Sources(actions={"drain_listeners": drain}, refusal="use the socket"))
     assert ask(pages, "/drain_listeners").status == 405
@@ -233,8 +233,8 @@ def test_what_changes_something_wants_post_and_a_person_on_the_host() -> None:
     assert trio.run(pages.respond_reading, "POST", "/logging", b"").status == 403
     assert trio.run(pages.respond_to_istiod, "POST", "/logging", b"").status == 200
     assert done == []
-    assert ask(pages, "/drain_listeners", "POST").status == 200
-    assert done == ["drain"]
+    assert ask(pages, "/drain_listeners?graceful", "POST").status == 200
+    assert done == ["drain {'graceful': ''}"]
     assert ask(pages, "/quitquitquit", "POST").status == 501
 
 

@@ -106,6 +106,10 @@ class Wire:
 
     def close_when_sent(self) -> None:
         self.closed = True
+        self.owner.sent()
+
+    def unsent(self) -> int:
+        return 0
 
     def take(self) -> bytes:
         """What was sent since the last time."""
