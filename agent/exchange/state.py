@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from agent.exchange import local_reply as replies
 from agent.telemetry.header_fields import STATUS_BYTES
+from agent.telemetry.labels import passes_through
 from agent.telemetry.outcome import Outcome
 from agent.upstream.pool import Waiter
 
@@ -172,7 +173,9 @@ class ExchangeState(Waiter):
             outcome.response_headers_bytes = STATUS_BYTES + answered.size()
         kind = headers.get(b"content-type")
         grpc = kind is not None and kind.startswith(b"application/grpc")
-        outcome.plain = not outcome.flags and not grpc and b"x-envoy-internal" not in headers
+        outcome.plain = not (
+            outcome.flags or grpc or b"x-envoy-internal" in headers or passes_through(outcome)
+        )
 
     def name_cluster(self) -> None:
         """An answer of our own before the upstream was asked names the route's cluster all the same, as Envoy's does."""

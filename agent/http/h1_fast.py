@@ -10,7 +10,7 @@ Not for: sending, connections, timeouts.
 from __future__ import annotations
 
 import re
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import h11r
 
@@ -244,7 +244,11 @@ class FastServerCodec(ServerCodec):
                 sink.request_end(Headers.of_wire(trailers) if trailers and self._limits.trailers else None)
                 return
             elif isinstance(event, h11r.RemoteProtocolError):
-                _raise(event)
+                error, event = event, None
+                try:
+                    raise error
+                finally:
+                    del error  # its traceback has this frame, which would have it: a cycle
             else:
                 return
 
@@ -268,10 +272,6 @@ class FastServerCodec(ServerCodec):
         return classify_refused(self._first or data, text)
 
 
-def _raise(error: h11r.RemoteProtocolError) -> NoReturn:
-    raise error
-
-
 def _gather(parser: h11r.Connection, event: Any) -> tuple[Any, bytes, bool]:
     """The event after a piece of a body and those that follow it, the body's bytes, and whether there are so many pieces
     that the rest must wait. A parser's refusal comes as the event, after the bytes before it."""
@@ -282,7 +282,9 @@ def _gather(parser: h11r.Connection, event: Any) -> tuple[Any, bytes, bool]:
         try:
             event = parser.next_event()
         except h11r.RemoteProtocolError as error:
-            event = error
+            event = error.with_traceback(
+                None
+            )  # which would have this frame, and the frame the event: a cycle
         if type(event) is not _Data:
             return event, data if pieces is None else b"".join(pieces), False
         if pieces is None:

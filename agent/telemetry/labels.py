@@ -83,13 +83,19 @@ class Side:
         return cls(workload_namespace=namespace, principal=principal)
 
 
+def passes_through(outcome: Outcome) -> bool:
+    """Does the request go to a place that is no service of the mesh, and is named by its authority alone?"""
+    return outcome.cluster is not None and outcome.cluster.name == "PassthroughCluster"
+
+
 def principal_of(peer: Any) -> str:
-    """A peer's first URI SAN, else `unknown`."""
-    return peer.uri_sans[0] if peer is not None and peer.uri_sans else UNKNOWN
+    """A peer's first URI SAN, else `unknown`: also where nobody has verified the certificate."""
+    return peer.uri_sans[0] if peer is not None and peer.verified and peer.uri_sans else UNKNOWN
 
 
-def connection_labels(outcome: Outcome, node: Side) -> dict[str, str]:
-    """The labels that HTTP and TCP share; empty where the listener has no direction (no mesh)."""
+def connection_labels(outcome: Outcome, node: Side, authority: str = UNKNOWN) -> dict[str, str]:
+    """The labels that HTTP and TCP share; empty where the listener has no direction (no mesh). `authority` names what
+    passes through, where the request says it."""
     listener = outcome.listener
     if listener is None or listener.direction is Direction.UNSPECIFIED:
         return {}
@@ -110,7 +116,7 @@ def connection_labels(outcome: Outcome, node: Side) -> dict[str, str]:
         labels[f"destination_{name}"] = getattr(destination, name)
     if (outcome.upstream_peer if reporter == "source" else downstream_peer) is None:
         labels[f"{reporter}_principal"] = UNKNOWN  # a principal that was not shown proves nothing
-    host, name, namespace = _service(outcome)
+    host, name, namespace = _service(outcome, authority)
     labels["destination_service"] = host
     labels["destination_service_name"] = name
     labels["destination_service_namespace"] = namespace
@@ -118,7 +124,7 @@ def connection_labels(outcome: Outcome, node: Side) -> dict[str, str]:
     return labels
 
 
-def _service(outcome: Outcome) -> tuple[str, str, str]:
+def _service(outcome: Outcome, authority: str) -> tuple[str, str, str]:
     """Host, name and namespace of the destination, from the cluster's `istio.services`, else its name."""
     cluster = outcome.cluster
     services = (cluster.metadata.get("istio") or {}).get("services") if cluster is not None else None
@@ -127,6 +133,5 @@ def _service(outcome: Outcome) -> tuple[str, str, str]:
         return tuple(str(first.get(key) or UNKNOWN) for key in ("host", "name", "namespace"))  # type: ignore[return-value]
     if cluster is not None and cluster.name.endswith("Cluster"):
         # PassthroughCluster, BlackHoleCluster, InboundPassthroughCluster: Istio labels them by name.
-        authority = outcome.request.authority.decode("latin-1") if outcome.request is not None else UNKNOWN
         return authority if cluster.name == "PassthroughCluster" else UNKNOWN, cluster.name, UNKNOWN
     return UNKNOWN, UNKNOWN, UNKNOWN

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from agent.telemetry.header_fields import grpc_status
-from agent.telemetry.labels import UNKNOWN, Side, connection_labels
+from agent.telemetry.labels import UNKNOWN, Side, connection_labels, passes_through
 from agent.telemetry.outcome import Outcome
 from agent.telemetry.scopes import ClusterStats, HttpStats, ListenerStats, ServerStats, TcpStats, definitions
 from agent.telemetry.stats import StatsRegion
@@ -32,6 +32,7 @@ _SUM: Final = _WIDTH - 1
 _REQUEST_SLOTS: Final = 3 * _WIDTH
 _KEYS: Final = 16384
 """Remembered combinations; the memory is cleared beyond that (blocks stay)."""
+_STRANGERS: Final = 256
 OVERFLOW: Final = "overflow"
 
 TCP_SLOTS: Final = 4
@@ -92,6 +93,8 @@ class Recorder:
         self._by_key: dict[tuple[Any, ...], tuple[int, Any, Any]] = {}
         self._by_labels: dict[str, int] = {}
         self._recent = _Recent()
+        self._strangers: set[str] = set()
+        """Names of places outside of the mesh that have a series."""
 
     def cluster(self, name: str) -> ClusterStats:
         """Statistics of a cluster, by its stat name (alt_stat_name or name)."""
@@ -158,7 +161,7 @@ class Recorder:
         key = (
             id(outcome.cluster), id(outcome.upstream_metadata), id(outcome.listener), outcome.stat_prefix,
             outcome.response_code, ",".join(outcome.flags), uris, upstream_uris, upstream, outcome.charged,
-            None if plain else (grpc_status(outcome), _is_internal(outcome)),
+            None if plain else (grpc_status(outcome), _is_internal(outcome), self._named(outcome)),
         )  # fmt: skip
         known = self._by_key.get(key)
         first = self._learn(key, outcome) if known is None else known[0]
@@ -187,7 +190,7 @@ class Recorder:
         self.slots[series + CLOSED] += 1
 
     def _learn(self, key: tuple[Any, ...], outcome: Outcome) -> int:
-        labels = connection_labels(outcome, self._node)
+        labels = connection_labels(outcome, self._node, self._named(outcome))
         if labels:
             request, grpc = outcome.request, grpc_status(outcome)
             kind = request.headers.get(b"content-type", b"") if request is not None else b""
@@ -212,6 +215,18 @@ class Recorder:
         # The objects whose ids are in the key stay alive with it.
         self._by_key[key] = (first, (outcome.cluster, outcome.upstream_metadata), outcome.listener)
         return first
+
+    def _named(self, outcome: Outcome) -> str:
+        """How a request names a place outside of the mesh. Clients choose these names, so there are _STRANGERS at most."""
+        request = outcome.request
+        if request is None or not passes_through(outcome):
+            return UNKNOWN
+        name: str = request.authority.decode("latin-1")
+        if name not in self._strangers:
+            if len(self._strangers) >= _STRANGERS:
+                return OVERFLOW
+            self._strangers.add(name)
+        return name
 
     def _tcp_series(self, outcome: Outcome) -> int:
         labels = connection_labels(outcome, self._node)

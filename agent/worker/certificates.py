@@ -24,8 +24,8 @@ Judge = Callable[[PeerIdentity], bool]
 
 
 @lru_cache(maxsize=2048)
-def identity(der: bytes, others: tuple[bytes, ...] = ()) -> PeerIdentity:
-    """The identity in a DER certificate; `others` came with it. Raises DerError."""
+def identity(der: bytes, others: tuple[bytes, ...] = (), *, verified: bool = False) -> PeerIdentity:
+    """The identity in a DER certificate; `others` came with it. `verified`: against roots, by the handshake. Raises DerError."""
     names = read_names(der)
     pem = ssl.DER_cert_to_PEM_cert(der)
     return PeerIdentity(
@@ -35,6 +35,7 @@ def identity(der: bytes, others: tuple[bytes, ...] = ()) -> PeerIdentity:
         issuer=names.issuer,
         serial=names.serial,
         sha256=hashlib.sha256(der).hexdigest(),
+        verified=verified,
         pem=pem,
         chain_pem=pem + "".join(map(ssl.DER_cert_to_PEM_cert, others)),
     )

@@ -446,6 +446,8 @@ class H1Downstream(Admitted, RequestSink, ClientStream):
             linger.close_when_sent()
         else:
             linger.wait()
+            if not self.request_done:
+                self.transport.pause()
 
     def _gone(self) -> None:
         self.timer.close()

@@ -81,7 +81,7 @@ class Linger(TransportOwner):
     def received(self, data: bytes) -> None:
         """See TransportOwner."""
         self._discarded += len(data)
-        if self._discarded > _DISCARD:
+        if self._discarded >= _DISCARD:
             self._transport.pause()
 
     def drained(self) -> None:

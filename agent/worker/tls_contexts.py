@@ -72,6 +72,9 @@ class Tls:
         self._used: dict[str, Secret | None] = {}
         validation = settings.validation
         self._judge = compile_judge(validation.sans) if validation is not None else None
+        self._verifies = (
+            validation is not None and validation.ca is not None and not validation.accept_untrusted
+        )
         self.local_uri_sans: tuple[str, ...] = ()
         self.context: ssl.SSLContext | None = None
         self._expiries: dict[bytes, float] = {}
@@ -107,7 +110,7 @@ class Tls:
             return None, "no certificate" if required else ""
         try:
             others = presented_with(connection, der) if isinstance(self.settings, DownstreamTls) else ()
-            peer = identity(der, others)
+            peer = identity(der, others, verified=self._verifies)
         except DerError as error:
             return None, f"unreadable certificate: {error}"
         if connection.session_reused and self._valid_until(der, connection) <= time.time():

@@ -12,6 +12,7 @@ from agent.http.headers import Headers
 from agent.http.request import ConnectionInfo, PeerIdentity, RequestContext
 from agent.table.cluster import Cluster
 from agent.table.listener import Address, Direction, Listener
+from agent.telemetry.labels import passes_through
 from agent.telemetry.outcome import Outcome
 from agent.telemetry.prometheus import exposition, stats_json, stats_text
 from agent.telemetry.reading import Statistics, Workers
@@ -130,6 +131,49 @@ def test_the_receiving_side_names_the_caller_by_its_certificate() -> None:
     assert labels["source_workload"] == "unknown"
     assert labels["destination_workload"] == "productpage-vm1"
     assert labels["connection_security_policy"] == "mutual_tls"
+
+
+def passing(authority: str) -> Outcome:
+    """A request to a place that is no service of the mesh."""
+    outcome = finished()
+    outcome.cluster = Cluster("PassthroughCluster", "original_dst")
+    outcome.upstream_metadata = {}
+    outcome.request = RequestContext(
+        b"GET", b"/", authority.encode(), Headers(), ConnectionInfo(1, ("127.0.0.1", 1), ("127.0.0.1", 2))
+    )
+    outcome.plain = not passes_through(outcome)
+    return outcome
+
+
+def test_what_passes_through_is_counted_under_the_name_that_each_request_says() -> None:
+    recorder = Recorder(node_metadata=NODE)
+    for authority in ("one.example", "two.example", "two.example"):
+        recorder.record(passing(authority))
+    counted = by_labels(read(recorder.region), "istio_requests_total")
+    assert {dict(labels)["destination_service"]: value for labels, value in counted.items()} == {
+        "one.example": 1,
+        "two.example": 2,
+    }
+
+
+def test_names_that_clients_choose_do_not_crowd_out_services() -> None:
+    recorder = Recorder(node_metadata=NODE, max_series=300)
+    for number in range(1000):
+        recorder.record(passing(f"{number}.example"))
+    recorder.record(finished())
+    counted = by_labels(read(recorder.region), "istio_requests_total")
+    services = {dict(labels)["destination_service"]: value for labels, value in counted.items()}
+    assert services["reviews.default.svc.cluster.local"] == 1
+    assert services["overflow"] == 1000 - (len(services) - 2)
+
+
+def test_a_principal_that_nobody_has_verified_is_unknown() -> None:
+    recorder = Recorder(node_metadata=NODE)
+    outcome = finished()
+    outcome.upstream_peer = PeerIdentity(uri_sans=("spiffe://cluster.local/ns/x/sa/y",), verified=False)
+    recorder.record(outcome)
+    ((found, _),) = by_labels(read(recorder.region), "istio_requests_total").items()
+    assert dict(found)["destination_principal"] == "unknown"
 
 
 def test_codes_flags_and_peers_are_told_apart() -> None:

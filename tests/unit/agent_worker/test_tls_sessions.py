@@ -6,8 +6,10 @@ import ssl
 import time
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from agent.table.tls import DataSource, DownstreamTls, Secret, UpstreamTls, Validation
-from agent.worker.tls_contexts import ClientTls, ServerTls
+from agent.worker.tls_contexts import ClientTls, ServerTls, TlsError
 from agent.worker.tls_sessions import LIFETIME, MISSES
 from wire import x509
 from wire.spiffe import SpiffeId
@@ -123,3 +125,34 @@ def test_a_resumption_does_not_outlive_the_certificate_that_it_rests_on() -> Non
         if refused or time.monotonic() > deadline:
             break
     assert refused == "certificate has expired"
+
+
+def test_a_proxy_says_the_identity_that_it_has_now() -> None:
+    """XFCC's By= is of the certificate in use, also after another one was delivered or refused."""
+    authority = _Authority()
+    (first,), validation = authority.settings("first")
+    (second,), _ = authority.settings("second")
+    tls = ServerTls(DownstreamTls(("own",), validation), {"own": first}, http=True)
+    assert tls.local_uri_sans == ("spiffe://cluster.local/ns/default/sa/first",)
+    renewal = tls.renewal({"own": second})
+    assert renewal is not None
+    tls.adopt(renewal)
+    assert tls.local_uri_sans == ("spiffe://cluster.local/ns/default/sa/second",)
+    broken = Secret("own", DataSource(inline=b"no certificate"), second.private_key)
+    with pytest.raises(TlsError):
+        tls.renewal({"own": broken})
+    assert tls.local_uri_sans == ("spiffe://cluster.local/ns/default/sa/second",)
+
+
+@pytest.mark.parametrize("verifies", [True, False])
+def test_a_peer_is_verified_only_where_there_are_roots(verifies: bool) -> None:
+    authority = _Authority()
+    server = _server(authority)
+    certificates, validation = authority.settings("client")
+    client = ClientTls(UpstreamTls(certificates, validation if verifies else None), {}, http=False)
+    near, far = _handshake(server, client, 100.0)
+    peer, refused = client.verdict(near)
+    assert peer is not None and not refused
+    assert peer.verified is verifies
+    caller, _ = server.verdict(far)
+    assert caller is not None and caller.verified
