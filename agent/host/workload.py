@@ -27,7 +27,7 @@ from agent.host.log import fields
 from agent.host.probes import probe as probes
 from agent.host.state import State
 from agent.host.workers.dataplane import ChangeFailed, Dataplane
-from agent.table.build import Refused
+from agent.table.build import Refused, resource_path
 from agent.table.listener import Listener
 from wire.proto import name_table_pb2
 from wire.xds import LISTENER, NAME_TABLE, SECRET
@@ -110,7 +110,10 @@ class HostWorkload:
             names = names_of(resources, self.parts.config.namespace, self.parts.domain)
         except NamesUnreadable as error:
             names = None
-            refused += [Refused(NAME_TABLE, name, "NameTable", str(error)) for name in resources[NAME_TABLE]]
+            refused += [
+                Refused(NAME_TABLE, name, resource_path(NAME_TABLE, name), str(error))
+                for name in resources[NAME_TABLE]
+            ]
         in_use = self._in_use(resources, refused)
         self._wanted, self._resources, self.refused = resources, in_use, tuple(refused)
         # Stored first: a name that was answered once is answered after a crash, too.
@@ -118,8 +121,7 @@ class HostWorkload:
         if names is not None:
             self.parts.dns.names = names
             self._names_changed()
-        left = {one.name for one in by_workers if one.type_url == LISTENER and not one.in_use}
-        listeners = [one for name, one in built.table.listeners.items() if name not in left]
+        listeners = [one for name, one in built.table.listeners.items() if name in in_use[LISTENER]]
         self.missing = self._missing(listeners)
         if listeners and not self.missing:
             self.parts.configured.set()

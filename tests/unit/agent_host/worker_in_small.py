@@ -46,7 +46,7 @@ def main() -> None:
                             if body == b"0" and config.settings["worker"] == 0
                         ]
                         refused[work.key] = [Refused(*key, "", "of worker 0") for key in left]
-                        last = {name: body.decode() for (_, name), body in bodies.items()}
+                        last = {name: body.decode("latin-1") for (_, name), body in bodies.items()}
                     sock.sendall(
                         control.encode_json(
                             control.APPLIED,
