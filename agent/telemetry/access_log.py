@@ -109,6 +109,10 @@ def _open_stream(number: int) -> Sink:
     return Sink("", *_writer(fd))
 
 
+def _name(log: AccessLog) -> str:
+    return log.path if log.sink == "file" else log.sink
+
+
 class Sinks:
     """Every open sink of a worker, by name; logs of one file share it."""
 
@@ -117,7 +121,7 @@ class Sinks:
 
     def open(self, log: AccessLog) -> Sink:
         """The sink of a log. Raises OSError where its file cannot be opened."""
-        name = log.path if log.sink == "file" else log.sink
+        name = _name(log)
         sink = self._sinks.get(name)
         if sink is None:
             if name in _STREAMS:
@@ -146,6 +150,12 @@ class Sinks:
                 write(render(outcome))
 
         return write_wanted
+
+    def keep_only(self, logs: Iterable[AccessLog]) -> None:
+        """Close the files of logs that are in use no more."""
+        used = {_name(log) for log in logs}
+        for name in [name for name in self._sinks if name not in used]:
+            self._sinks.pop(name).close()
 
     def flush(self) -> None:
         """Write everything that is gathered; to be called every FLUSH_SECONDS."""

@@ -19,9 +19,10 @@ from typing import Any
 from agent.filters import FilterState
 from agent.filters.names import values_of
 from agent.limits.tally import Tally
+from agent.table.access_log import AccessLog
 from agent.table.build import Refused
 from agent.table.cluster import Cluster, Endpoint
-from agent.table.listener import Direction, Listener
+from agent.table.listener import Direction, FixedAnswer, Listener
 from agent.table.snapshot import Table
 from agent.upstream import breaker
 from agent.upstream.cluster import ClusterRuntime
@@ -39,6 +40,7 @@ from agent.worker.reactor import IN
 from agent.worker.services import Services
 from agent.worker.space_build import Build, Builder, ClientContexts
 from agent.worker.station import Station
+from agent.worker.tcp import TcpStation
 from agent.worker.tls_contexts import ClientTls
 from agent.worker.upstream import H1Upstream
 
@@ -392,6 +394,19 @@ class Space:
     def every_station(self) -> list[Station]:
         """Of the table and those that are leaving."""
         return [*(station for held in self._stations.values() for station in held), *self.leaving]
+
+    def access_logs(self) -> list[AccessLog]:
+        """What is logged to: by the chains of the table and those that are leaving."""
+        found = [log for runtime in self.listeners.values() for log in runtime.listener.access_logs]
+        for station in self.every_station():
+            terminal = station.chain.terminal
+            if not isinstance(terminal, FixedAnswer):
+                found += terminal.access_logs
+            if isinstance(station, HttpStation):
+                found += station.setting.listener.access_logs
+            elif isinstance(station, TcpStation):
+                found += station.listener.access_logs
+        return found
 
     def connections(self) -> int:
         """Open client connections."""

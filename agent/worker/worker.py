@@ -146,6 +146,8 @@ class Worker:
                 refused[key] = space.apply(table)
         for key in [key for key in self.spaces if key not in tables]:
             self._leave(key)
+        spaces = (*self.spaces.values(), *self._leaving)
+        self.sinks.keep_only(log for space in spaces for log in space.access_logs())
         slots = self.recorder.slots
         slots[self.recorder.server.config_applied] += 1
         gc.collect()

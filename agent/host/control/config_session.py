@@ -22,6 +22,7 @@ from wire.xds.references import endpoint_names, route_names
 
 Held = dict[str, dict[str, EncodedResource]]
 _FIRST = (CLUSTER, LISTENER, NAME_TABLE)
+_LONGEST_LINE = 500
 TYPES = (CLUSTER, ENDPOINT, LISTENER, ROUTE, NAME_TABLE)
 
 
@@ -126,7 +127,7 @@ class ConfigSession:
         requests = []
         for update in candidate.updates:
             reasons = [
-                str(one)
+                _line(one)
                 for one in applied.refused
                 if one.type_url == update.type_url and one.name in update.resources
             ]
@@ -193,6 +194,11 @@ def _names(
         except DecodeError:
             continue
     return found
+
+
+def _line(refused: Refused) -> str:
+    """One line of a NACK: istiod reads the names from the lines."""
+    return str(refused).replace("\n", " ")[:_LONGEST_LINE]
 
 
 def _joined(earlier: Update, later: Update) -> Update:

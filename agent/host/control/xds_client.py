@@ -32,7 +32,8 @@ _GOODBYE_SECONDS = 2.0
 
 
 _AGAIN_SECONDS = 10.0
-"""Between two tries of what was refused: files and ports of the host may be there now."""
+"""Before what was refused is tried again, as files and ports of the host may be there now; then twice as long each time."""
+_AGAIN_MOST_SECONDS = 300.0
 
 
 class Rejected(Exception):
@@ -160,6 +161,7 @@ class XdsClient:
             await self._health_changed.wait()
 
     async def _use_updates(self, sender: _Sender) -> None:
+        again = _AGAIN_SECONDS
         while True:
             self._updated = trio.Event()
             try:
@@ -168,10 +170,14 @@ class XdsClient:
                 raise XdsError(f"a resource cannot be decoded: {error}") from error
             if candidate is None:
                 if not self._session.pending:
-                    again = _AGAIN_SECONDS if self._session.worth_trying_again else math.inf
-                    with trio.move_on_after(again) as waiting:
+                    waited = again
+                    with trio.move_on_after(
+                        again if self._session.worth_trying_again else math.inf
+                    ) as waiting:
                         await self._updated.wait()
+                    again = _AGAIN_SECONDS
                     if waiting.cancelled_caught:
+                        again = min(2 * waited, _AGAIN_MOST_SECONDS)
                         await self._use(self._session.once_more(), sender)
                     continue
                 with trio.move_on_after(WARMING_SECONDS) as waiting:

@@ -33,7 +33,10 @@ def body_format(reader: Reader) -> BodyFormat:
         if kind == "text_format":
             text = r.text(kind)
         elif kind == "text_format_source":
-            text = data(r.must(kind)).decode()
+            try:
+                text = data(r.must(kind)).decode()
+            except UnicodeDecodeError:
+                r.fail(kind, "not UTF-8")
         elif kind == "json_format":
             json = r.tree(kind)
         else:

@@ -105,3 +105,30 @@ def test_the_constraints_of_the_api_are_checked() -> None:
 def test_resources_that_are_not_the_data_planes_are_passed_over() -> None:
     table = build({"type.googleapis.com/istio.networking.nds.v1.NameTable": {"": b"anything"}, LISTENER: {}})
     assert table.listeners == {}
+
+
+def test_messages_nested_without_bound_cost_only_their_own_resource() -> None:
+    inner = AnyMessage(type_url="type.googleapis.com/google.protobuf.Any")
+    for _ in range(3000):
+        inner = AnyMessage(
+            type_url="type.googleapis.com/google.protobuf.Any", value=inner.SerializeToString()
+        )
+    deep = cluster_pb2.Cluster(name="deep")
+    deep.typed_extension_protocol_options["x"].CopyFrom(inner)
+    built = TableBuilder().build({CLUSTER: {"a": cluster("a"), "deep": packed(deep)}})
+    assert set(built.table.clusters) == {"a"}
+    assert [str(one) for one in built.refused] == ["Cluster[deep]: nested too deeply"]
+
+
+def test_a_fault_of_the_decoder_costs_only_its_own_resource(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(name: str) -> bytes:
+        raise RuntimeError("a fault of ours")
+
+    source = {"status": 200, "body": {"filename": "/x"}}
+    tree = {"name": "v", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "direct_response": source}]}
+    bad = json_format.ParseDict({"name": "bad", "virtual_hosts": [tree]}, route_pb2.RouteConfiguration())
+    good = route_pb2.RouteConfiguration(name="good")
+    built = TableBuilder(broken).build({ROUTE: {"bad": packed(bad), "good": packed(good)}})
+    assert set(built.table.routes) == {"good"}
+    assert "RuntimeError: a fault of ours" in built.refused[0].reason
+    assert "RouteConfiguration[bad] cannot be decoded" in caplog.text

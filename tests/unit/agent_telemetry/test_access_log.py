@@ -159,3 +159,16 @@ def test_what_cannot_be_logged_refuses_the_configuration(tmp_path: Path, sinks: 
         sinks.compile([AccessLog("file", str(tmp_path / "none" / "a"))])
     with pytest.raises(FormatError):
         sinks.compile([AccessLog("stdout", format_text="%NOPE%")])
+
+
+def test_the_file_of_a_log_that_is_gone_is_written_to_its_end_and_closed(tmp_path: Path) -> None:
+    gone, kept = AccessLog("file", str(tmp_path / "gone")), AccessLog("file", str(tmp_path / "kept"))
+    sinks = Sinks()
+    for log in (gone, kept):
+        sinks.open(log).write("line\n")
+    sinks.keep_only([kept])
+    assert (tmp_path / "gone").read_text() == "line\n"
+    held = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.exists()]
+    assert str(tmp_path / "gone") not in held
+    assert str(tmp_path / "kept") in held
+    sinks.close()
