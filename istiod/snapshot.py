@@ -22,6 +22,7 @@ from istiod.resources.destination_rule import DestinationRule
 from istiod.resources.document import Document, InvalidResourceError, typed
 from istiod.resources.mesh_config import MeshConfig
 from istiod.resources.problem import Problem
+from istiod.resources.routing.http_route import Delegate
 from istiod.resources.sidecar import Sidecar
 from istiod.resources.virtual_service import VirtualService
 from istiod.scope import EgressHost, Scope, egress_hosts, exported, host_covers
@@ -56,6 +57,8 @@ class Snapshot:
     )
     _patterns: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     """The wildcard hosts of each namespace's DestinationRules, the longest first."""
+    _delegates: Mapping[tuple[str, str], Document[VirtualService]] = field(default_factory=dict, repr=False)
+    """VirtualServices without hosts, by namespace and name."""
     _scopes: dict[tuple[str, str], Scope] = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, kind: str) -> tuple[Document[Any], ...]:
@@ -71,6 +74,20 @@ class Snapshot:
         if "." in host or "*" in host:
             return host.lower()
         return f"{host}.{namespace}.svc.{self.mesh.domain_suffix}".lower()
+
+    def delegate(self, root: Document[VirtualService], named: Delegate) -> Document[VirtualService] | None:
+        """The VirtualService without hosts that a rule of `root` names, if it is exported to root's namespace."""
+        home = root.resource.namespace
+        found = self._delegates.get((named.namespace or home, named.name))
+        if found is None:
+            return None
+        export_to = found.spec.export_to or self.mesh.default_virtual_service_export_to
+        return found if exported(export_to, found.resource.namespace, home) else None
+
+    def delegates_of(self, root: Document[VirtualService]) -> list[Document[VirtualService]]:
+        """All delegates of a VirtualService."""
+        named = [rule.delegate for rule in root.spec.http if rule.delegate is not None]
+        return [found for one in named if (found := self.delegate(root, one)) is not None]
 
     def selected(self, kind: str, namespace: str, labels: Mapping[str, str]) -> list[Document[Any]]:
         """Resources of `namespace` whose selector (`selector` or `workloadSelector`) takes a workload in."""
@@ -95,7 +112,8 @@ class Snapshot:
         """The DestinationRules in force for calls of `proxy` to `host`, which are merged in this order.
 
         Istio's order: the caller's namespace, the service's, the root namespace; in the first that has any,
-        the most specific host wins, and all rules of that host count.
+        the most specific host wins, and all rules of that host count; but a rule that selects the caller's workload
+        replaces those that select none.
         """
         seen = []
         for namespace in (proxy.namespace, service_namespace, self.mesh.root_namespace):
@@ -108,6 +126,10 @@ class Snapshot:
                 if (namespace == proxy.namespace or self._exports_rule(rule, proxy.namespace))
                 and self._rule_applies(rule, proxy)
             )
+            chosen = tuple(rule for rule in found if rule.spec.workload_selector is not None)
+            if chosen:
+                selector = chosen[0].spec.workload_selector
+                return tuple(rule for rule in chosen if rule.spec.workload_selector == selector)
             if found:
                 return found
         return ()
@@ -157,6 +179,8 @@ class Snapshot:
             and document.spec.applies_to_mesh()
             and self._sees(document, namespace, imports)
         )
+        # Istio: the own namespace's, those that were exported to it, then everybody's; each by age.
+        routes = tuple(sorted(routes, key=lambda document: self._publicity(document, namespace)))
         wanted = self._destinations(routes) if imports is not None else frozenset()
         services: dict[str, MeshService] = {}
         for host, candidates in self.by_host.items():
@@ -182,6 +206,12 @@ class Snapshot:
         seen += [self.key(one) for one in self.of("VirtualService") if not one.spec.hosts]
         return Scope(namespace, sidecar, services, routes, policy == "REGISTRY_ONLY", key, _digest(seen))
 
+    def _publicity(self, document: Document[VirtualService], namespace: str) -> int:
+        export_to = document.spec.export_to or self.mesh.default_virtual_service_export_to
+        if "*" in export_to:
+            return 2
+        return 0 if document.resource.namespace == namespace else 1
+
     def _sees(
         self, document: Document[VirtualService], namespace: str, imports: tuple[EgressHost, ...] | None
     ) -> bool:
@@ -197,7 +227,7 @@ class Snapshot:
     def _destinations(self, routes: Iterable[Document[VirtualService]]) -> frozenset[str]:
         """The hosts that the visible VirtualServices send calls to: they are imported with them."""
         hosts: set[str] = set()
-        for document in routes:
+        for document in (one for route in routes for one in (route, *self.delegates_of(route))):
             home = document.resource.namespace
             for rule in document.spec.http:
                 hosts.update(self.resolve(target.destination.host, home) for target in rule.route)
@@ -270,6 +300,11 @@ def build(
         _typed=read,
         _rules=rules,
         _patterns=patterns,
+        _delegates={
+            (one.resource.namespace, one.resource.name): one
+            for one in kinds.get("VirtualService", ())
+            if not one.spec.hosts
+        },
     )
     # Filled in here because hosts are resolved by the snapshot; nobody else has seen it yet.
     for rule in snapshot.of("DestinationRule"):

@@ -7,7 +7,7 @@ Not for: which VirtualService a host has (routes.py).
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from envoy.config.core.v3 import base_pb2
@@ -17,6 +17,7 @@ from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from google.protobuf import any_pb2
 
 from istiod.compile import naming
+from istiod.compile.delegate import Delegates, undelegated
 from istiod.compile.envoy import any_of, duration, fit_weights, struct, uint32
 from istiod.compile.route_filters import CORS_FILTER, FAULT_FILTER, cors, fault
 from istiod.resources.document import Document
@@ -57,90 +58,27 @@ class RouteContext:
 def http_routes(
     document: Document[VirtualService],
     context: RouteContext,
-    delegates: Callable[[str, str], Document[VirtualService] | None],
+    delegates: Delegates,
 ) -> list[route_pb2.Route]:
     """All routes of a VirtualService that apply to the caller and port; empty when none does."""
     result = []
     for rule in document.spec.http:
-        for owner, flat in _undelegated(document, rule, delegates):
+        for owner, flat in undelegated(document, rule, delegates):
             result += _routes_of(flat, owner, context)
             if result and _catches_all(result[-1]):
                 return result
     return result
 
 
-def default_route(cluster: str) -> route_pb2.Route:
+def default_route(cluster: str, hashing: ConsistentHash | None) -> route_pb2.Route:
     """Everything to one cluster, with Istio's defaults."""
     route = route_pb2.Route(name="default", match=route_pb2.RouteMatch(prefix="/"))
     route.route.cluster = cluster
     _timeouts(route.route, None)
-    route.route.retry_policy.CopyFrom(retry_policy(None))
+    route.route.retry_policy.CopyFrom(retry_policy(None, hashed=hashing is not None))
+    if hashing is not None:
+        route.route.hash_policy.append(hash_policy(hashing))
     return route
-
-
-def _undelegated(
-    document: Document[VirtualService],
-    rule: HttpRoute,
-    delegates: Callable[[str, str], Document[VirtualService] | None],
-) -> Iterable[tuple[Document[VirtualService], HttpRoute]]:
-    """The rule itself, or the delegate's rules narrowed by it. A delegate that is missing yields nothing."""
-    if rule.delegate is None:
-        yield document, rule
-        return
-    found = delegates(rule.delegate.namespace or document.resource.namespace, rule.delegate.name)
-    if found is None:
-        return
-    for inner in found.spec.http:
-        matches = _merged_matches(rule.match, inner.match)
-        if matches is None:
-            continue
-        changes: dict[str, object] = {"match": matches}
-        for name in ("timeout", "retries", "fault", "cors_policy", "headers", "rewrite"):
-            if getattr(inner, name) is None and getattr(rule, name) is not None:
-                changes[name] = getattr(rule, name)
-        yield found, inner.model_copy(update=changes)
-
-
-def _merged_matches(
-    outer: tuple[HttpMatchRequest, ...], inner: tuple[HttpMatchRequest, ...]
-) -> tuple[HttpMatchRequest, ...] | None:
-    """Every pair of a root's and a delegate's match; pairs that contradict each other fall out (Istio, delegate)."""
-    if not outer or not inner:
-        return outer or inner
-    result = []
-    for one in outer:
-        for two in inner:
-            merged = _merged_match(one, two)
-            if merged is not None:
-                result.append(merged)
-    return tuple(result) or None
-
-
-def _merged_match(root: HttpMatchRequest, leaf: HttpMatchRequest) -> HttpMatchRequest | None:
-    changes: dict[str, object] = {}
-    for name in root.model_fields_set:
-        mine, theirs = getattr(root, name), getattr(leaf, name)
-        if name not in leaf.model_fields_set:
-            changes[name] = mine
-        elif isinstance(mine, dict):
-            if any(key in theirs and theirs[key] != value for key, value in mine.items()):
-                return None
-            changes[name] = {**mine, **theirs}
-        elif isinstance(mine, StringMatch):
-            if not _narrows(mine, theirs):
-                return None
-        elif name not in ("name", "gateways", "stat_prefix", "ignore_uri_case") and mine != theirs:
-            return None
-    return leaf.model_copy(update=changes)
-
-
-def _narrows(root: StringMatch, leaf: StringMatch) -> bool:
-    """Whether everything that `leaf` matches, `root` matches (regular expressions only when equal)."""
-    if root == leaf:
-        return True
-    if root.prefix is not None:
-        return (leaf.exact if leaf.exact is not None else leaf.prefix or "").startswith(root.prefix)
-    return False
 
 
 def _routes_of(
@@ -186,7 +124,7 @@ def _route(
     if rule.headers is not None:
         _headers(route, rule.headers.request, rule.headers.response)
     if rule.redirect is not None:
-        _redirect(route.redirect, rule.redirect)
+        _redirect(route.redirect, rule.redirect, context.port)
     elif rule.direct_response is not None:
         route.direct_response.status = rule.direct_response.status
         body = rule.direct_response.body
@@ -219,7 +157,12 @@ def _forward(action: route_pb2.RouteAction, rule: HttpRoute, namespace: str, con
         for one, weight in zip(live, fit_weights([one.weight for one in live]), strict=True):
             _weighted(action.weighted_clusters, one, namespace, context, weight)
     _timeouts(action, rule.timeout)
-    if (policy := retry_policy(rule.retries)) is not None:
+    for one in live:
+        hashing = context.hash_of(one.destination, namespace)
+        if hashing is not None:
+            action.hash_policy.append(hash_policy(hashing))
+            break
+    if (policy := retry_policy(rule.retries, hashed=bool(action.hash_policy))) is not None:
         action.retry_policy.CopyFrom(policy)
     if rule.rewrite is not None:
         if rule.rewrite.uri_regex_rewrite is not None:
@@ -229,14 +172,9 @@ def _forward(action: route_pb2.RouteAction, rule: HttpRoute, namespace: str, con
             action.prefix_rewrite = rule.rewrite.uri
         if rule.rewrite.authority:
             action.host_rewrite_literal = rule.rewrite.authority
-    authority = rule.headers.request.set.get(":authority") if rule.headers else None
+    authority = _authority(rule.headers.request) if rule.headers else ""
     if authority and not action.host_rewrite_literal:
         action.host_rewrite_literal = authority
-    for one in live:
-        hashing = context.hash_of(one.destination, namespace)
-        if hashing is not None:
-            action.hash_policy.append(hash_policy(hashing))
-            break
 
 
 def _destination_headers_on_split(
@@ -257,17 +195,21 @@ def _weighted(
     part = split.clusters.add(name=context.cluster_of(one.destination, namespace), weight=uint32(weight))
     if one.headers is not None:
         _headers(part, one.headers.request, one.headers.response)
-        if authority := one.headers.request.set.get(":authority"):
+        if authority := _authority(one.headers.request):
             part.host_rewrite_literal = authority
 
 
 def _timeouts(action: route_pb2.RouteAction, timeout: float | None) -> None:
-    """Istio switches Envoy's 15 s off where a rule says nothing."""
+    """Istio switches Envoy's 15 s off where a rule says nothing; gRPC's own time-outs count up to the rule's."""
     action.timeout.CopyFrom(duration(timeout or 0))
+    action.max_grpc_timeout.CopyFrom(action.timeout)
 
 
-def retry_policy(retries: HttpRetry | None) -> route_pb2.RetryPolicy | None:
-    """Istio's retries: two by default, none for attempts 0, never on the host that just failed."""
+def retry_policy(retries: HttpRetry | None, *, hashed: bool) -> route_pb2.RetryPolicy | None:
+    """Istio's retries: two by default, none for attempts 0, never on the host that just failed.
+
+    `hashed`: a consistent hash chooses the host, so a retry stays there unless the rule says otherwise.
+    """
     if retries is not None and retries.attempts == 0:
         return None
     policy = route_pb2.RetryPolicy(
@@ -277,7 +219,8 @@ def retry_policy(retries: HttpRetry | None) -> route_pb2.RetryPolicy | None:
     )
     if retries is None or not retries.retry_on:
         policy.retriable_status_codes.append(503)
-    if retries is None or retries.retry_ignore_previous_hosts:
+    asked = retries is not None and "retry_ignore_previous_hosts" in retries.model_fields_set
+    if retries.retry_ignore_previous_hosts if retries is not None and asked else not hashed:
         policy.retry_host_predicate.add(
             name="envoy.retry_host_predicates.previous_hosts",
             typed_config=any_of(previous_hosts_pb2.PreviousHostsPredicate()),
@@ -318,7 +261,7 @@ def hash_policy(hashing: ConsistentHash) -> route_pb2.RouteAction.HashPolicy:
     return policy
 
 
-def _redirect(action: route_pb2.RedirectAction, redirect: HttpRedirect) -> None:
+def _redirect(action: route_pb2.RedirectAction, redirect: HttpRedirect, port: int) -> None:
     action.response_code = _REDIRECT_CODES[redirect.redirect_code]
     action.host_redirect = redirect.authority
     if redirect.uri:
@@ -327,10 +270,10 @@ def _redirect(action: route_pb2.RedirectAction, redirect: HttpRedirect) -> None:
         action.prefix_rewrite = redirect.prefix_rewrite
     if redirect.scheme:
         action.scheme_redirect = redirect.scheme
-    if redirect.port is not None:
-        action.port_redirect = redirect.port
-    elif redirect.derive_port == "FROM_PROTOCOL_DEFAULT":
-        action.port_redirect = 443 if redirect.scheme == "https" else 80
+    # Routes are made for one port, so that is the request's. The scheme's default is never written out.
+    target = redirect.port or (port if redirect.derive_port == "FROM_REQUEST_PORT" else 0)
+    if target != (443 if redirect.scheme == "https" else 80):
+        action.port_redirect = target
 
 
 def _headers(
@@ -339,9 +282,20 @@ def _headers(
     response: HeaderOperations,
 ) -> None:
     target.request_headers_to_add.extend(_options(request))
-    target.request_headers_to_remove.extend(request.remove)
+    target.request_headers_to_remove.extend(name for name in request.remove if _is_field(name))
     target.response_headers_to_add.extend(_options(response))
-    target.response_headers_to_remove.extend(response.remove)
+    target.response_headers_to_remove.extend(name for name in response.remove if _is_field(name))
+
+
+def _is_field(name: str) -> bool:
+    """Whether Envoy lets configuration change it: the authority, by whatever name, is rewritten instead (Istio)."""
+    return not name.startswith(":") and name.lower() != "host"
+
+
+def _authority(operations: HeaderOperations) -> str:
+    """What the request's operations make of the authority; "" for nothing."""
+    changes = (*operations.set.items(), *operations.add.items())
+    return next((value for name, value in changes if name.lower() in ("host", ":authority")), "")
 
 
 def _options(operations: HeaderOperations) -> list[base_pb2.HeaderValueOption]:
@@ -353,7 +307,7 @@ def _options(operations: HeaderOperations) -> list[base_pb2.HeaderValueOption]:
         base_pb2.HeaderValueOption(header=base_pb2.HeaderValue(key=name, value=value), append_action=action)
         for headers, action in changes
         for name, value in sorted(headers.items())
-        if name != ":authority"
+        if _is_field(name)
     ]
 
 

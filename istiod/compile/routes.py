@@ -15,7 +15,7 @@ from envoy.config.route.v3 import route_components_pb2, route_pb2
 from istiod.compile import naming, virtual
 from istiod.compile.cache import Cache
 from istiod.compile.envoy import duration, uint32
-from istiod.compile.http_route import RouteContext, default_route, hash_policy, http_routes
+from istiod.compile.http_route import RouteContext, default_route, http_routes
 from istiod.compile.view import View
 from istiod.resources.document import Document
 from istiod.resources.virtual_service import VirtualService
@@ -135,11 +135,9 @@ def _service_host(
 
 
 def _plain_route(view: View, service: MeshService, port: int) -> route_components_pb2.Route:
-    route = default_route(naming.outbound_cluster(port, "", service.host))
     balancer = view.rule(service).effective(port, "").load_balancer
-    if balancer is not None and balancer.consistent_hash is not None:
-        route.route.hash_policy.append(hash_policy(balancer.consistent_hash))
-    return route
+    hashing = balancer.consistent_hash if balancer is not None else None
+    return default_route(naming.outbound_cluster(port, "", service.host), hashing)
 
 
 def _phantom_host(view: View, host: str, document: Document[VirtualService], cache: Cache) -> Keyed:
@@ -182,7 +180,7 @@ def _routes(view: View, document: Document[VirtualService], port: int) -> list[r
         cluster_of=lambda destination, namespace: view.cluster_of(destination, namespace, port),
         hash_of=lambda destination, namespace: view.hash_of(destination, namespace, port),
     )
-    return http_routes(document, context, view.delegate)
+    return http_routes(document, context, view.snapshot.delegate)
 
 
 def _fallback(

@@ -69,7 +69,8 @@ def outbound_mtls(
     """The client side of mutual TLS: the server must be one of `identities`, or at least of the trust domain."""
     names = [_san(_URI, string_pb2.StringMatcher(exact=identity)) for identity in identities]
     if not names:
-        names = [_san(_URI, string_pb2.StringMatcher(prefix=f"spiffe://{mesh.trust_domain}/"))]
+        domains = (mesh.trust_domain, *mesh.trust_domain_aliases)
+        names = [_san(_URI, string_pb2.StringMatcher(prefix=f"spiffe://{domain}/")) for domain in domains]
     context = tls_pb2.UpstreamTlsContext(common_tls_context=_mesh_context(names, alpn), sni=sni)
     _client_versions(context.common_tls_context)
     return base_pb2.TransportSocket(name=TLS_SOCKET, typed_config=any_of(context))

@@ -35,7 +35,10 @@ class View:
         self._patterns = sorted(patterns.items(), key=lambda item: (-len(item[0]), item[0]))
         # Two proxies whose labels differ only where no rule looks share what is made for them.
         looked_at = {
-            label for document in self.scope.virtual_services for label in source_labels(document.spec)
+            label
+            for document in self.scope.virtual_services
+            for one in (document, *snapshot.delegates_of(document))
+            for label in source_labels(one.spec)
         }
         self.labels_key = tuple(sorted((k, v) for k, v in proxy.labels.items() if k in looked_at))
 
@@ -72,14 +75,6 @@ class View:
             if pattern not in known and not any(host_covers(pattern, host) for host in known):
                 found.append((pattern, document))
         return found
-
-    def delegate(self, namespace: str, name: str) -> Document[VirtualService] | None:
-        """A VirtualService without hosts, by name."""
-        for document in self.snapshot.of("VirtualService"):
-            resource = document.resource
-            if resource.namespace == namespace and resource.name == name and not document.spec.hosts:
-                return document
-        return None
 
     def service(self, destination: Destination, namespace: str) -> MeshService | None:
         """The service that a destination means, if the proxy sees it."""
@@ -119,11 +114,10 @@ class View:
     def destinations_key(self, document: Document[VirtualService]) -> tuple[str, ...]:
         """The content of what the routes of a VirtualService read about their destinations and delegates."""
         found: list[str] = []
-        namespace = document.resource.namespace
         for rule in document.spec.http:
             owner = document
             if rule.delegate is not None:
-                target = self.delegate(rule.delegate.namespace or namespace, rule.delegate.name)
+                target = self.snapshot.delegate(document, rule.delegate)
                 found.append(self.snapshot.key(target) if target else "")
                 if target is None:
                     continue

@@ -183,7 +183,7 @@ def test_the_application_receives_the_rewritten_request() -> None:
         ("{uri: /v2, authority: other.example}", "http://other.example/v2?b=c", 301),
         ("{scheme: https, redirectCode: 308}", "https://details:9080/a?b=c", 308),
         ("{authority: o.example, port: 8443, scheme: https}", "https://o.example:8443/a?b=c", 301),
-        ("{scheme: https, derivePort: FROM_PROTOCOL_DEFAULT}", "https://details:443/a?b=c", 301),
+        ("{scheme: https, derivePort: FROM_PROTOCOL_DEFAULT}", "https://details:9080/a?b=c", 301),
     ],
 )
 def test_a_redirect_tells_the_caller_where_to_go(redirect: str, location: str, status: int) -> None:

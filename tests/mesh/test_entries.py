@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from agent.table.build import build
 from agent.table.tls import UpstreamTls
 from istiod.compile import compile_proxy
 from istiod.proxy import ProxyInfo
 from istiod.resources.problem import Problem
 from tests.mesh.bookinfo import bookinfo
-from tests.mesh.simulation import Mesh, expected_names
+from tests.mesh.simulation import DATA_PLANE, Mesh, expected_names
 from tests.unit.istiod.test_compile_envoy import accepted
 from wire.xds import CLUSTER
 
@@ -133,9 +134,6 @@ def test_names_are_resolved_in_the_families_of_the_host(addresses: tuple[str, ..
     assert mesh.proxy(PAGE).table.clusters["outbound|80||api.example.com"].dns_family == "v4_only"
     mesh.workloads[PAGE].address = addresses[0]
     info = ProxyInfo("default", addresses=addresses)
-    from agent.table.build import build
-    from tests.mesh.simulation import DATA_PLANE
-
     compiled = compile_proxy(mesh.snapshot, info, mesh._cache)
     table = build({url: {key: one.body for key, one in compiled.of(url).items()} for url in DATA_PLANE})
     assert table.clusters["outbound|80||api.example.com"].dns_family == family
