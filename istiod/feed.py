@@ -2,15 +2,16 @@
 
 Job: watch catalog and store, wait until a burst is over, read everything, build the next snapshot, wake
 the streams.
-Rule: a snapshot is published only when it differs from the one before; while the registry is away the last
-one stays in force. Everybody reads `snapshot` and `number` together, without awaiting in between.
+Rule: a snapshot is published only when it differs from the one before; while the registry is away, or if no
+snapshot can be made of what it holds, the last one stays in force. Everybody reads `snapshot` and `number`
+together, without awaiting in between.
 Not for: what proxies get of it (`istiod.xds`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 import trio
 
@@ -21,6 +22,7 @@ from istiod.log import fields
 from istiod.monitoring import Metrics
 from istiod.resources.mesh_config import MeshConfig
 from istiod.snapshot import Snapshot, build
+from registry.damage import Damaged
 from registry.errors import RegistryError
 from registry.model import Instance, Resource, ResourceKey, Service
 from registry.store import Registry
@@ -47,6 +49,9 @@ class Feed:
         self._by_id: dict[str, Instance] = {}
         self._access_records = AccessRecords(registry.records)
         self._access = Stored(Access.of())
+        self._damage: tuple[Damaged, ...] = ()
+        self._since: dict[ResourceKey, tuple[str, int]] = {}
+        """The version of each resource, and the number of the first snapshot that has it."""
         self._reported: frozenset[str] = frozenset()
         self._conflicts: frozenset[str] = frozenset()
         self._published = trio.Event()
@@ -68,6 +73,11 @@ class Feed:
     def instance_of(self, instance_id: str) -> Instance | None:
         """What the catalog says about an instance, None when it is not there."""
         return self._by_id.get(instance_id)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What the registry holds and the newest snapshot leaves out, each with its reason."""
+        return (*map(str, (*self._damage, *self.snapshot.problems)), *self._access.problems)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Publish snapshots until cancelled; started when the first one is there."""
@@ -95,44 +105,75 @@ class Feed:
             self._mesh_changed = True
             self._debounce.poke()
 
+    def imagine(self, resources: Iterable[Resource], more: Iterable[Service] = ()) -> Snapshot:
+        """The snapshot that would be if these were the stored resources and there were these services, too."""
+        return self._build((*self.services, *more), self.instances, resources, self._access)
+
+    def _build(
+        self,
+        services: Iterable[Service],
+        instances: Iterable[Instance],
+        resources: Iterable[Resource],
+        access: Stored,
+    ) -> Snapshot:
+        return build(services, instances, resources, self._mesh, self.snapshot, access.access)
+
     async def newer_than(self, number: int) -> None:
         """Wait for a snapshot with a higher number."""
         while self.number <= number:
             await self._published.wait()
 
-    async def contains(self, wanted: Mapping[ResourceKey, str]) -> int:
-        """Wait until these versions ("": not there) or later ones are in a snapshot; returns its number."""
+    async def contains(self, wanted: Mapping[ResourceKey, str]) -> tuple[int, int]:
+        """Wait until these versions ("": not there) or later ones are in a snapshot; returns the number of the
+        first snapshot that had them all, as far as is known, and of the newest."""
         while not self._has(wanted):
             await self._published.wait()
-        return self.number
+        first = max((self._since.get(key, ("", self.number))[1] for key in wanted), default=self.number)
+        return first, self.number
 
     def _has(self, wanted: Mapping[ResourceKey, str]) -> bool:
-        stored = {resource.key: resource.version for resource in self._facts[2]}
-        return all(_at_least(stored.get(key, ""), version) for key, version in wanted.items())
+        return all(_at_least(self._since.get(key, ("", 0))[0], version) for key, version in wanted.items())
 
     async def _watch(self, marks: AsyncIterator[int]) -> None:
         async for _ in marks:
             self._debounce.poke()
 
     async def _read(self) -> bool:
-        """Read the registry and publish when it says something new. False: it does not answer."""
+        """Read the registry and publish when it says something new. False: it is to be tried again."""
+        registry = self._registry
         try:
-            services = await self._registry.catalog.services()
-            instances = await self._registry.catalog.instances()
-            resources = await self._registry.store.list()
+            services = await registry.catalog.services()
+            instances = await registry.catalog.instances()
+            resources = await registry.store.list()
             access = await self._access_records.read()
         except RegistryError as error:
             log.warning("registry: %s; the last snapshot stays in force", error)
             return False
+        except Exception:
+            log.exception("the registry cannot be read; the last snapshot stays in force")
+            self._metrics.snapshot_failures.inc()
+            return False
         facts = (services, instances, resources)
-        unchanged = facts == self._facts and access == self._access and not self._mesh_changed
-        if self.number and unchanged:
+        damage = registry.damage.found()
+        unchanged = (facts, damage, access) == (self._facts, self._damage, self._access)
+        if self.number and unchanged and not self._mesh_changed:
             return True
+        try:
+            snapshot = self._build(services, instances, resources, access)
+        except Exception:
+            log.exception("no snapshot can be made of the registry; the last one stays in force")
+            self._metrics.snapshot_failures.inc()
+            return False
         self._mesh_changed = False
-        self.snapshot = build(services, instances, resources, self._mesh, self.snapshot, access.access)
-        self._facts, self._access = facts, access
+        self.snapshot, self._facts, self._damage, self._access = snapshot, facts, damage, access
         self._by_id = {instance.id: instance for instance in instances}
         self.number += 1
+        self._since = {
+            one.key: before
+            if (before := self._since.get(one.key)) is not None and before[0] == one.version
+            else (one.version, self.number)
+            for one in resources
+        }
         self._metrics.snapshots.inc()
         self._report_problems()
         log.debug(
@@ -143,14 +184,15 @@ class Feed:
         return True
 
     def _report_problems(self) -> None:
-        """Say once which stored resources cannot be used."""
-        problems = frozenset((*map(str, self.snapshot.problems), *self._access.problems))
+        """Log once what the registry holds and cannot be used."""
+        problems = frozenset(self.problems)
         for problem in sorted(problems - self._reported):
-            log.warning("stored resource is not used: %s", problem)
+            log.warning("what the registry holds is not used: %s", problem)
         conflicts = frozenset(str(conflict) for conflict in self.snapshot.conflicts)
         for conflict in sorted(conflicts - self._conflicts):
             log.warning("stored resource has no effect in part: %s", conflict)
         self._reported, self._conflicts = problems, conflicts
+        self._metrics.unusable.set(len(problems))
 
 
 def _at_least(stored: str, wanted: str) -> bool:

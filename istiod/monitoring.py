@@ -49,6 +49,22 @@ class Metrics:
             "pilot_debounce_events", "Registry changes merged into snapshots.", registry=registry
         )
         self.snapshots = Counter("hostmesh_istiod_snapshots", "Snapshots published.", registry=registry)
+        self.snapshot_failures = Counter(
+            "hostmesh_istiod_snapshot_failures",
+            "Times that the registry's content gave no snapshot; the last one stayed in force.",
+            registry=registry,
+        )
+        self.unusable = Gauge(
+            "hostmesh_istiod_unusable_documents",
+            "Rows and documents of the registry that the newest snapshot leaves out.",
+            registry=registry,
+        )
+        self.compile_failures = Counter(
+            "hostmesh_istiod_compile_failures",
+            "Parts of proxies' configurations that could not be compiled, by type.",
+            ["type"],
+            registry=registry,
+        )
         self.refused = Counter(
             "hostmesh_istiod_refused_streams",
             "ADS streams refused, by reason.",

@@ -45,6 +45,7 @@ from istiod.feed import Feed
 from istiod.log import fields
 from istiod.monitoring import VERSION, Metrics, monitoring_app
 from istiod.registration import Registration
+from istiod.trial import Trial
 from istiod.xds.plane import Plane
 from istiod.xds.standing import Judge
 from istiod.xds.stream import serve_delta, serve_sotw
@@ -191,7 +192,7 @@ class _Istiod:
             ):
                 log.info("admin context written", extra=fields(file=self._config.state_dir / CONTEXT_FILE))
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._signals)
+                nursery.start_soon(self._signals, nursery.cancel_scope)
                 nursery.start_soon(self._notifier.watchdog)
                 nursery.start_soon(self._xds_tls.keep_fresh)
                 nursery.start_soon(self._admin_tls.keep_fresh)
@@ -284,7 +285,7 @@ class _Istiod:
             number = self._feed.number
             self._registration.seen({instance.id for instance in self._feed.instances})
 
-    async def _signals(self) -> None:
+    async def _signals(self, everything: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
             async for number in received:
                 if number == signal.SIGHUP:
@@ -294,6 +295,9 @@ class _Istiod:
                     raise KeyboardInterrupt
                 log.info("stopping", extra=fields(signal=signal.Signals(number).name))
                 self._notifier.stopping()
+                if self._not_ready is not None:
+                    # Nothing is served yet, and what the start waits for (the registry) may never come.
+                    everything.cancel()
                 self._not_ready = "stopping"
                 self._registration.hold()
                 self._stopping.set()
@@ -316,11 +320,13 @@ class _Istiod:
         self._notifier.ready("configuration read again")
 
     def _admin_app(self, addresses: Mapping[str, str]) -> Starlette:
-        mesh = self._config.mesh
         return admin_app(
-            ResourceApi(self._registry.store),
+            ResourceApi(
+                self._registry.store,
+                Trial(self._feed, lambda: (one.node.info() for one in self._plane.table), self._plane.cache),
+            ),
             TokenApi(self._enrolment, utc_now),
-            InventoryApi(self._feed, self._plane.table, mesh.domain_suffix, self._called(addresses["xds"])),
+            InventoryApi(self._feed, self._plane.table, self._called(addresses["xds"])),
             ProxyApi(self._plane.table, self._feed, self._debug, self._plane.sent, self._registry.owner),
             AccessApi(self._access, self._registry.catalog, self._feed, utc_now),
             {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -144,8 +144,16 @@ class MeshService:
         return next((port for port in self.ports if port.number == number), None)
 
 
+Unusable = Callable[[str, Exception], None]
+"""Called with the name of each value that cannot be used and is left out."""
+
+
 def from_registry(
-    services: Iterable[Service], instances: Iterable[Instance], mesh: MeshConfig, access: Access
+    services: Iterable[Service],
+    instances: Iterable[Instance],
+    mesh: MeshConfig,
+    access: Access,
+    unusable: Unusable,
 ) -> list[MeshService]:
     """The catalog's services with their instances, healthy or not."""
     members: dict[tuple[str, str], list[Instance]] = {}
@@ -153,32 +161,40 @@ def from_registry(
         members.setdefault((instance.namespace, instance.service), []).append(instance)
     result = []
     for service in services:
-        ports = tuple(
-            ServicePort(p.name, p.number, protocol_of(p.name, p.number, p.protocol), p.target)
-            for p in service.ports
-        )
-        found = sorted(members.get((service.namespace, service.name), ()), key=lambda one: one.id)
-        endpoints = tuple(_of_instance(instance) for instance in found if instance.addresses)
-        result.append(
-            sealed(
-                MeshService(
-                    host=f"{service.name}.{service.namespace}.svc.{mesh.domain_suffix}",
-                    name=service.name,
-                    namespace=service.namespace,
-                    ports=ports,
-                    addresses=tuple(address for address in (service.vip4, service.vip6) if address),
-                    resolution=Resolution.ENDPOINTS,
-                    external=False,
-                    export_to=mesh.default_service_export_to,
-                    sans=(),
-                    servers=access.servers(service.namespace, service.name),
-                    endpoints=endpoints,
-                    origin="registry",
-                    allocated=True,
-                )
-            )
-        )
+        found = members.get((service.namespace, service.name), ())
+        try:
+            result.append(_of_service(service, found, mesh, access))
+        except Exception as error:
+            unusable(f"service {service.namespace}/{service.name}", error)
     return result
+
+
+def _of_service(
+    service: Service, members: Iterable[Instance], mesh: MeshConfig, access: Access
+) -> MeshService:
+    ports = tuple(
+        ServicePort(p.name, p.number, protocol_of(p.name, p.number, p.protocol), p.target)
+        for p in service.ports
+    )
+    found = sorted(members, key=lambda one: one.id)
+    endpoints = tuple(_of_instance(instance) for instance in found if instance.addresses)
+    return sealed(
+        MeshService(
+            host=f"{service.name}.{service.namespace}.svc.{mesh.domain_suffix}",
+            name=service.name,
+            namespace=service.namespace,
+            ports=ports,
+            addresses=tuple(address for address in (service.vip4, service.vip6) if address),
+            resolution=Resolution.ENDPOINTS,
+            external=False,
+            export_to=mesh.default_service_export_to,
+            sans=(),
+            servers=access.servers(service.namespace, service.name),
+            endpoints=endpoints,
+            origin="registry",
+            allocated=True,
+        )
+    )
 
 
 def from_entries(
@@ -188,54 +204,71 @@ def from_entries(
     mesh: MeshConfig,
     access: Access,
     taken: set[str],
+    unusable: Unusable,
 ) -> list[MeshService]:
     """One service for each host of each ServiceEntry; hosts without address get one that is not in `taken`."""
     machines = list(workloads)
     known = list(instances)
-    result = []
+    result: list[MeshService] = []
     for entry in entries:
-        spec = entry.spec
-        ports = tuple(
-            ServicePort(
-                port.name,
-                port.number,
-                protocol_of(port.name, port.number, port.protocol),
-                port.target_port or port.number,
-            )
-            for port in spec.ports
+        try:
+            result += _of_entry(entry, machines, known, mesh, access, taken)
+        except Exception as error:
+            unusable(entry.subject, error)
+    return result
+
+
+def _of_entry(
+    entry: Document[ServiceEntry],
+    machines: list[Document[WorkloadEntry]],
+    known: list[Instance],
+    mesh: MeshConfig,
+    access: Access,
+    taken: set[str],
+) -> list[MeshService]:
+    result = []
+    spec = entry.spec
+    ports = tuple(
+        ServicePort(
+            port.name,
+            port.number,
+            protocol_of(port.name, port.number, port.protocol),
+            port.target_port or port.number,
         )
-        fixed = _entry_endpoints(entry, ports, machines)
-        for given in spec.hosts:
-            host = given.lower().removesuffix(".")
-            joined = _joined(entry, host, ports, known, access)
-            endpoints = (*fixed, *joined)
-            named = {
-                (one.namespace, one.service_account) for one in endpoints if one.mtls and one.service_account
-            }
-            servers = tuple(sorted(named.union(access.servers(entry.resource.namespace, host))))
-            addresses = tuple(_plain(address) for address in spec.addresses if _plain(address))
-            allocated = False
-            if not addresses and not host.startswith("*") and spec.resolution != "NONE":
-                addresses, allocated = allocate(f"{entry.resource.namespace}/{host}", taken), True
-            result.append(
-                sealed(
-                    MeshService(
-                        host=host,
-                        name=host,
-                        namespace=entry.resource.namespace,
-                        ports=ports,
-                        addresses=addresses,
-                        resolution=_resolution(spec, endpoints),
-                        external=spec.location == "MESH_EXTERNAL",
-                        export_to=spec.export_to or mesh.default_service_export_to,
-                        sans=spec.subject_alt_names,
-                        servers=servers,
-                        endpoints=endpoints or _itself(spec, host, ports),
-                        origin=f"{entry.resource.namespace}/{entry.resource.name}",
-                        allocated=allocated,
-                    )
+        for port in spec.ports
+    )
+    fixed = _entry_endpoints(entry, ports, machines)
+    for given in spec.hosts:
+        host = given.lower().removesuffix(".")
+        joined = _joined(entry, host, ports, known, access)
+        endpoints = (*fixed, *joined)
+        named = {
+            (one.namespace, one.service_account) for one in endpoints if one.mtls and one.service_account
+        }
+        servers = tuple(sorted(named.union(access.servers(entry.resource.namespace, host))))
+        addresses = tuple(_plain(address) for address in spec.addresses if _plain(address))
+        allocated = False
+        if not addresses and not host.startswith("*") and spec.resolution != "NONE":
+            addresses, allocated = allocate(f"{entry.resource.namespace}/{host}", taken), True
+        result.append(
+            sealed(
+                MeshService(
+                    host=host,
+                    name=host,
+                    namespace=entry.resource.namespace,
+                    ports=ports,
+                    addresses=addresses,
+                    resolution=_resolution(spec, endpoints),
+                    external=spec.location == "MESH_EXTERNAL",
+                    export_to=spec.export_to or mesh.default_service_export_to,
+                    sans=spec.subject_alt_names,
+                    servers=servers,
+                    endpoints=endpoints or _itself(spec, host, ports),
+                    origin=f"{entry.resource.namespace}/{entry.resource.name}",
+                    allocated=allocated,
                 )
             )
+        )
     return result
 
 

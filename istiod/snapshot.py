@@ -21,7 +21,7 @@ from istiod.proxy import ProxyInfo
 from istiod.resources.destination_rule import DestinationRule
 from istiod.resources.document import Document, InvalidResourceError, typed
 from istiod.resources.mesh_config import MeshConfig
-from istiod.resources.problem import Problem
+from istiod.resources.problem import Problem, Severity
 from istiod.resources.routing.http_route import Delegate
 from istiod.resources.sidecar import Sidecar
 from istiod.resources.virtual_service import VirtualService
@@ -265,22 +265,26 @@ def build(
             except InvalidResourceError as error:
                 problems += error.problems
                 continue
+            except Exception as error:
+                problems.append(_unusable(str(resource.key), error))
+                continue
         read[mark] = entry
         kinds.setdefault(resource.kind, []).append(entry[0])
         keys[resource.key] = entry[1]
+
+    def unusable(what: str, error: Exception) -> None:
+        problems.append(_unusable(what, error))
+
     if access is None:
         access = replace(Access.of_instances(registered), trusting=True)
     access = access.with_grants(grants_of(kinds.get("WorkloadGroup", ())))
     if previous is not None and access == previous.access:
         access = previous.access  # the same object: whoever compares finds at once that nothing changed
     members = tuple(one for one in registered if access.may_serve(one))
-    found = from_registry(services, members, mesh, access)
+    found = from_registry(services, members, mesh, access, unusable)
     taken = {address for service in found for address in service.addresses}
-    entries, lost = merge_entries(
-        from_entries(
-            kinds.get("ServiceEntry", ()), kinds.get("WorkloadEntry", ()), members, mesh, access, taken
-        )
-    )
+    of_kind, machines = kinds.get("ServiceEntry", ()), kinds.get("WorkloadEntry", ())
+    entries, lost = merge_entries(from_entries(of_kind, machines, members, mesh, access, taken, unusable))
     found += entries
     by_host: dict[str, list[MeshService]] = {}
     for service in found:
@@ -318,12 +322,20 @@ def build(
         (snapshot.resolve(one.spec.host, one.resource.namespace), one)
         for one in kinds.get("DestinationRule", ())
     ]
-    found_conflicts = (
-        *conflicts.between_entries(found, lost),
-        *conflicts.of_rules(hosts, found),
-        *conflicts.of_server_names(kinds.get("VirtualService", ()), found),
-    )
+    try:
+        found_conflicts = (
+            *conflicts.between_entries(found, lost),
+            *conflicts.of_rules(hosts, found),
+            *conflicts.of_server_names(kinds.get("VirtualService", ()), found),
+        )
+    except Exception as error:  # remarks only: without them the snapshot is as good
+        return replace(snapshot, problems=(*problems, _unusable("the search for conflicts", error)))
     return replace(snapshot, conflicts=found_conflicts)
+
+
+def _unusable(what: str, error: Exception) -> Problem:
+    """A value of the registry that passed its own checks and still cannot be used: a defect, kept to that value."""
+    return Problem(Severity.ERROR, "", f"cannot be used: {type(error).__name__}: {error}", subject=what)
 
 
 def selector_labels(spec: Any) -> Mapping[str, str]:

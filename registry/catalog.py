@@ -30,8 +30,9 @@ class Catalog(ABC):
 
         With `takeover` false an instance of another holder (Instance.holder) keeps its id: HeldError.
 
-        The service's VIPs are allocated at its first registration. Its ports, as returned here, are all
-        that it ever had; `services` leaves out those that no instance serves any more.
+        The service's VIPs are allocated at its first registration, or anew when its row cannot be read. Its
+        ports, as returned here, are all that it ever had; `services` leaves out those that no instance serves
+        any more.
         """
 
     @abstractmethod
@@ -44,11 +45,11 @@ class Catalog(ABC):
 
     @abstractmethod
     async def instances(self) -> tuple[Instance, ...]:
-        """All instances, in order of id."""
+        """All instances, in order of id; rows that cannot be read are left out (Registry.damage)."""
 
     @abstractmethod
     async def services(self) -> tuple[Service, ...]:
-        """All services, also those without instances, in order of namespace and name."""
+        """All services, also those without instances, in order of namespace and name; as `instances`."""
 
     @abstractmethod
     async def forget_service(self, namespace: str, name: str) -> bool:

@@ -21,6 +21,7 @@ from registry.beside import beside
 from registry.consul_catalog import ConsulCatalog
 from registry.consul_http import ConsulClient, kv
 from registry.consul_store import ConsulRecords, ConsulStore
+from registry.damage import Damage
 from registry.errors import NotARegistryError, RegistryError, SchemaTooNewError
 from registry.marks import Changes
 from registry.store import Registry
@@ -49,17 +50,19 @@ async def open_consul(
         await _check_format(client, f"{root}/format")
         folders = f"{root}/catalog/", f"{root}/config/", f"{root}/records/"
         catalog_changes, store_changes, record_changes = Changes(), Changes(), Changes()
+        damage = Damage()
         async with beside(
             partial(_follow, client, folders[0], catalog_changes),
             partial(_follow, client, folders[1], store_changes),
             partial(_follow, client, folders[2], record_changes),
         ):
             yield Registry(
-                ConsulCatalog(client, root, catalog_changes, owner),
-                ConsulStore(client, f"{root}/config/", store_changes),
+                ConsulCatalog(client, root, catalog_changes, owner, damage),
+                ConsulStore(client, f"{root}/config/", store_changes, damage),
                 ConsulRecords(client, f"{root}/records/", record_changes),
                 owner,
                 f"consul {address} ({root}/)",
+                damage,
             )
     finally:
         with trio.CancelScope(shield=True):

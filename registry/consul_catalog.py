@@ -12,10 +12,12 @@ watched; `vips/SLOT` (who has it), `nodes/NODE` (its instances' ids) and `owners
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import trio
@@ -24,6 +26,7 @@ from registry.catalog import Catalog
 from registry.consul_http import ConsulClient, Entry, kv
 from registry.consul_mirror import node_name, remove_node, remove_service, show
 from registry.consul_store import path_of
+from registry.damage import Damage
 from registry.document import (
     ServiceEntry,
     check_holder,
@@ -41,6 +44,9 @@ from registry.vips import CAPACITY, QUARANTINE_SECONDS, candidates, virtual_ips
 
 __all__ = ["ConsulCatalog"]
 
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 _LEASE_SECONDS = 15
 _RENEW_SECONDS = _LEASE_SECONDS / 3
 _RELEASED = "released "
@@ -52,8 +58,9 @@ _CLOSING = 1
 class ConsulCatalog(Catalog):
     """The catalog below `root`; `owner` is this process."""
 
-    def __init__(self, client: ConsulClient, root: str, changes: Changes, owner: str) -> None:
+    def __init__(self, client: ConsulClient, root: str, changes: Changes, owner: str, damage: Damage) -> None:
         self._client = client
+        self._damage = damage
         self._root = root
         self._changes = changes
         self._owner = owner
@@ -67,16 +74,17 @@ class ConsulCatalog(Catalog):
         path, service_path = self._instance_path(instance.id), self._service_path(instance)
         while True:
             old = await self._client.get(path)
-            if not takeover and old is not None:
-                check_holder(instance, decode_instance(old.value, old.key))
+            if not takeover:
+                check_holder(instance, _instance(old))
             known = await self._client.get(service_path)
-            if known is None:
+            stored = _service(known)
+            if stored is None:
                 slot, former = await self._free_slot(f"{instance.service}.{instance.namespace}")
                 entry = ServiceEntry(instance.namespace, instance.service, (), slot)
                 user = f"service {instance.namespace}/{instance.service}"
                 operations = [kv("cas", self._slot_path(slot), user, index=former)]
             else:
-                entry, operations = decode_service(known.value, known.key), []
+                entry, operations = stored, []
             latest = entry.with_ports(instance.ports)
             operations += [
                 _write(service_path, encode_service(latest), known),
@@ -94,6 +102,8 @@ class ConsulCatalog(Catalog):
             if found is None:
                 return False
             entry, instance = found
+            if instance is None:
+                return False  # whoever registers it again writes the row anew
             if instance.health is health:
                 return True
             changed = replace(instance, health=health)
@@ -107,28 +117,30 @@ class ConsulCatalog(Catalog):
             if found is None:
                 return False
             entry, instance = found
-            operations = [
-                kv("delete-cas", entry.key, index=entry.index),
-                *await self._off_node(instance),
-            ]
+            operations = [kv("delete-cas", entry.key, index=entry.index)]
+            if instance is not None:
+                operations += await self._off_node(instance)
             if await self._client.transact(operations) is not None:
                 return True
 
     async def instances(self) -> tuple[Instance, ...]:
         entries = await self._client.children(f"{self._root}/catalog/instances/")
-        found = [decode_instance(entry.value, entry.key) for entry in entries]
+        found = self._damage.readable("instance", [_read(decode_instance, entry) for entry in entries])
         return tuple(sorted(found, key=lambda instance: instance.id))
 
     async def services(self) -> tuple[Service, ...]:
         by_service: dict[tuple[str, str], list[Instance]] = {}
-        services: list[ServiceEntry] = []
+        of_services: list[Callable[[], ServiceEntry]] = []
+        of_instances: list[Callable[[], Instance]] = []
         for entry in await self._client.children(f"{self._root}/catalog/"):
             kind = entry.key.removeprefix(f"{self._root}/catalog/").partition("/")[0]
             if kind == "instances":
-                instance = decode_instance(entry.value, entry.key)
-                by_service.setdefault((instance.namespace, instance.service), []).append(instance)
+                of_instances.append(_read(decode_instance, entry))
             elif kind == "services":
-                services.append(decode_service(entry.value, entry.key))
+                of_services.append(_read(decode_service, entry))
+        for instance in self._damage.readable("instance", of_instances, whole=False):
+            by_service.setdefault((instance.namespace, instance.service), []).append(instance)
+        services = self._damage.readable("service", of_services)
         services.sort(key=lambda service: (service.namespace, service.name))
         return tuple(served(entry, by_service.get((entry.namespace, entry.name), ())) for entry in services)
 
@@ -183,10 +195,9 @@ class ConsulCatalog(Catalog):
 
     async def allocations(self) -> Mapping[str, VirtualIps]:
         folder = f"{self._root}/catalog/hosts/"
-        return {
-            unquote(entry.key.removeprefix(folder)): virtual_ips(_number(entry))
-            for entry in await self._client.children(folder)
-        }
+        entries = await self._client.children(folder)
+        reads = [partial(_host, entry, folder) for entry in entries]
+        return dict(self._damage.readable("host", reads))
 
     async def owners(self) -> frozenset[str]:
         return frozenset(unquote(name) for name in await self._client.names(f"{self._root}/owners/"))
@@ -238,18 +249,21 @@ class ConsulCatalog(Catalog):
                 return slot, entry.index if entry is not None else 0
         raise RegistryError(f"all {CAPACITY} virtual addresses are in use; remove services that are gone")
 
-    async def _find(self, instance_id: str, owner: str | None) -> tuple[Entry, Instance] | None:
+    async def _find(self, instance_id: str, owner: str | None) -> tuple[Entry, Instance | None] | None:
+        """The entry of an instance (of `owner`) and the instance, None when the entry cannot be read."""
         entry = await self._client.get(self._instance_path(instance_id))
         if entry is None:
             return None
-        instance = decode_instance(entry.value, entry.key)
-        return None if owner is not None and instance.owner != owner else (entry, instance)
+        instance = _instance(entry)
+        if instance is not None and owner is not None and instance.owner != owner:
+            return None
+        return entry, instance
 
     async def _leave_old_place(self, instance: Instance, old: Entry | None) -> list[dict[str, Any]]:
         """Unshow what an earlier registration of the id showed under another node or service."""
-        if old is None:
+        before = _instance(old)
+        if before is None:
             return []
-        before = decode_instance(old.value, old.key)
         if node_name(self._root, before) != node_name(self._root, instance):
             return await self._off_node(before)
         return [remove_service(self._root, before)] if before.service != instance.service else []
@@ -290,11 +304,43 @@ def _is_free(value: str, name: str, now: float) -> bool:
     return former == name or (released.isdecimal() and now - int(released) >= QUARANTINE_SECONDS)
 
 
+def _read(decode: Callable[[str, str], T], entry: Entry) -> Callable[[], T]:
+    return partial(decode, entry.value, entry.key)
+
+
+def _service(entry: Entry | None) -> ServiceEntry | None:
+    """None also for an entry that cannot be read: it is then written anew."""
+    try:
+        return decode_service(entry.value, entry.key) if entry else None
+    except NotARegistryError as error:
+        _log.warning("a service is registered anew with other virtual addresses: %s", error)
+        return None
+
+
+def _instance(entry: Entry | None) -> Instance | None:
+    """None also for an entry that cannot be read: it is nobody's."""
+    try:
+        return decode_instance(entry.value, entry.key) if entry else None
+    except NotARegistryError as error:
+        _log.warning("replaced or removed: %s", error)
+        return None
+
+
 def _ids(entry: Entry | None) -> frozenset[str]:
-    return frozenset(json.loads(entry.value)) if entry else frozenset()
+    try:
+        found = json.loads(entry.value) if entry else []
+        return frozenset(one for one in found if isinstance(one, str))
+    except (ValueError, TypeError):
+        return frozenset()  # only the mirror in Consul's own catalog depends on it
+
+
+def _host(entry: Entry, folder: str) -> tuple[str, VirtualIps]:
+    return unquote(entry.key.removeprefix(folder)), virtual_ips(_number(entry))
 
 
 def _number(entry: Entry) -> int:
-    if not entry.value.isdecimal():
-        raise NotARegistryError(f"Consul's key {entry.key} holds {entry.value!r}, not a number")
+    if not entry.value.isdecimal() or int(entry.value) >= CAPACITY:
+        raise NotARegistryError(
+            f"Consul's key {entry.key} holds {entry.value!r}, not the number of an address"
+        )
     return int(entry.value)

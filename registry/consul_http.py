@@ -266,7 +266,8 @@ def _http_client(address: str, ca_file: Path | None) -> httpx.AsyncClient:
 
 def _entry(item: dict[str, Any]) -> Entry:
     value = item["Value"]
-    text = value.decode(errors="replace") if value else ""
+    # What is no UTF-8 is found damaged by whoever reads it as a document.
+    text = value.decode(errors="surrogateescape") if value else ""
     return Entry(item["Key"], text, int(item["ModifyIndex"]), int(item["Flags"]))
 
 

@@ -7,18 +7,25 @@ overwrite each other unseen. Not for instances (registry.consul_catalog).
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 from urllib.parse import quote, unquote
 
 from registry.consul_http import ConsulClient, Entry, kv
+from registry.damage import Damage
 from registry.document import decode_resource, encode_resource, next_stored, same_content
-from registry.errors import ConflictError
+from registry.errors import ConflictError, NotARegistryError, TooManyWritesError
 from registry.marks import Changes
 from registry.model import ABSENT, Record, Resource, ResourceKey
-from registry.store import ConfigStore, Records
+from registry.store import ConfigStore, Records, Write
 
 __all__ = ["ConsulRecords", "ConsulStore", "path_of"]
+
+
+_MOST_OPERATIONS = 64
+"""Of one transaction (Consul's maxTxnOps up to 1.11; 128 later)."""
 
 
 def path_of(*names: str) -> str:
@@ -29,10 +36,11 @@ def path_of(*names: str) -> str:
 class ConsulStore(ConfigStore):
     """The keys `config/KIND/NAMESPACE/NAME`."""
 
-    def __init__(self, client: ConsulClient, folder: str, changes: Changes) -> None:
+    def __init__(self, client: ConsulClient, folder: str, changes: Changes, damage: Damage) -> None:
         self._client = client
         self._folder = folder
         self._changes = changes
+        self._damage = damage
 
     def watch(self) -> AsyncIterator[int]:
         return self._changes.watch()
@@ -47,7 +55,8 @@ class ConsulStore(ConfigStore):
             folder += path_of(kind) + "/"
             if namespace is not None:
                 folder += path_of(namespace) + "/"
-        resources = [_resource(entry) for entry in await self._client.children(folder)]
+        reads = [partial(_resource, entry) for entry in await self._client.children(folder)]
+        resources = self._damage.readable("resource", reads, whole=folder == self._folder)
         return tuple(
             sorted(
                 (found for found in resources if namespace in {None, found.namespace}),
@@ -56,19 +65,34 @@ class ConsulStore(ConfigStore):
         )
 
     async def put(self, resource: Resource, *, expected: str | None = None) -> Resource:
-        path = self._folder + path_of(*resource.key)
+        (stored,) = await self.put_all([Write(resource, expected)])
+        return stored
+
+    async def put_all(self, writes: Sequence[Write]) -> tuple[Resource, ...]:
         while True:
-            entry = await self._client.get(path)
-            stored = _resource(entry) if entry else None
-            _expect(str(resource.key), expected, entry)
-            if stored is not None and same_content(resource, stored):
-                return stored
-            new = next_stored(resource, stored, time.time())
-            index = await self._client.transact(
-                [kv("cas", path, encode_resource(new), index=entry.index if entry else 0)]
-            )
+            results: list[Resource] = []
+            operations: list[dict[str, Any]] = []
+            for resource, expected in writes:
+                path = self._folder + path_of(*resource.key)
+                entry = await self._client.get(path)
+                _expect(str(resource.key), expected, entry)
+                stored = _readable(entry)
+                if stored is not None and same_content(resource, stored):
+                    results.append(stored)
+                    continue
+                new = next_stored(resource, stored, time.time())
+                results.append(new)
+                operations.append(kv("cas", path, encode_resource(new), index=entry.index if entry else 0))
+            if not operations:
+                return tuple(results)
+            if len(operations) > _MOST_OPERATIONS:
+                raise TooManyWritesError(
+                    f"{len(operations)} resources are new or changed: Consul stores at most {_MOST_OPERATIONS}"
+                    " all or nothing; apply them in several parts"
+                )
+            index = await self._client.transact(operations)
             if index is not None:
-                return replace(new, version=str(index))
+                return tuple(one if one.version else replace(one, version=str(index)) for one in results)
 
     async def delete(self, key: ResourceKey, *, expected: str | None = None) -> bool:
         return await _delete(self._client, self._folder + path_of(*key), str(key), expected)
@@ -124,6 +148,14 @@ def _expect(what: str, expected: str | None, entry: Entry | None) -> None:
     actual = str(entry.index) if entry else ABSENT
     if expected is not None and expected != actual:
         raise ConflictError(what, expected, actual)
+
+
+def _readable(entry: Entry | None) -> Resource | None:
+    """None also for an entry that cannot be read: it is then replaced."""
+    try:
+        return _resource(entry) if entry else None
+    except NotARegistryError:
+        return None
 
 
 def _resource(entry: Entry) -> Resource:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from typing import Any
 
 from registry.errors import HeldError, NotARegistryError
 from registry.model import Health, Instance, Port, Resource, Service, merge_ports
-from registry.vips import virtual_ips
+from registry.vips import CAPACITY, virtual_ips
 
 __all__ = [
     "ServiceEntry",
@@ -28,6 +29,9 @@ __all__ = [
     "same_content",
     "served",
 ]
+
+
+_MAX_WEIGHT = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +71,43 @@ def _dump(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), sort_keys=True)
 
 
-def _load(text: str | bytes, where: str) -> dict[str, Any]:
+def _load(text: object, where: str) -> dict[str, Any]:
+    if not isinstance(text, str | bytes):
+        raise NotARegistryError(f"{where}: text is expected")
     try:
-        value = json.loads(text)
-    except ValueError as error:
+        # A database gives text that is no UTF-8 with surrogates in it: encoding finds them.
+        value = json.loads(text.encode() if isinstance(text, str) else text)
+    except (ValueError, RecursionError) as error:
         raise NotARegistryError(f"{where}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise NotARegistryError(f"{where}: a JSON object is expected")
     return value
+
+
+def _text(value: dict[str, Any], key: str, *default: str) -> str:
+    found: str = _of(value, key, str, *default)
+    return found
+
+
+def _texts(value: dict[str, Any], key: str) -> dict[str, str]:
+    found: dict[str, str] = _of(value, key, dict)
+    if not all(isinstance(text, str) for text in found.values()):
+        raise ValueError(f"{key}: texts are expected")
+    return found
+
+
+def _number(value: dict[str, Any], key: str, most: int, *default: int) -> int:
+    found: int = _of(value, key, int, *default)
+    if isinstance(found, bool) or not 0 <= found <= most:
+        raise ValueError(f"{key}: {found!r} is not within 0 … {most}")
+    return found
+
+
+def _of(value: dict[str, Any], key: str, kind: type, *default: Any) -> Any:
+    found = value.get(key, default[0]) if default else value[key]
+    if not isinstance(found, kind):
+        raise TypeError(f"{key}: {found!s:.100} is not of type {kind.__name__}")
+    return found
 
 
 def _encode_port(port: Port) -> dict[str, Any]:
@@ -86,8 +119,16 @@ def _encode_port(port: Port) -> dict[str, Any]:
     }
 
 
-def _decode_port(value: dict[str, Any]) -> Port:
-    return Port(value["name"], int(value["number"]), value.get("protocol", ""), value.get("targetPort", 0))
+def _decode_ports(value: dict[str, Any]) -> tuple[Port, ...]:
+    return tuple(
+        Port(
+            _text(port, "name"),
+            _number(port, "number", 65535),
+            _text(port, "protocol", ""),
+            _number(port, "targetPort", 65535, 0),
+        )
+        for port in _of(value, "ports", list)
+    )
 
 
 def encode_instance(instance: Instance) -> str:
@@ -117,23 +158,30 @@ def decode_instance(text: str | bytes, where: str) -> Instance:
     value = _load(text, where)
     try:
         return Instance(
-            id=value["id"],
-            service=value["service"],
-            namespace=value["namespace"],
-            addresses=tuple(value["addresses"]),
-            ports=tuple(_decode_port(port) for port in value["ports"]),
-            labels=value["labels"],
-            service_account=value["serviceAccount"],
-            locality=value["locality"],
-            weight=value["weight"],
+            id=_text(value, "id"),
+            service=_text(value, "service"),
+            namespace=_text(value, "namespace"),
+            addresses=_addresses(value),
+            ports=_decode_ports(value),
+            labels=_texts(value, "labels"),
+            service_account=_text(value, "serviceAccount"),
+            locality=_text(value, "locality"),
+            weight=_number(value, "weight", _MAX_WEIGHT),
             health=Health(value["health"]),
-            node=value["node"],
-            workload=value["workload"],
-            owner=value["owner"],
-            mtls=value["mtls"],
+            node=_text(value, "node"),
+            workload=_text(value, "workload"),
+            owner=_text(value, "owner"),
+            mtls=_of(value, "mtls", bool),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NotARegistryError(f"{where}: not an instance: {error!r}") from error
+
+
+def _addresses(value: dict[str, Any]) -> tuple[str, ...]:
+    found = tuple(_of(value, "addresses", list))
+    for address in found:
+        ip_address(address)
+    return found
 
 
 def encode_service(entry: ServiceEntry) -> str:
@@ -152,9 +200,9 @@ def decode_service(text: str | bytes, where: str) -> ServiceEntry:
     """Read `encode_service`'s text; `where` names it in a NotARegistryError."""
     value = _load(text, where)
     try:
-        ports = tuple(_decode_port(port) for port in value["ports"])
-        return ServiceEntry(value["namespace"], value["name"], ports, int(value["slot"]))
-    except (KeyError, TypeError, ValueError) as error:
+        slot = _number(value, "slot", CAPACITY - 1)
+        return ServiceEntry(_text(value, "namespace"), _text(value, "name"), _decode_ports(value), slot)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NotARegistryError(f"{where}: not a service: {error!r}") from error
 
 
@@ -180,18 +228,18 @@ def decode_resource(text: str | bytes, version: str, where: str) -> Resource:
     value = _load(text, where)
     try:
         return Resource(
-            kind=value["kind"],
-            namespace=value["namespace"],
-            name=value["name"],
-            api_version=value["apiVersion"],
-            spec=value["spec"],
-            labels=value["labels"],
-            annotations=value["annotations"],
+            kind=_text(value, "kind"),
+            namespace=_text(value, "namespace"),
+            name=_text(value, "name"),
+            api_version=_text(value, "apiVersion"),
+            spec=_of(value, "spec", dict),
+            labels=_texts(value, "labels"),
+            annotations=_texts(value, "annotations"),
             version=version,
-            generation=value["generation"],
-            created=value["created"],
+            generation=_of(value, "generation", int),
+            created=float(value["created"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise NotARegistryError(f"{where}: not a resource: {error!r}") from error
 
 

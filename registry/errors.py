@@ -14,6 +14,7 @@ __all__ = [
     "RegistryError",
     "RegistryUnavailableError",
     "SchemaTooNewError",
+    "TooManyWritesError",
 ]
 
 
@@ -54,6 +55,10 @@ class NotARegistryError(RegistryError):
 
 class SchemaTooNewError(RegistryError):
     """The registry was written by a newer hostmesh, whose format this one does not know."""
+
+
+class TooManyWritesError(RegistryError):
+    """More resources at once than the backend can store all or nothing."""
 
 
 def _spoken(version: str) -> str:

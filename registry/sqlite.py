@@ -19,6 +19,7 @@ from typing import TypeVar
 import trio
 
 from registry.beside import beside
+from registry.damage import Damage
 from registry.errors import (
     NotARegistryError,
     RegistryError,
@@ -157,6 +158,8 @@ def _open(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(
             path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
+        # One text that is no UTF-8 must not fail the whole read: its row is found damaged by itself.
+        connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
         try:
             _prepare(connection, path)
         except BaseException:
@@ -219,14 +222,16 @@ async def open_sqlite(path: Path, owner: str) -> AsyncIterator[Registry]:
     database = Database(await trio.to_thread.run_sync(_open, path), path)
     catalog_changes, store_changes, record_changes = Changes(), Changes(), Changes()
     everything = (catalog_changes, store_changes, record_changes)
+    damage = Damage()
     try:
         async with beside(partial(_notice_others, database, everything)):
             yield Registry(
-                SqliteCatalog(database, catalog_changes, owner),
-                SqliteStore(database, store_changes),
+                SqliteCatalog(database, catalog_changes, owner, damage),
+                SqliteStore(database, store_changes, damage),
                 SqliteRecords(database, record_changes),
                 owner,
                 f"sqlite {path}",
+                damage,
             )
     finally:
         await database.close()

@@ -6,15 +6,18 @@ processes that share the file share the machine's clock. Not for the connection 
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from registry.catalog import Catalog
+from registry.damage import Damage
 from registry.document import (
     ServiceEntry,
     check_holder,
@@ -24,7 +27,7 @@ from registry.document import (
     encode_service,
     served,
 )
-from registry.errors import ConflictError, RegistryError
+from registry.errors import ConflictError, NotARegistryError, RegistryError
 from registry.lease import hold
 from registry.marks import Changes
 from registry.model import ABSENT, Health, Instance, Service, VirtualIps
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SqliteCatalog"]
 
+_log = logging.getLogger(__name__)
 _LEASE_SECONDS = 10.0
 _RENEW_SECONDS = _LEASE_SECONDS / 4
 
@@ -42,9 +46,10 @@ _RENEW_SECONDS = _LEASE_SECONDS / 4
 class SqliteCatalog(Catalog):
     """The tables `instances`, `services`, `vips` and `leases`."""
 
-    def __init__(self, database: Database, changes: Changes, owner: str) -> None:
+    def __init__(self, database: Database, changes: Changes, owner: str, damage: Damage) -> None:
         self._database = database
         self._changes = changes
+        self._damage = damage
         self._owner = owner
 
     def watch(self) -> AsyncIterator[int]:
@@ -53,8 +58,8 @@ class SqliteCatalog(Catalog):
     async def register(self, instance: Instance, *, takeover: bool = True) -> Service:
         def write(connection: sqlite3.Connection) -> Service:
             if not takeover:
-                check_holder(instance, _instance(connection, instance.id))
-            entry = _service(connection, instance.namespace, instance.service)
+                check_holder(instance, _instance_or_none(connection, instance.id))
+            entry = _service_or_none(connection, instance.namespace, instance.service)
             if entry is None:
                 slot = _take_slot(connection, f"{instance.service}.{instance.namespace}", host=None)
                 entry = ServiceEntry(instance.namespace, instance.service, (), slot)
@@ -78,7 +83,8 @@ class SqliteCatalog(Catalog):
 
     async def set_health(self, instance_id: str, health: Health, *, owner: str | None = None) -> bool:
         def write(connection: sqlite3.Connection) -> bool:
-            instance = _instance(connection, instance_id)
+            # Of a row that cannot be read: whoever registers the instance again writes it anew.
+            instance = _instance_or_none(connection, instance_id)
             if instance is None or (owner is not None and instance.owner != owner):
                 return False
             if instance.health is not health:
@@ -92,9 +98,12 @@ class SqliteCatalog(Catalog):
 
     async def deregister(self, instance_id: str, *, owner: str | None = None) -> bool:
         def write(connection: sqlite3.Connection) -> bool:
-            instance = _instance(connection, instance_id)
-            if instance is None or (owner is not None and instance.owner != owner):
-                return False
+            try:
+                instance = _instance(connection, instance_id)
+                if instance is None or (owner is not None and instance.owner != owner):
+                    return False
+            except NotARegistryError as error:
+                _log.warning("removed with its instance: %s", error)
             connection.execute("DELETE FROM instances WHERE id = ?", (instance_id,))
             return True
 
@@ -103,20 +112,24 @@ class SqliteCatalog(Catalog):
     async def instances(self) -> tuple[Instance, ...]:
         def read(connection: sqlite3.Connection) -> tuple[Instance, ...]:
             rows = connection.execute("SELECT id, body FROM instances ORDER BY id")
-            return tuple(decode_instance(body, f"instance {key}") for key, body in rows)
+            reads = [partial(decode_instance, body, f"instance {key}") for key, body in rows]
+            return tuple(self._damage.readable("instance", reads))
 
         return await self._database.read(read)
 
     async def services(self) -> tuple[Service, ...]:
         def read(connection: sqlite3.Connection) -> tuple[Service, ...]:
             rows = connection.execute("SELECT namespace, name, body FROM services ORDER BY namespace, name")
-            return tuple(
-                served(
-                    decode_service(body, f"service {namespace}/{name}"),
-                    _instances_of(connection, namespace, name),
-                )
-                for namespace, name, body in rows.fetchall()
-            )
+            reads = [
+                partial(decode_service, body, f"service {namespace}/{name}") for namespace, name, body in rows
+            ]
+            found = self._damage.readable("service", reads)
+            members: dict[tuple[str, str], list[Instance]] = {}
+            rows = connection.execute("SELECT id, body FROM instances")
+            every = [partial(decode_instance, body, f"instance {key}") for key, body in rows]
+            for instance in self._damage.readable("instance", every, whole=False):
+                members.setdefault((instance.namespace, instance.service), []).append(instance)
+            return tuple(served(entry, members.get((entry.namespace, entry.name), ())) for entry in found)
 
         return await self._database.read(read)
 
@@ -204,6 +217,23 @@ def _service(connection: sqlite3.Connection, namespace: str, name: str) -> Servi
         "SELECT body FROM services WHERE namespace = ? AND name = ?", (namespace, name)
     ).fetchone()
     return decode_service(row[0], f"service {namespace}/{name}") if row else None
+
+
+def _instance_or_none(connection: sqlite3.Connection, instance_id: str) -> Instance | None:
+    try:
+        return _instance(connection, instance_id)
+    except NotARegistryError as error:
+        _log.warning("nobody's: %s", error)
+        return None
+
+
+def _service_or_none(connection: sqlite3.Connection, namespace: str, name: str) -> ServiceEntry | None:
+    """As `_service`; None for a row that cannot be read, which is then written anew."""
+    try:
+        return _service(connection, namespace, name)
+    except NotARegistryError as error:
+        _log.warning("a service is registered anew with other virtual addresses: %s", error)
+        return None
 
 
 def _put_if_changed(

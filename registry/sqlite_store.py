@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from registry.damage import Damage
 from registry.document import decode_resource, encode_resource, next_stored, same_content
-from registry.errors import ConflictError
+from registry.errors import ConflictError, NotARegistryError
 from registry.marks import Changes
 from registry.model import ABSENT, Record, Resource, ResourceKey
-from registry.store import ConfigStore, Records
+from registry.store import ConfigStore, Records, Write
 
 if TYPE_CHECKING:
     from registry.sqlite import Database
@@ -27,9 +29,10 @@ __all__ = ["SqliteRecords", "SqliteStore"]
 class SqliteStore(ConfigStore):
     """The table `resources`."""
 
-    def __init__(self, database: Database, changes: Changes) -> None:
+    def __init__(self, database: Database, changes: Changes, damage: Damage) -> None:
         self._database = database
         self._changes = changes
+        self._damage = damage
 
     def watch(self) -> AsyncIterator[int]:
         return self._changes.watch()
@@ -45,37 +48,32 @@ class SqliteStore(ConfigStore):
                 " ORDER BY kind, namespace, name",
                 {"kind": kind, "namespace": namespace},
             )
-            return tuple(
-                decode_resource(body, str(version), str(ResourceKey(*key))) for *key, version, body in rows
-            )
+            reads = [
+                partial(decode_resource, body, str(version), str(ResourceKey(*key)))
+                for *key, version, body in rows
+            ]
+            return tuple(self._damage.readable("resource", reads, whole=kind is None and namespace is None))
 
         return await self._database.read(read)
 
     async def put(self, resource: Resource, *, expected: str | None = None) -> Resource:
-        def write(connection: sqlite3.Connection) -> Resource:
-            stored = _resource(connection, resource.key)
-            _expect(str(resource.key), expected, stored.version if stored else ABSENT)
-            if stored is not None and same_content(resource, stored):
-                return stored
-            new = next_stored(resource, stored, time.time())
-            revision = _next_revision(connection)
-            connection.execute(
-                "INSERT OR REPLACE INTO resources (kind, namespace, name, version, body)"
-                " VALUES (?, ?, ?, ?, ?)",
-                (*resource.key, revision, encode_resource(new)),
-            )
-            return replace(new, version=str(revision))
+        (stored,) = await self.put_all([Write(resource, expected)])
+        return stored
+
+    async def put_all(self, writes: Sequence[Write]) -> tuple[Resource, ...]:
+        def write(connection: sqlite3.Connection) -> tuple[Resource, ...]:
+            return tuple(_put(connection, one.resource, one.expected) for one in writes)
 
         return await self._database.write(write, self._changes)
 
     async def delete(self, key: ResourceKey, *, expected: str | None = None) -> bool:
         def write(connection: sqlite3.Connection) -> bool:
-            stored = _resource(connection, key)
-            _expect(str(key), expected, stored.version if stored else ABSENT)
+            version = _version(connection, key)
+            _expect(str(key), expected, version)
             connection.execute(
                 "DELETE FROM resources WHERE kind = ? AND namespace = ? AND name = ?", tuple(key)
             )
-            return stored is not None
+            return version != ABSENT
 
         return await self._database.write(write, self._changes)
 
@@ -123,6 +121,30 @@ class SqliteRecords(Records):
             return stored is not None
 
         return await self._database.write(write, self._changes)
+
+
+def _put(connection: sqlite3.Connection, resource: Resource, expected: str | None) -> Resource:
+    _expect(str(resource.key), expected, _version(connection, resource.key))
+    try:
+        stored = _resource(connection, resource.key)
+    except NotARegistryError:
+        stored = None
+    if stored is not None and same_content(resource, stored):
+        return stored
+    new = next_stored(resource, stored, time.time())
+    revision = _next_revision(connection)
+    connection.execute(
+        "INSERT OR REPLACE INTO resources (kind, namespace, name, version, body) VALUES (?, ?, ?, ?, ?)",
+        (*resource.key, revision, encode_resource(new)),
+    )
+    return replace(new, version=str(revision))
+
+
+def _version(connection: sqlite3.Connection, key: ResourceKey) -> str:
+    row = connection.execute(
+        "SELECT version FROM resources WHERE kind = ? AND namespace = ? AND name = ?", tuple(key)
+    ).fetchone()
+    return str(row[0]) if row else ABSENT
 
 
 def _expect(what: str, expected: str | None, actual: str) -> None:

@@ -7,13 +7,22 @@ carries the new version. Not for instances (registry.catalog); registry.opening 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from registry.catalog import Catalog
+from registry.damage import Damage
 from registry.model import Record, Resource, ResourceKey
 
-__all__ = ["ConfigStore", "Records", "Registry"]
+__all__ = ["ConfigStore", "Records", "Registry", "Write"]
+
+
+class Write(NamedTuple):
+    """One resource to be stored, and the version that it replaces (as in ConfigStore)."""
+
+    resource: Resource
+    expected: str | None = None
 
 
 class ConfigStore(ABC):
@@ -28,15 +37,19 @@ class ConfigStore(ABC):
 
     @abstractmethod
     async def list(self, kind: str | None = None, namespace: str | None = None) -> tuple[Resource, ...]:
-        """Resources in order of kind, namespace and name."""
+        """Resources in order of kind, namespace and name; rows that cannot be read are left out (Registry.damage)."""
 
     @abstractmethod
     async def put(self, resource: Resource, *, expected: str | None = None) -> Resource:
         """Store it and return it with its new version, generation and creation time.
 
-        A resource equal to the stored one is not written: it comes back with the version it has.
-        Raises ConflictError.
+        A resource equal to the stored one is not written: it comes back with the version it has. One whose row
+        cannot be read is replaced. Raises ConflictError.
         """
+
+    @abstractmethod
+    async def put_all(self, writes: Sequence[Write]) -> tuple[Resource, ...]:
+        """As `put` for each, all or nothing: when one is refused, none is stored. Raises ConflictError."""
 
     @abstractmethod
     async def delete(self, key: ResourceKey, *, expected: str | None = None) -> bool:
@@ -73,10 +86,12 @@ class Records(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """An opened registry. `owner` names this process, anew at every start; `description` is for people."""
+    """An opened registry. `owner` names this process, anew at every start; `description` is for people; `damage`
+    has the rows that reading all services, instances or resources has left out."""
 
     catalog: Catalog
     store: ConfigStore
     records: Records
     owner: str
     description: str
+    damage: Damage = field(default_factory=Damage)

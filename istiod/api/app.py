@@ -23,7 +23,7 @@ from istiod.api.proxies import ProxyApi
 from istiod.api.resources import ResourceApi
 from istiod.api.tokens import TokenApi
 from istiod.monitoring import VERSION
-from registry.errors import ConflictError, RegistryUnavailableError
+from registry.errors import ConflictError, NotARegistryError, RegistryUnavailableError, TooManyWritesError
 
 
 def admin_app(
@@ -56,7 +56,9 @@ def admin_app(
             ApiError: on_api_error,
             HTTPException: on_http_exception,
             ConflictError: on_registry_error,
+            NotARegistryError: on_registry_error,
             RegistryUnavailableError: on_registry_error,
+            TooManyWritesError: on_registry_error,
             Exception: on_unexpected,
         },
     )

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 
 from istiod.api.documents import Finding
 from istiod.log import fields
-from registry.errors import ConflictError, RegistryUnavailableError
+from registry.errors import ConflictError, NotARegistryError, RegistryUnavailableError, TooManyWritesError
 
 log = logging.getLogger("istiod.api")
 
@@ -80,6 +80,11 @@ async def on_registry_error(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, ConflictError):
         hint = "somebody else changed it meanwhile: read it again, then repeat"
         return to_response(ApiError(409, "Conflict", str(error), hint=hint))
+    if isinstance(error, NotARegistryError):
+        hint = "apply the document again, or delete it"
+        return to_response(ApiError(500, "Damaged", str(error), hint=hint))
+    if isinstance(error, TooManyWritesError):
+        return to_response(ApiError(413, "TooLarge", str(error)))
     assert isinstance(error, RegistryUnavailableError)
     return to_response(ApiError(503, "RegistryUnavailable", f"the registry does not answer: {error}"))
 

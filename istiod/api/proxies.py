@@ -54,7 +54,9 @@ class ProxyApi:
         """GET /proxies?namespace=NS."""
         namespace = request.query_params.get("namespace")
         found = [one for one in self._table.newest() if namespace in (None, one.node.namespace)]
-        return JSONResponse({"items": [self._document(one) for one in found]})
+        return JSONResponse(
+            {"items": [self._document(one) for one in found], "problems": list(self._feed.problems)}
+        )
 
     async def get(self, request: Request) -> Response:
         """GET one proxy."""
@@ -80,23 +82,12 @@ class ProxyApi:
                 *(member(entry, f"{path}.{part}", str) for part in ("kind", "namespace", "name"))
             )
             wanted[key] = member(entry, f"{path}.version", str, "")
-        number: int | None = None
-        with trio.move_on_after(limit) as scope:
-            number = await self._feed.contains(wanted)
+        first: int | None = None
+        number = 0
+        with trio.move_on_after(limit):
+            first, number = await self._feed.contains(wanted)
             await self._table.settled(number)
-        late = list(self._table) if number is None else behind(self._table, number)
-        return JSONResponse(
-            {
-                "synced": not scope.cancelled_caught,
-                "proxies": len(self._table),
-                "pending": sorted(stream.node.key for stream in late),
-                "rejected": [
-                    {"proxy": stream.node.key, "type": _short(status), "reason": status.reason}
-                    for stream in self._table
-                    for status in stream.refusals(number or 0)
-                ],
-            }
-        )
+        return JSONResponse(_verdict(list(self._table), first, number))
 
     async def debug(self, request: Request) -> Response:
         """GET /debug/proxy/NS/NAME/PAGE: the page of that proxy's own admin."""
@@ -152,9 +143,47 @@ class ProxyApi:
             "attached": self._debug.attached(stream.node.key),
             "istiod": self._owner,
             "version": stream.node.version or "-",
-            "synced": stream.settled >= self._feed.number,
+            "synced": stream.settled >= self._feed.number and not stream.failures,
+            "notCompiled": [
+                {"type": SHORT_NAMES.get(one.type_url, "all"), "part": one.what, "reason": one.reason}
+                for one in stream.failures
+            ],
             "types": [_type_document(status, now) for status in stream.types.values()],
         }
+
+
+def _verdict(streams: list[ProxyStatus], first: int | None, number: int) -> dict[str, Any]:
+    """What became of a change that snapshot `first` was the first to have (None: none has it yet).
+
+    `proxies` have taken it whole; `rejected` refuse, or could not be compiled, something since that snapshot,
+    `degraded` did so before it.
+    """
+    late = streams if first is None else behind(streams, number)
+    pending = {stream.number for stream in late}
+    rejected: list[dict[str, str]] = []
+    degraded: list[dict[str, str]] = []
+    whole = 0
+    for stream in streams:
+        found = [(one, _short(status)) for status in stream.types.values() for one in status.refused]
+        for refusal, short in found:
+            new = first is None or refusal.snapshot >= first
+            detail = {"proxy": stream.node.key, "type": short, "reason": refusal.reason}
+            (rejected if new else degraded).append(detail)
+        for failure, since in stream.failures.items():
+            new = first is None or since >= first
+            short = SHORT_NAMES.get(failure.type_url, "all")
+            (rejected if new else degraded).append(
+                {"proxy": stream.node.key, "type": short, "reason": f"not compiled: {failure}"}
+            )
+        whole += stream.number not in pending and not found and not stream.failures
+    return {
+        "synced": bool(streams) and not late,
+        "connected": len(streams),
+        "proxies": whole,
+        "pending": sorted(stream.node.key for stream in late),
+        "rejected": rejected,
+        "degraded": degraded,
+    }
 
 
 def _short(status: TypeStatus) -> str:
@@ -174,4 +203,5 @@ def _type_document(status: TypeStatus, now: float) -> dict[str, Any]:
         "lastPushSeconds": None if status.sent_at is None else round(now - status.sent_at, 1),
         "ackMilliseconds": ack,
         "reason": status.reason,
+        "refused": [one.name for one in status.refused],
     }

@@ -1,8 +1,8 @@
 """The admin API's resources: list, get, put, delete, and apply of many documents at once.
 
 Job: parse, compare, write with compare-and-set, answer what became of each.
-Rule: apply validates everything before it writes anything; a caller who names the version that it has read
-(resourceVersion, If-Match) never overwrites what somebody else wrote meanwhile.
+Rule: apply validates and tries everything before it writes anything, and writes all or nothing; a caller who names
+the version that it has read (resourceVersion, If-Match) never overwrites what somebody else wrote meanwhile.
 Not for: what a resource means (`istiod.resources`, `istiod.compile`).
 """
 
@@ -10,31 +10,36 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
+import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from istiod.api.body import flag, member, read_json
-from istiod.api.documents import findings, manifest, parse_sources, same
+from istiod.api.documents import Finding, findings, manifest, parse_sources, same
 from istiod.api.errors import ApiError, bad_request, not_found
 from istiod.api.versions import replaceable
 from istiod.log import fields
 from istiod.resources.document import Document, Parsed
 from istiod.resources.kinds import KINDS, find_kind
 from istiod.resources.problem import Problem
+from istiod.trial import Outcome, Trial
 from registry.model import ABSENT, Resource, ResourceKey
-from registry.store import ConfigStore
+from registry.store import ConfigStore, Write
 
 log = logging.getLogger("istiod.api")
 
 
 class ResourceApi:
-    """The handlers over one config store."""
+    """The handlers over one config store. Every change is tried before it is stored."""
 
-    def __init__(self, store: ConfigStore) -> None:
+    def __init__(self, store: ConfigStore, trial: Trial) -> None:
         self._store = store
+        self._trial = trial
+        self._storing = trio.Lock()
 
     def routes(self) -> list[BaseRoute]:
         """Paths below /api/v1."""
@@ -77,9 +82,10 @@ class ResourceApi:
         _refuse(parsed)
         if len(parsed.documents) != 1 or parsed.documents[0].resource.key != key:
             raise bad_request(f"the body must be the manifest of {key}", "metadata")
+        document = parsed.documents[0]
         expected = _expected(request)
-        result = await self._write(parsed.documents[0].resource, flag(request, "dryRun"), expected)
-        return JSONResponse(result | {"warnings": [str(problem) for problem in parsed.warnings()]})
+        results, warnings = await self._store_all([(document, expected)], flag(request, "dryRun"))
+        return JSONResponse(results[0] | {"warnings": _warnings(warnings, parsed)})
 
     async def delete(self, request: Request) -> Response:
         """DELETE one resource, with `If-Match` and `?dryRun` as PUT."""
@@ -103,18 +109,9 @@ class ResourceApi:
         if not parsed.documents:
             raise ApiError(422, "Invalid", "no documents found", findings(parsed.problems))
         dry_run = member(body, "dryRun", bool, False)
-        expected = await self._check_versions(parsed.documents)
-        results: list[dict[str, Any]] = []
-        for document in parsed.documents:
-            try:
-                results.append(await self._write(document.resource, dry_run, expected[document.resource.key]))
-            except Exception:
-                # The caller must learn what was written before the failure; it is in the log by name.
-                log.exception(
-                    "apply stopped half way", extra=fields(written=len(results), at=document.subject)
-                )
-                raise
-        return JSONResponse({"results": results, "warnings": [str(problem) for problem in parsed.warnings()]})
+        wanted = [(document, None) for document in parsed.documents]
+        results, warnings = await self._store_all(wanted, dry_run)
+        return JSONResponse({"results": results, "warnings": _warnings(warnings, parsed)})
 
     async def parse(self, request: Request) -> Response:
         """POST as apply; answers only which resources the documents name."""
@@ -123,47 +120,93 @@ class ResourceApi:
         _refuse(parsed, parsed.errors())
         return JSONResponse({"documents": [document.resource.key._asdict() for document in parsed.documents]})
 
-    async def _check_versions(self, documents: tuple[Document[Any], ...]) -> dict[ResourceKey, str | None]:
-        """The version that each document may replace; those that name one of this mesh must be current.
+    async def _store_all(
+        self, wanted: Sequence[tuple[Document[Any], str | None]], dry_run: bool
+    ) -> tuple[Sequence[dict[str, Any]], Sequence[str]]:
+        """Try all documents together, then store all or none; what became of each, and warnings.
 
-        Found before anything is written.
+        One at a time: two changes that are right for themselves may not be so together.
         """
-        found: dict[ResourceKey, str | None] = {}
-        for document in documents:
-            stored = await self._store.get(document.resource.key) if document.resource.version else None
-            unchanged = stored is not None and same(stored, document.resource)
-            expected = replaceable(document, stored, unchanged=unchanged)
-            found[document.resource.key] = expected
-            actual = stored.version if stored is not None else ABSENT
-            if expected not in (None, actual):
-                message = f"{document.where}: {document.subject} was changed meanwhile"
-                hint = (
-                    f"the document says version {document.resource.version}, stored is {actual or 'nothing'}; "
-                    "read it again, or leave metadata.resourceVersion out if it is another cluster's"
+        async with self._storing:
+            stored = await self._store.list()
+            known = {one.key: one for one in stored}
+            writes = [
+                (document, _expected_version(document, expected, known.get(document.resource.key)))
+                for document, expected in wanted
+            ]
+            changed = [
+                document
+                for document, _ in writes
+                if (before := known.get(document.resource.key)) is None or not same(before, document.resource)
+            ]
+            outcome = await self._trial.of(changed, stored) if changed else Outcome()
+            _refuse_trial(outcome)
+            if dry_run:
+                after: Sequence[Resource] = [document.resource for document, _ in writes]
+            else:
+                after = await self._store.put_all(
+                    [Write(document.resource, expected) for document, expected in writes]
                 )
-                raise ApiError(409, "Conflict", message, hint=hint)
-        return found
+        results = [
+            _result(known.get(one.key), document.resource, one, dry_run)
+            for one, (document, _) in zip(after, writes, strict=True)
+        ]
+        return results, list(outcome.warnings)
 
-    async def _write(self, wanted: Resource, dry_run: bool, expected: str | None) -> dict[str, Any]:
-        before = await self._store.get(wanted.key)
-        action = "created" if before is None else "unchanged" if same(before, wanted) else "configured"
-        after = wanted
-        if dry_run:
-            if before is not None and action == "unchanged":
-                after = before
-        else:
-            after = await self._store.put(wanted, expected=expected)
-            if action != "unchanged":
-                log.info("resource %s", action, extra=fields(resource=wanted.key, version=after.version))
-        return {
-            "kind": after.kind,
-            "apiVersion": after.api_version,
-            "namespace": after.namespace,
-            "name": after.name,
-            "action": action,
-            "version": "" if dry_run else after.version,
-            **({"before": manifest(before) if before else None, "after": manifest(after)} if dry_run else {}),
-        }
+
+def _expected_version(document: Document[Any], expected: str | None, stored: Resource | None) -> str | None:
+    """The version that a document may replace; one that names a version of this mesh must be current."""
+    actual = stored.version if stored is not None else ABSENT
+    if expected is None:
+        unchanged = stored is not None and same(stored, document.resource)
+        expected = replaceable(document, stored if document.resource.version else None, unchanged=unchanged)
+    if expected not in (None, actual):
+        where = f"{document.where}: " if document.where else ""
+        message = f"{where}{document.subject} was changed meanwhile"
+        hint = (
+            f"the document says version {document.resource.version or expected}, stored is {actual or 'nothing'}; "
+            "read it again, or leave metadata.resourceVersion out if it is another cluster's"
+        )
+        raise ApiError(409, "Conflict", message, hint=hint)
+    return expected
+
+
+def _refuse_trial(outcome: Outcome) -> None:
+    if not outcome.refusals:
+        return
+    count = len(outcome.refusals)
+    raise ApiError(
+        422,
+        "Invalid",
+        f"{count} {'document' if count == 1 else 'documents'} that proxies would refuse; nothing was changed",
+        tuple(
+            Finding(
+                ": ".join(filter(None, (one.document.where, one.document.subject))), one.field, one.reason
+            )
+            for one in outcome.refusals
+        ),
+    )
+
+
+def _result(before: Resource | None, wanted: Resource, after: Resource, dry_run: bool) -> dict[str, Any]:
+    action = "created" if before is None else "unchanged" if same(before, wanted) else "configured"
+    if dry_run and before is not None and action == "unchanged":
+        after = before
+    if not dry_run and action != "unchanged":
+        log.info("resource %s", action, extra=fields(resource=after.key, version=after.version))
+    return {
+        "kind": after.kind,
+        "apiVersion": after.api_version,
+        "namespace": after.namespace,
+        "name": after.name,
+        "action": action,
+        "version": "" if dry_run else after.version,
+        **({"before": manifest(before) if before else None, "after": manifest(after)} if dry_run else {}),
+    }
+
+
+def _warnings(found: Sequence[str], parsed: Parsed) -> Sequence[str]:
+    return [*found, *(str(problem) for problem in parsed.warnings())]
 
 
 def _parse(body: dict[str, Any]) -> Parsed:

@@ -52,8 +52,8 @@ def disabling_key(snapshot: Snapshot) -> str:
     ]
     if not found:
         return ""
-    # Where one policy disables, another may enable again: all of them count.
-    return ",".join(snapshot.key(document) for document in snapshot.of("PeerAuthentication"))
+    # Where one policy disables, another may enable again: all of them count, and which of them are the mesh's.
+    return ",".join((snapshot.mesh.root_namespace, *map(snapshot.key, snapshot.of("PeerAuthentication"))))
 
 
 def _mode(document: Document[PeerAuthentication] | None, inherited: str) -> str:

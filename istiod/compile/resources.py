@@ -2,13 +2,14 @@
 
 This is the page to read for "what does a proxy get": every resource is made in exactly one place below, with
 the key of everything it reads.
+Rule: a part that cannot be made is left out and named in `failures`; the others are there.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,12 +19,14 @@ from google.protobuf.message import Message
 from istiod.compile import naming
 from istiod.compile.authentication import disabling_key, peer_modes
 from istiod.compile.authorization import http_filters, policies_of, tcp_filters
-from istiod.compile.cache import Cache
+from istiod.compile.cache import Cache, Parts
 from istiod.compile.clusters import fixed_clusters, identities, inbound_cluster, outbound_cluster
 from istiod.compile.endpoints import TlsDisabled, load_assignment
+from istiod.compile.failure import Failure, Failures, failure
 from istiod.compile.inbound import Inbound, InboundPort, inbound_ports, virtual_inbound
 from istiod.compile.name_table import name_table
 from istiod.compile.outbound import (
+    ANY_V4,
     OutboundPlan,
     PortPlan,
     VipPlan,
@@ -35,7 +38,7 @@ from istiod.compile.outbound import (
     wildcard_listener,
 )
 from istiod.compile.routes import (
-    Keyed,
+    Hosts,
     Routes,
     port_routes,
     route_configuration,
@@ -56,6 +59,10 @@ class ProxyResources:
     """What one proxy is served: resources by type URL and name, each encoded once and shared."""
 
     types: Mapping[str, Mapping[str, EncodedResource]]
+    failures: tuple[Failure, ...] = ()
+    """The parts that could not be made; see `istiod.compile.failure.with_last_good`."""
+    parts: Parts = field(default=(), repr=False, compare=False)
+    """What it was made of: in the cache for as long as this is held."""
 
     def of(self, type_url: str) -> Mapping[str, EncodedResource]:
         """The resources of a type; empty for one that is not compiled."""
@@ -69,15 +76,27 @@ class ProxyResources:
         return result
 
 
-def compile_proxy(snapshot: Snapshot, proxy: ProxyInfo, cache: Cache | None = None) -> ProxyResources:
-    """Everything for one proxy. Pure; with a shared `cache` only what changed is made again.
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What is the same for every proxy that sees the same."""
 
-    A proxy that cannot see what changed gets the very same object as before.
+    types: Mapping[str, Mapping[str, EncodedResource]]
+    failures: tuple[Failure, ...]
+
+
+def compile_proxy(snapshot: Snapshot, proxy: ProxyInfo, cache: Cache | None = None) -> ProxyResources:
+    """Everything for one proxy. Pure and never raises; with a shared `cache` only what changed is made again.
+
+    A proxy that cannot see what changed gets the very same `types` as before.
     """
     memory = cache if cache is not None else Cache()
-    known = completed(snapshot, proxy)
-    key = ("proxy", known, tuple(sorted(known.labels.items())), reads_key(snapshot, known))
-    return memory.get(key, partial(_compile, snapshot, known, memory))
+    try:
+        known = completed(snapshot, proxy)
+        key = ("proxy", known, tuple(sorted(known.labels.items())), reads_key(snapshot, known))
+        part = memory.part(key, partial(_compile, snapshot, known, memory))
+    except Exception as error:
+        return ProxyResources({}, (failure("", "the whole configuration", error, ("*",)),))
+    return ProxyResources(part.value.types, part.value.failures, (part,))
 
 
 def reads_key(snapshot: Snapshot, proxy: ProxyInfo) -> str:
@@ -103,41 +122,54 @@ def completed(snapshot: Snapshot, proxy: ProxyInfo) -> ProxyInfo:
     return proxy
 
 
-def _compile(snapshot: Snapshot, proxy: ProxyInfo, memory: Cache) -> ProxyResources:
+def _compile(snapshot: Snapshot, proxy: ProxyInfo, memory: Cache) -> _Made:
+    failures = Failures()
     view = View(snapshot, proxy)
     outbound = plan(view)
-    return ProxyResources(
-        {
-            CLUSTER: _clusters(view, memory),
-            ENDPOINT: _endpoints(view, memory),
-            LISTENER: _listeners(view, outbound, memory),
-            ROUTE: _routes(view, outbound, memory),
-            NAME_TABLE: _name_table(view, memory),
-        }
-    )
+    types = {
+        CLUSTER: _clusters(view, memory, failures),
+        ENDPOINT: _endpoints(view, memory, failures),
+        LISTENER: _listeners(view, outbound, memory, failures),
+        ROUTE: _routes(view, outbound, memory, failures),
+        NAME_TABLE: _name_table(view, memory, failures),
+    }
+    return _Made(types, failures.all())
 
 
-def _clusters(view: View, cache: Cache) -> Encoded:
+def _clusters(view: View, cache: Cache, failures: Failures) -> Encoded:
     mesh, mesh_key = view.mesh, view.snapshot.mesh_key
     found: Encoded = {}
     for service in view.scope.services.values():
-        names_key = ("identities", service.servers, service.sans, mesh_key)
-        sans = cache.get(names_key, partial(identities, service, mesh))
-        key: tuple[object, ...] = ("clusters", service.key, view.rule_key(service), sans, mesh_key)
-        if service.resolution is not Resolution.ENDPOINTS:
-            key += (view.proxy.ipv4, view.proxy.ipv6, disabling_key(view.snapshot))
-        for resource in cache.get(key, partial(_service_clusters, view, service, sans)):
+        made = partial(_clusters_of, view, service, cache)
+        for resource in failures.guard(CLUSTER, f"clusters of {service.host}", made, f"*|{service.host}"):
             found[resource.name] = resource
-    sidecar = view.scope.sidecar
-    proxy = view.proxy
-    for one in inbound_ports(proxy, sidecar.spec if sidecar else None):
-        # Only a cluster that does not follow the original destination needs to know the workload's address.
-        addresses = proxy.addresses if one.default_endpoint else ()
-        inbound_key = ("inbound", one, addresses, proxy.service, proxy.namespace, mesh_key)
-        resource = cache.get(inbound_key, partial(_inbound_cluster, view, one))
+    made = partial(_inbound_clusters, view, cache)
+    for resource in failures.guard(CLUSTER, "inbound clusters", made, "*||"):
         found[resource.name] = resource
     for resource in cache.get(("fixed", mesh_key), lambda: [_encode(one) for one in fixed_clusters(mesh)]):
         found[resource.name] = resource
+    return found
+
+
+def _clusters_of(view: View, service: MeshService, cache: Cache) -> list[EncodedResource]:
+    mesh, mesh_key = view.mesh, view.snapshot.mesh_key
+    names_key = ("identities", service.servers, service.sans, mesh_key)
+    sans = cache.get(names_key, partial(identities, service, mesh))
+    key: tuple[object, ...] = ("clusters", service.key, view.rule_key(service), sans, mesh_key)
+    if service.resolution is not Resolution.ENDPOINTS:
+        key += (view.proxy.ipv4, view.proxy.ipv6, disabling_key(view.snapshot))
+    return cache.get(key, partial(_service_clusters, view, service, sans))
+
+
+def _inbound_clusters(view: View, cache: Cache) -> list[EncodedResource]:
+    sidecar = view.scope.sidecar
+    proxy = view.proxy
+    found = []
+    for one in inbound_ports(proxy, sidecar.spec if sidecar else None):
+        # Only a cluster that does not follow the original destination needs to know the workload's address.
+        addresses = proxy.addresses if one.default_endpoint else ()
+        key = ("inbound", one, addresses, proxy.service, proxy.namespace, view.snapshot.mesh_key)
+        found.append(cache.get(key, partial(_inbound_cluster, view, one)))
     return found
 
 
@@ -169,16 +201,21 @@ def _service_clusters(view: View, service: MeshService, sans: tuple[str, ...]) -
     return found
 
 
-def _endpoints(view: View, cache: Cache) -> Encoded:
+def _endpoints(view: View, cache: Cache, failures: Failures) -> Encoded:
     disabling = disabling_key(view.snapshot)
     found: Encoded = {}
     for service in view.scope.services.values():
         if service.resolution is not Resolution.ENDPOINTS:
             continue
-        key = ("endpoints", service.key, service.endpoints_key, view.rule_key(service), disabling)
-        for resource in cache.get(key, partial(_service_endpoints, view, service)):
+        made = partial(_endpoints_of, view, service, disabling, cache)
+        for resource in failures.guard(ENDPOINT, f"endpoints of {service.host}", made, f"*|{service.host}"):
             found[resource.name] = resource
     return found
+
+
+def _endpoints_of(view: View, service: MeshService, disabling: str, cache: Cache) -> list[EncodedResource]:
+    key = ("endpoints", service.key, service.endpoints_key, view.rule_key(service), disabling)
+    return cache.get(key, partial(_service_endpoints, view, service))
 
 
 def _tls_disabled(view: View) -> TlsDisabled:
@@ -208,18 +245,30 @@ def _service_endpoints(view: View, service: MeshService) -> list[EncodedResource
     return found
 
 
-def _listeners(view: View, outbound: OutboundPlan, cache: Cache) -> Encoded:
+def _listeners(view: View, outbound: OutboundPlan, cache: Cache, failures: Failures) -> Encoded:
     proxy = view.proxy
     shape = (proxy.ipv4, proxy.ipv6, view.scope.registry_only, view.snapshot.mesh_key)
-    outbound_key = ("virtualOutbound", proxy.outbound_port, shape)
-    made = [cache.get(outbound_key, lambda: _encode(virtual_outbound(view)))]
-    for number, entry in outbound.ports.items():
+    made: list[EncodedResource] = []
+
+    def one(name: str, make: Callable[[], EncodedResource]) -> None:
+        made.extend(failures.guard(LISTENER, f"listener {name}", lambda: [make()], name))
+
+    def listen_on_port(number: int, entry: PortPlan) -> EncodedResource:
         key = ("wildcard", number, entry_key(view, entry), shape)
-        made.append(cache.get(key, partial(_wildcard, view, number, entry)))
-    for one in outbound.vips:
-        vip_key = ("vip", opaque_key(view, one.service, one.port), one.addresses, shape)
-        made.append(cache.get(vip_key, partial(_vip, view, one)))
-    made.append(_inbound_listener(view, cache))
+        return cache.get(key, partial(_wildcard, view, number, entry))
+
+    def listen_on_address(planned: VipPlan) -> EncodedResource:
+        key = ("vip", opaque_key(view, planned.service, planned.port), planned.addresses, shape)
+        return cache.get(key, partial(_vip, view, planned))
+
+    outbound_key = ("virtualOutbound", proxy.outbound_port, shape)
+    one(naming.VIRTUAL_OUTBOUND, lambda: cache.get(outbound_key, lambda: _encode(virtual_outbound(view))))
+    for number, entry in outbound.ports.items():
+        one(naming.listener(ANY_V4, number), partial(listen_on_port, number, entry))
+    for planned in outbound.vips:
+        name = naming.listener(planned.addresses[0], planned.port.number)
+        one(name, partial(listen_on_address, planned))
+    one(naming.VIRTUAL_INBOUND, partial(_inbound_listener, view, cache))
     return {resource.name: resource for resource in made}
 
 
@@ -263,33 +312,57 @@ def _inbound_listener(view: View, cache: Cache) -> EncodedResource:
     return cache.get(key, make)
 
 
-def _routes(view: View, outbound: OutboundPlan, cache: Cache) -> Encoded:
+def _routes(view: View, outbound: OutboundPlan, cache: Cache, failures: Failures) -> Encoded:
     found: Encoded = {}
 
-    def add(name: str, key: str, hosts: list[Keyed], to_virtual: Routes = ("", [])) -> None:
-        found[name] = cache.get(
-            ("routes", name, key, to_virtual[0]),
+    def add(name: str, make: Callable[[], tuple[Hosts, Routes]]) -> None:
+        made = partial(configuration, name, make)
+        for resource in failures.guard(ROUTE, f"routes {name}", lambda: [made()], name):
+            found[resource.name] = resource
+
+    def configuration(name: str, make: Callable[[], tuple[Hosts, Routes]]) -> EncodedResource:
+        hosts, to_virtual = make()
+        for host, error in hosts.failed:
+            failures.add(failure(ROUTE, f"routes of {host}", error, (name,), host))
+        return cache.get(
+            ("routes", name, hosts.key, to_virtual[0]),
             lambda: _encode(
-                route_configuration(name, hosts, to_virtual[1], registry_only=view.scope.registry_only)
+                route_configuration(name, hosts.hosts, to_virtual[1], registry_only=view.scope.registry_only)
             ),
         )
 
     for port, entry in outbound.ports.items():
         if entry.http:
-            to_virtual = virtual_routes(view, entry.http, port, cache)
-            add(str(port), *port_routes(view, entry.http, port, cache), to_virtual)
+            add(
+                str(port),
+                lambda port=port, services=entry.http: (  # type: ignore[misc]
+                    port_routes(view, services, port, cache),
+                    virtual_routes(view, services, port, cache),
+                ),
+            )
     for one in outbound.vips:
         if one.port.protocol is Protocol.AUTO:
-            name = f"{one.service.host}:{one.port.number}"
-            add(name, *service_routes(view, one.service, one.port.number, cache))
+            add(
+                f"{one.service.host}:{one.port.number}",
+                lambda one=one: (service_routes(view, one.service, one.port.number, cache), ("", [])),  # type: ignore[misc]
+            )
     return found
 
 
-def _name_table(view: View, cache: Cache) -> Encoded:
-    text = "\n".join(service.key for service in view.scope.services.values())
-    proxy = view.proxy
-    key = ("names", proxy.namespace, proxy.ipv4, proxy.ipv6, hashlib.sha256(text.encode()).hexdigest()[:16])
-    return {"": cache.get(key, lambda: encode("", name_table(view)))}
+def _name_table(view: View, cache: Cache, failures: Failures) -> Encoded:
+    def made() -> list[EncodedResource]:
+        text = "\n".join(service.key for service in view.scope.services.values())
+        proxy = view.proxy
+        key = (
+            "names",
+            proxy.namespace,
+            proxy.ipv4,
+            proxy.ipv6,
+            hashlib.sha256(text.encode()).hexdigest()[:16],
+        )
+        return [cache.get(key, lambda: encode("", name_table(view)))]
+
+    return {one.name: one for one in failures.guard(NAME_TABLE, "the name table", made, "")}
 
 
 def _encode(message: Any) -> EncodedResource:

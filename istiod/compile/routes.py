@@ -9,6 +9,7 @@ call belongs to the service that has the address, never to the address itself, w
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 
@@ -27,23 +28,41 @@ Keyed = tuple[route_components_pb2.VirtualHost, str]
 Routes = tuple[str, list[route_components_pb2.Route]]
 
 
-def port_routes(view: View, services: list[MeshService], port: int, cache: Cache) -> tuple[str, list[Keyed]]:
-    """The virtual hosts of the wildcard listener on `port`, and a key for all of them together."""
-    hosts = [_service_host(view, service, port, cache) for service in services]
+class Hosts(NamedTuple):
+    """The virtual hosts of one route configuration, a key for all of them, and those that could not be made."""
+
+    key: str
+    hosts: list[Keyed]
+    failed: list[tuple[str, Exception]]
+
+
+def port_routes(view: View, services: list[MeshService], port: int, cache: Cache) -> Hosts:
+    """The virtual hosts of the wildcard listener on `port`."""
+    hosts, failed = _service_hosts(view, services, port, cache)
     if port == PHANTOM_PORT:
-        hosts += [_phantom_host(view, host, document, cache) for host, document in view.phantom_hosts()]
-    return _key(view, hosts, str(port)), hosts
+        for host, document in view.phantom_hosts():
+            try:
+                hosts.append(_phantom_host(view, host, document, cache))
+            except Exception as error:
+                hosts.append(_unusable(f"{host}:{port}", [host]))
+                failed.append((f"{host}:{port}", error))
+    return Hosts(_key(view, hosts, str(port)), hosts, failed)
 
 
-def service_routes(view: View, service: MeshService, port: int, cache: Cache) -> tuple[str, list[Keyed]]:
+def service_routes(view: View, service: MeshService, port: int, cache: Cache) -> Hosts:
     """The virtual host of one sniffed service, whose listener is its address: every authority means it (Istio)."""
-    hosts = [_service_host(view, service, port, cache, ["*"])]
-    return _key(view, hosts, f"{service.host}:{port}"), hosts
+    hosts, failed = _service_hosts(view, [service], port, cache, ["*"])
+    return Hosts(_key(view, hosts, f"{service.host}:{port}"), hosts, failed)
 
 
 def virtual_routes(view: View, services: list[MeshService], port: int, cache: Cache) -> Routes:
     """Where calls with a foreign authority go, by the virtual address that they were made to, and a key for it."""
-    found = [_virtual_routes(view, service, port, cache) for service in services]
+    found: list[Routes] = []
+    for service in services:
+        try:
+            found.append(_virtual_routes(view, service, port, cache))
+        except Exception:  # noqa: S112 - the service's virtual host fails for the same reason, and is reported
+            continue
     key = hashlib.sha256("\n".join(key for key, _ in found).encode()).hexdigest()[:16]
     return key, [route for _, routes in found for route in routes]
 
@@ -110,6 +129,31 @@ def domains_of(service: MeshService, namespace: str, suffix: str) -> list[str]:
         if "/" not in address:
             found.append(f"[{address}]" if ":" in address else address)
     return found
+
+
+def _service_hosts(
+    view: View, services: list[MeshService], port: int, cache: Cache, domains: list[str] | None = None
+) -> tuple[list[Keyed], list[tuple[str, Exception]]]:
+    hosts: list[Keyed] = []
+    failed: list[tuple[str, Exception]] = []
+    for service in services:
+        try:
+            hosts.append(_service_host(view, service, port, cache, domains))
+        except Exception as error:
+            name = f"{service.host}:{port}"
+            suffix = view.mesh.domain_suffix
+            hosts.append(_unusable(name, domains or domains_of(service, view.proxy.namespace, suffix)))
+            failed.append((name, error))
+    return hosts, failed
+
+
+def _unusable(name: str, domains: list[str]) -> Keyed:
+    """A host whose routes cannot be made: an error, for the fallback would send its calls past all rules."""
+    host = route_components_pb2.VirtualHost(name=name, domains=domains, include_request_attempt_count=True)
+    route = host.routes.add(match=route_components_pb2.RouteMatch(prefix="/"))
+    route.direct_response.status = 503
+    route.direct_response.body.inline_string = f"the configuration of {name} cannot be compiled"
+    return host, _digest(host)
 
 
 def _service_host(

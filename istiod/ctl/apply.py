@@ -282,8 +282,16 @@ def _judge_wait(waited: dict[str, Any], seconds: float, quiet: bool) -> None:
         Detail(n["proxy"], n["type"], f"refused the configuration: {n['reason']}") for n in waited["rejected"]
     ]
     if refused:
+        count = len({detail.where for detail in refused})
         raise CommandError(
-            f"{len(refused)} proxies refused the change and keep their former configuration", details=refused
+            f"{count} {'proxy' if count == 1 else 'proxies'} refused the change and"
+            f" {'keeps its' if count == 1 else 'keep their'} former configuration",
+            details=refused,
+        )
+    if not waited["connected"]:
+        raise CommandError(
+            f"after {seconds:g} s no proxy is connected: the change is stored and in effect nowhere",
+            "proxies that connect will get it; look at meshctl proxy-status",
         )
     if not waited["synced"]:
         behind = ", ".join(waited["pending"][:10])
@@ -296,6 +304,8 @@ def _judge_wait(waited: dict[str, Any], seconds: float, quiet: bool) -> None:
         output.say(
             f"in effect on {count} {'proxy' if count == 1 else 'proxies'} after {waited['milliseconds']} ms"
         )
+        for proxy in sorted({one["proxy"] for one in waited["degraded"]}):
+            output.note(f"warning: {proxy} refuses a part of its configuration since before this change")
 
 
 def _comparable(manifest: dict[str, Any] | None) -> list[str]:

@@ -55,15 +55,19 @@ def proxy_status(
     with session_of(ctx).client() as client:
         if proxy is not None:
             space, name = split_name(proxy)
+            problems: list[str] = []
             data = client.get(f"/api/v1/proxies/{space}/{name}")
         else:
-            data = client.get(
+            answer = client.get(
                 "/api/v1/proxies", {"namespace": namespace} if namespace and not all_namespaces else None
-            )["items"]
+            )
+            data, problems = answer["items"], answer["problems"]
     if output.printed(data, form):
         return
     if proxy is None:
         _table(data, wide=form is output.Format.WIDE)
+        for problem in problems:
+            output.note(f"istiod does not use: {problem}")
     else:
         _detail(data)
 
@@ -87,6 +91,13 @@ def _table(items: list[dict[str, Any]], *, wide: bool) -> None:
         for entry in item["types"]:
             if entry["status"] == "ERROR":
                 output.note(f"{item['namespace']}/{item['name']} refused {entry['short']}: {entry['reason']}")
+        _note_not_compiled(item)
+
+
+def _note_not_compiled(item: Mapping[str, Any]) -> None:
+    for one in item["notCompiled"]:
+        where = f"{item['namespace']}/{item['name']}"
+        output.note(f"{where} keeps its former {one['part']} or goes without: not compiled: {one['reason']}")
 
 
 def _detail(item: Mapping[str, Any]) -> None:
@@ -115,6 +126,7 @@ def _detail(item: Mapping[str, Any]) -> None:
         rows,
         "Nothing subscribed.",
     )
+    _note_not_compiled(item)
 
 
 def _status(entry: Mapping[str, Any] | None) -> str:

@@ -1,24 +1,32 @@
 """What all ADS streams of one istiod share.
 
 Job: hold the feed, the proxy table, the registration and the compiler's cache together.
-Rule: compiling is synchronous and pure; the cache starts a new generation with every snapshot.
+Rule: compiling is synchronous and pure; what is compiled stays in the cache while a stream holds it. A part that
+cannot be compiled is logged once, however many proxies go without it.
 Not for: one stream's state (`istiod.xds.stream`).
 """
 
 from __future__ import annotations
 
+import logging
 import time
 
 import trio
 
-from istiod.compile import Cache, compile_proxy
+from istiod.compile import Cache, ProxyResources, compile_proxy
+from istiod.compile.failure import Failure
 from istiod.feed import Feed
+from istiod.log import fields
 from istiod.monitoring import Metrics
 from istiod.proxy import ProxyInfo
 from istiod.registration import Registration
 from istiod.xds.phases import Content, PhasedContent
 from istiod.xds.standing import Judge
-from istiod.xds.status import ProxyStatus, ProxyTable
+from istiod.xds.status import SHORT_NAMES, ProxyStatus, ProxyTable
+
+log = logging.getLogger("istiod.xds")
+
+_MAX_REPORTED = 1000
 
 
 class Plane:
@@ -47,23 +55,33 @@ class Plane:
         """What each stream was given, by its number."""
         self.compiling = trio.Lock()
         """Held by the stream whose turn it is to compile."""
-        self._cache = Cache()
-        self._generation = 0
+        self.cache = Cache()
+        self._reported: dict[Failure, int] = {}
+        """The failures that are in the log, and the newest snapshot that had them."""
 
     @property
     def trust_domains(self) -> tuple[str, ...]:
         """The mesh's own, and its aliases now."""
         return (self._trust_domain, *self.feed.snapshot.mesh.trust_domain_aliases)
 
-    def compile(self, proxy: ProxyInfo) -> Content:
+    def compile(self, proxy: ProxyInfo) -> ProxyResources:
         """The newest snapshot's resources for a proxy, shared with every proxy that has the same."""
-        if self._generation != self.feed.number:
-            self._cache.turn()
-            self._generation = self.feed.number
         started = time.perf_counter()
-        resources = compile_proxy(self.feed.snapshot, proxy, self._cache)
+        resources = compile_proxy(self.feed.snapshot, proxy, self.cache)
         self.metrics.compile_seconds.observe(time.perf_counter() - started)
-        return resources.types
+        if resources.failures:
+            self._report(resources.failures)
+        return resources
+
+    def _report(self, failures: tuple[Failure, ...]) -> None:
+        number = self.feed.number
+        for one in failures:
+            self.metrics.compile_failures.labels(SHORT_NAMES.get(one.type_url, "all")).inc()
+            if one not in self._reported:
+                log.error("not compiled: %s", one, extra=fields(trace=one.trace))
+            self._reported[one] = number
+        if len(self._reported) > _MAX_REPORTED:
+            self._reported = {one: seen for one, seen in self._reported.items() if seen == number}
 
     def sent(self, status: ProxyStatus) -> Content:
         """What a stream was given, by type and name; empty when it ended."""

@@ -2,20 +2,22 @@
 
 Job: the values behind `meshctl proxy-status`, and the question "has everybody taken snapshot N?".
 Rule: a proxy is settled at the newest snapshot for which nothing is left to send and nothing is unanswered; a
-refusal settles too (the proxy keeps what it had) and stays on record until an acknowledgement of its type.
+refusal settles too (the proxy keeps what it had) and stays on record for as long as the proxy refuses what it
+should have, whatever else of the type it takes meanwhile.
 Not for: the protocol (`wire.xds`) or the sending (`istiod.xds.stream`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import trio
 
+from istiod.compile.failure import Failure
 from istiod.xds.node import ProxyNode
 from wire.spiffe import SpiffeId
-from wire.xds import CLUSTER, ENDPOINT, LISTENER, NAME_TABLE, ROUTE, SECRET
+from wire.xds import CLUSTER, ENDPOINT, LISTENER, NAME_TABLE, ROUTE, SECRET, Refusal
 
 SHORT_NAMES = {
     CLUSTER: "CDS",
@@ -25,6 +27,16 @@ SHORT_NAMES = {
     SECRET: "SDS",
     NAME_TABLE: "NDS",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A resource that a proxy refuses, since it was sent the content of snapshot `snapshot`."""
+
+    name: str
+    version: str
+    reason: str
+    snapshot: int
 
 
 @dataclass
@@ -38,18 +50,23 @@ class TypeStatus:
     sent_at: float | None = None
     answered_at: float | None = None
     unanswered: bool = False
-    reason: str = ""
+    refused: tuple[Refused, ...] = ()
     snapshot: int = 0
     """Number of the snapshot that the last response was made of."""
     current: bool = False
     """The proxy came with everything it should have (it named its versions), so that nothing had to be sent."""
 
     @property
+    def reason(self) -> str:
+        """Why what is refused is refused; empty when nothing is."""
+        return "\n".join(dict.fromkeys(one.reason for one in self.refused))
+
+    @property
     def state(self) -> str:
         """SYNCED, STALE or ERROR, as meshctl shows it."""
         if self.unanswered:
             return "STALE"
-        if self.reason:
+        if self.refused:
             return "ERROR"
         return "SYNCED" if self.sent_at is not None or self.current else "NOT SENT"
 
@@ -58,9 +75,19 @@ class TypeStatus:
         self.nonce, self.sent_at, self.version = nonce, now, version
         self.resources, self.unanswered, self.snapshot = resources, True, snapshot
 
-    def answered(self, now: float, reason: str) -> None:
-        """The response was acknowledged (empty reason) or refused."""
-        self.answered_at, self.reason, self.unanswered = now, reason, False
+    def answered(self, now: float, unanswered: bool, refused: Mapping[str, Refusal]) -> list[Refused]:
+        """A response was acknowledged or refused: what the proxy now refuses; returns what is new of that."""
+        self.answered_at, self.unanswered = now, unanswered
+        before = {(one.name, one.version): one for one in self.refused}
+        self.refused = tuple(
+            before.get((name, one.version)) or Refused(name, one.version, one.reason, self.snapshot)
+            for name, one in sorted(refused.items())
+        )
+        return [one for one in self.refused if (one.name, one.version) not in before]
+
+    def stand(self, refused: Mapping[str, Refusal]) -> None:
+        """Forget refusals of what the proxy should no longer have."""
+        self.refused = tuple(one for one in self.refused if one.name in refused)
 
 
 @dataclass
@@ -77,6 +104,9 @@ class ProxyStatus:
     health: str = "-"
     refused: str = ""
     """Why its workload is not in the catalog."""
+    failures: dict[Failure, int] = field(default_factory=dict)
+    """Parts of its configuration that could not be compiled, each with the number of the first snapshot in which it
+    could not: the proxy keeps the last good version, or goes without."""
     settled: int = 0
     """Number of the newest snapshot that this proxy has taken (or refused)."""
 
@@ -86,9 +116,9 @@ class ProxyStatus:
             self.types[type_url] = TypeStatus(type_url)
         return self.types[type_url]
 
-    def refusals(self, since: int) -> Iterator[TypeStatus]:
-        """Types whose last response was refused, if it was made of snapshot `since` or a later one."""
-        return (status for status in self.types.values() if status.reason and status.snapshot >= since)
+    def not_compiled(self, failures: tuple[Failure, ...], number: int) -> None:
+        """What of snapshot `number` could not be compiled for this proxy."""
+        self.failures = {one: self.failures.get(one, number) for one in failures}
 
 
 class ProxyTable:
@@ -96,6 +126,7 @@ class ProxyTable:
 
     def __init__(self) -> None:
         self._streams: dict[int, ProxyStatus] = {}
+        self._by_key: dict[str, list[ProxyStatus]] = {}
         self._last_number = 0
         self._progress = trio.Event()
 
@@ -107,19 +138,25 @@ class ProxyTable:
     def add(self, status: ProxyStatus) -> None:
         """A stream began."""
         self._streams[status.number] = status
+        self._by_key.setdefault(status.node.key, []).append(status)
 
     def remove(self, status: ProxyStatus) -> None:
         """A stream ended."""
-        self._streams.pop(status.number, None)
+        if self._streams.pop(status.number, None) is not None:
+            same = self._by_key[status.node.key]
+            same.remove(status)
+            if not same:
+                del self._by_key[status.node.key]
         self.progressed()
 
     def find(self, key: str) -> ProxyStatus | None:
         """The newest stream of NAMESPACE/NAME."""
-        return next((s for s in reversed(self._streams.values()) if s.node.key == key), None)
+        same = self._by_key.get(key)
+        return same[-1] if same else None
 
     def newest(self) -> list[ProxyStatus]:
         """One stream for each node, the newest, in order of name."""
-        return sorted({s.node.key: s for s in self._streams.values()}.values(), key=lambda s: s.node.key)
+        return [self._by_key[key][-1] for key in sorted(self._by_key)]
 
     def __iter__(self) -> Iterator[ProxyStatus]:
         return iter(list(self._streams.values()))
@@ -133,8 +170,8 @@ class ProxyTable:
         self._progress = trio.Event()
 
     async def settled(self, number: int) -> None:
-        """Wait until every stream that is connected has settled at snapshot `number` or a later one."""
-        while behind(self, number):
+        """Wait until there are streams, and every one of them has settled at snapshot `number` or a later one."""
+        while not self._streams or behind(self, number):
             await self._progress.wait()
 
 

@@ -15,9 +15,11 @@ import random
 
 import trio
 
+from istiod.compile import ProxyResources
+from istiod.compile.failure import with_last_good
 from istiod.log import fields
 from istiod.xds.node import NodeError, ProxyNode, check_identity, parse_node
-from istiod.xds.phases import PhasedContent, Session
+from istiod.xds.phases import Content, PhasedContent, Session
 from istiod.xds.plane import Plane
 from istiod.xds.standing import Standing
 from istiod.xds.status import SHORT_NAMES, ProxyStatus
@@ -38,6 +40,8 @@ REFUSED_HEADER = b"hostmesh-not-registered"
 FIRST_REQUEST_SECONDS = 15.0
 PATIENCE = 2.0
 """Seconds for which listeners and routes wait for a proxy to take the clusters they need."""
+RETRY_SECONDS = 30.0
+"""Between two attempts to have a proxy take what it refuses, without that having changed."""
 LEAVING = "leaving"
 """The error text of the last health report of an agent that stops."""
 
@@ -134,6 +138,9 @@ class _Stream:
         self._status = status
         self._info = status.node.info()
         self._phases = PhasedContent(session)
+        self._made: ProxyResources | None = None
+        self._retried_at = -math.inf
+        self._content: Content = {}
         self._number = 0
         self._pushed = False
         self._held_since = math.inf
@@ -177,15 +184,18 @@ class _Stream:
             self._report(received)
             return
         if received.kind in (Kind.ACK, Kind.NACK):
+            state = self._session.state(received.type_url)
             status = self._status.of_type(received.type_url)
-            reason = received.nack.reason if received.nack is not None else ""
-            status.answered(trio.current_time(), reason)
+            fresh = status.answered(trio.current_time(), state.outstanding, state.refused)
+            short = SHORT_NAMES.get(received.type_url, received.type_url)
             if received.nack is not None:
-                short = SHORT_NAMES.get(received.type_url, received.type_url)
                 self._plane.metrics.rejects.labels(short).inc()
+            for one in fresh:
                 log.warning(
                     "proxy refused its configuration",
-                    extra=fields(proxy=self._status.node.key, type=short, reason=reason[:2000]),
+                    extra=fields(
+                        proxy=self._status.node.key, type=short, resource=one.name, reason=one.reason[:2000]
+                    ),
                 )
         else:
             self._status.of_type(received.type_url)
@@ -261,7 +271,23 @@ class _Stream:
         self._number = self._plane.feed.number
         if not self._phases.waiting:
             self._held_since = math.inf
-        self._phases.replace(self._plane.compile(self._info))
+        made = self._plane.compile(self._info)
+        if self._made is not None and made.types is self._made.types:
+            return
+        self._made = made
+        self._status.not_compiled(made.failures, self._number)
+        content = with_last_good(made.types, made.failures, self._content)
+        if content:
+            # Nothing at all is not sent: an agent would take it for a configuration.
+            self._content = content
+            self._phases.replace(content)
+            self._retry_refused()
+
+    def _retry_refused(self) -> None:
+        """New content may be what a refused resource lacked: try it again, seldom enough to harm nobody."""
+        now = trio.current_time()
+        if now >= self._retried_at + RETRY_SECONDS and self._session.retry_refused():
+            self._retried_at = now
 
     def _note_sent(self) -> None:
         """Find which type the response is of: the one whose nonce is new."""
@@ -283,6 +309,8 @@ class _Stream:
         """Nothing is left to send: if nothing is unanswered either, the proxy has taken this snapshot."""
         if self._phases.waiting or any(self._session.state(url).outstanding for url in self._session.types):
             return
+        for type_url in self._session.types:
+            self._status.of_type(type_url).stand(self._session.state(type_url).refused)
         if self._status.settled < self._number:
             if self._pushed and self._plane.feed.changed_at > self._status.connected_at:
                 self._plane.metrics.convergence.observe(trio.current_time() - self._plane.feed.changed_at)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -331,3 +334,62 @@ def test_sighup_takes_over_new_mesh_settings(istiod: Istiod) -> None:
     config.write_text(config.read_text() + "mesh: {outboundTrafficPolicy: {mode: REGISTRY_ONLY}}\n")
     istiod.process.send_signal(1)
     poll(lambda: "configuration read again" in istiod.log, 10, "reload")
+
+
+def virtual_service(name: str, host: str = "reviews", **rule: Any) -> dict[str, Any]:
+    route = [{"destination": {"host": "reviews"}}]
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "VirtualService",
+        "metadata": {"name": name},
+        "spec": {"hosts": [host], "http": [{"route": route, **rule}]},
+    }
+
+
+def test_put_stores_only_over_the_version_that_the_document_names(istiod: Istiod) -> None:
+    path = "/api/v1/resources/virtualservice/default/reviews"
+    document = virtual_service("reviews")
+    first = istiod.api(path, "PUT", json.dumps(document).encode())
+    istiod.api(path, "PUT", json.dumps(virtual_service("reviews", timeout="1s")).encode())
+    document["metadata"]["resourceVersion"] = first["version"]
+    with pytest.raises(CommandError, match="was changed meanwhile"):
+        istiod.api(path, "PUT", json.dumps(document).encode())
+    assert istiod.api(path)["spec"]["http"][0]["timeout"] == "1s"
+
+
+def test_sigterm_ends_an_istiod_that_waits_for_its_registry(istiod: Istiod) -> None:
+    istiod.stop()
+    with sqlite3.connect(istiod.state / "registry.db") as rows:
+        rows.execute("DROP TABLE instances")
+    rows.close()
+    log = istiod.directory / "log.waiting"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [BIN / "hostmesh-istiod", "run", "--config", istiod.directory / "istiod.yaml"],
+            stderr=file,
+            stdout=file,
+        )
+    try:
+        poll(lambda: "last snapshot stays in force" in log.read_text(), 20, "istiod to wait")
+        process.terminate()
+        assert process.wait(10) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_new_domain_suffix_is_shown_after_a_reload(istiod: Istiod) -> None:
+    with sqlite3.connect(istiod.state / "registry.db") as rows:
+        body = {"namespace": "default", "name": "web", "slot": 7, "ports": [{"name": "http", "number": 80}]}
+        rows.execute("INSERT INTO services VALUES ('default', 'web', ?)", (json.dumps(body),))
+    rows.close()
+    poll(lambda: istiod.json("service", "list"), 10, "the service")
+    config = istiod.directory / "istiod.yaml"
+    config.write_text(config.read_text() + "\nmesh: {domainSuffix: mesh.example}\n")
+    assert istiod.process is not None
+    istiod.process.send_signal(signal.SIGHUP)
+    poll(
+        lambda: istiod.json("service", "list")[0]["hostname"] == "web.default.svc.mesh.example",
+        10,
+        "the new suffix",
+    )

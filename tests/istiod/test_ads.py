@@ -216,6 +216,39 @@ def test_a_refusal_is_shown_with_its_reason_and_apply_wait_fails(istiod: Istiod)
     trio.run(story)
 
 
+def test_wait_calls_nothing_in_effect_while_no_proxy_is_connected(istiod: Istiod) -> None:
+    done = istiod.meshctl("apply", "--wait=0.3", "-f", SAMPLES / "virtual-service-all-v1.yaml")
+    assert done.returncode == 1
+    assert "in effect on" not in done.stdout
+    assert "no proxy is connected" in done.stderr
+
+
+def test_wait_never_counts_a_proxy_that_refused_before(istiod: Istiod) -> None:
+    async def main() -> None:
+        (identity,) = await joined(istiod, "default")
+        address = istiod.address("xds")
+        sample = SAMPLES / "virtual-service-reviews-90-10.yaml"
+        async with connected(address, node("reviews-1", "reviews"), identity) as proxy:
+            await proxy.until(lambda: proxy.names(ROUTE))
+            proxy.refuse = {ROUTE: "RouteConfiguration[9080].virtual_hosts[0]: no"}
+            refused = await _in_thread(istiod.meshctl, "apply", "--wait=10", "-f", sample)
+            assert refused.returncode == 1, refused.stdout
+            # The same again changes nothing: it is still not in effect there.
+            again = await _in_thread(istiod.meshctl, "apply", "--wait=10", "-f", sample)
+            assert again.returncode == 1, again.stdout
+            assert "reviews-1" in again.stderr
+            # What has nothing to do with it is in effect on those that took everything: nobody.
+            other = await _in_thread(
+                istiod.meshctl, "apply", "--wait=10", "-f", SAMPLES / "destination-rule-reviews.yaml"
+            )
+            assert "in effect on 1" not in other.stdout
+            shown = await _in_thread(istiod.json, "proxy-status", "default/reviews-1")
+            states = {entry["short"]: entry["status"] for entry in shown["types"]}
+            assert states["RDS"] == "ERROR"
+
+    trio.run(main)
+
+
 def test_a_proxy_must_be_who_its_certificate_says(istiod: Istiod) -> None:
     async def refused(proxy_node: Any, identity: Identity | None, status: GrpcStatus) -> None:
         async with connected(istiod.address("xds"), proxy_node, identity) as proxy:

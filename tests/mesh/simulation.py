@@ -226,7 +226,6 @@ class Mesh:
             )
             assert not self._snapshot.problems, [str(problem) for problem in self._snapshot.problems]
             self._stale = False
-            self._cache.turn()
         return self._snapshot
 
     def _services(self) -> list[Service]:

@@ -128,7 +128,6 @@ class World:
             for document in parsed.documents:
                 self._resources[document.resource.key] = document.resource
         self.snapshot = self._build(self.snapshot)
-        self.cache.turn()
         self._tables.clear()
 
     def table(self, name: str) -> Table:

@@ -2,7 +2,8 @@
 
 Rule: per type at most one response is outstanding, unless the client asks for more names meanwhile (then the
 last nonce counts); while it is, newer content only replaces what is to come, so a slow client gets the latest
-and not every step. What the client has is known name by name; a response holds the difference. Order: what is
+and not every step. What the client has is known name by name, also after a refusal (`refusals`); a response holds
+the difference. Order: what is
 referred to first (PUSH_ORDER), clusters and endpoints that go away last. Source: xDS protocol, "Incremental
 xDS". Not for compiling resources nor for choosing who gets which.
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 from envoy.service.discovery.v3 import discovery_pb2
 
+from wire.xds.refusals import UNKNOWN, Refusals
 from wire.xds.requests import Interest, Kind, Nack, Received, TypeState, XdsError, parse
 from wire.xds.types import (
     CLUSTER,
@@ -35,10 +37,22 @@ from wire.xds.types import (
 _MAX_NAMES = 100_000
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A response that is not answered: what it held, and the version of all that the client then has."""
+
+    nonce: str
+    version: str
+    entries: Mapping[str, str]
+    removed: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class _Type:
-    """One type on the stream. Invariant: `known` is what the client has or is being sent, by its version."""
+    """One type on the stream. Invariant: `known` is what the client has or is being sent, by its version; UNKNOWN
+    where it has refused what it was sent."""
 
+    refusals: Refusals
     wildcard: bool = False
     names: set[str] = field(default_factory=set)
     known: dict[str, str] = field(default_factory=dict)
@@ -51,8 +65,9 @@ class _Type:
     may need them before it can answer (a set of clusters waits for its endpoints)."""
     must_answer: bool = False
     """A wildcard was asked for: even an empty answer is one (Envoy waits for it to start)."""
+    sent: list[_Sent] = field(default_factory=list)
+    """The responses that are not answered, in order; an answer counts for its response and those before it."""
     nonce: str = ""
-    outstanding: bool = False
     in_flight: str = ""
     acked: str = ""
     nack: Nack | None = None
@@ -63,12 +78,23 @@ class _Type:
     def interest(self) -> Interest:
         return Interest(self.wildcard, frozenset(self.names))
 
+    @property
+    def outstanding(self) -> bool:
+        return bool(self.sent)
+
     def know(self, name: str, version: str) -> None:
         self.forget(name)
         self.known[name] = version
         self.digest += version_digest(name, version)
 
+    def doubt(self, name: str) -> None:
+        """The client may hold any version of it: whatever is right must be sent, or its removal."""
+        self.digest -= version_digest(name, self.known[name]) if name in self.known else 0
+        self.known[name] = UNKNOWN
+        self.digest += version_digest(name, UNKNOWN)
+
     def forget(self, name: str) -> None:
+        self.refusals.drop(name)
         version = self.known.pop(name, None)
         if version is not None:
             self.digest -= version_digest(name, version)
@@ -109,17 +135,19 @@ class DeltaSession:
             raise XdsError("a request on an aggregated stream without type_url")
         state = self._types.get(request.type_url)
         if state is None:
-            state = self._types[request.type_url] = _Type()
+            state = self._types[request.type_url] = _Type(Refusals(request.type_url))
             self._begin(state, request)
             return Received(request.type_url, Kind.FIRST, self.node)
         kind, nack = Kind.CHANGE, None
-        if state.outstanding and request.response_nonce == state.nonce:
-            state.outstanding = False
+        answered = _answered(state, request.response_nonce)
+        if answered:
+            version = answered[-1].version
             if error is None:
-                kind, state.acked, state.nack = Kind.ACK, state.in_flight, None
+                kind, state.acked, state.nack = Kind.ACK, version, None
             else:
-                nack = state.nack = Nack(state.in_flight, error.code, error.message)
+                nack = state.nack = Nack(version, error.code, error.message)
                 kind = Kind.NACK
+                _refuse(state, answered, error.message)
         if request.resource_names_subscribe or request.resource_names_unsubscribe:
             self._subscribe(state, request.resource_names_subscribe)
             self._unsubscribe(state, request.resource_names_unsubscribe)
@@ -156,8 +184,17 @@ class DeltaSession:
         if state is None:
             return TypeState(self.interest(type_url))
         return TypeState(
-            state.interest, state.in_flight, state.acked, state.nonce, state.outstanding, state.nack
-        )
+            state.interest, state.in_flight, state.acked, state.nonce, state.outstanding, state.nack,
+            state.refusals.refused,
+        )  # fmt: skip
+
+    def retry_refused(self) -> bool:
+        """Have what is refused sent once more: what it depends on may have changed. False: nothing is refused."""
+        found = [state for state in self._types.values() if state.refusals.refused]
+        for state in found:
+            state.refusals.retry()
+            state.settled_with = None
+        return bool(found)
 
     def _begin(self, state: _Type, request: Any) -> None:
         self._limit(len(request.initial_resource_versions))
@@ -213,8 +250,14 @@ class DeltaSession:
             # Break after make: routes that still point there are replaced first.
             removed = set()
         removed |= {name for name in state.must_send if not _exists(state, latest, name)}
+        apart = False
+        if removed and state.refusals.doubting:
+            # Alone, so that the refusal of what else is in doubt does not touch them again.
+            changed, apart = [], True
+        elif state.refusals:
+            changed, apart = state.refusals.due(changed, state.must_send)
         if not changed and not removed and not state.must_answer:
-            state.settled_with = None if later else latest
+            state.settled_with = None if later or apart else latest
             return None
         entries: list[EncodedResource] = []
         size = 0
@@ -223,7 +266,7 @@ class DeltaSession:
             if entries and size > self._max_response:
                 break
             entries.append(resource)
-        complete = not later and len(entries) == len(changed)
+        complete = not later and not apart and len(entries) == len(changed)
         if type_url == CLUSTER:
             self._warm([resource.name for resource in entries if resource.name in state.known])
         for resource in entries:
@@ -243,8 +286,10 @@ class DeltaSession:
                 continue
             if state.outstanding:
                 return False
-            if state.settled_with is not latest and any(_difference(state, latest)):
-                return False
+            if state.settled_with is not latest:
+                changed, removed = _difference(state, latest)
+                if removed or not all(state.refusals.stand(one.name, one.version) for one in changed):
+                    return False
         return True
 
     def _warm(self, clusters: list[str]) -> None:
@@ -258,9 +303,10 @@ class DeltaSession:
     ) -> bytes:
         self._responses += 1
         state.nonce = f"{self._responses:x}"
-        state.outstanding = True
         state.must_answer = False
         state.in_flight = set_version(state.digest)
+        versions = {resource.name: resource.version for resource in entries}
+        state.sent.append(_Sent(state.nonce, state.in_flight, versions, tuple(removed)))
         # DeltaDiscoveryResponse: system_version_info = 1, resources = 2, type_url = 4, nonce = 5,
         # removed_resources = 6.
         return b"".join(
@@ -278,6 +324,40 @@ class DeltaSession:
     def _limit(names: int) -> None:
         if names > _MAX_NAMES:
             raise XdsError(f"more than {_MAX_NAMES} names of one type")
+
+
+def _answered(state: _Type, nonce: str) -> list[_Sent]:
+    """The responses that an answer with this nonce is for, which are then no longer outstanding."""
+    for position, response in enumerate(state.sent):
+        if response.nonce == nonce:
+            answered = state.sent[: position + 1]
+            del state.sent[: position + 1]
+            return answered
+    return []
+
+
+def _refuse(state: _Type, answered: list[_Sent], reason: str) -> None:
+    """Note what the client may not have taken of these responses; a later one that is outstanding may mend it."""
+    entries: dict[str, str] = {}
+    removed: set[str] = set()
+    for response in answered:
+        entries.update(response.entries)
+        removed |= set(response.removed)
+    underway = {name for response in state.sent for name in (*response.entries, *response.removed)}
+    entries = {name: version for name, version in entries.items() if name not in underway}
+    removed -= entries.keys() | underway
+    state.settled_with = None
+    if not entries:
+        return
+    for name in entries:
+        state.refusals.drop(name)
+    unknown = state.refusals.note(entries, reason, alone=not removed)
+    for name in unknown:
+        state.doubt(name)
+    if not unknown <= state.refusals.refused.keys():
+        # Whoever does not say what is wrong may not have taken the removals either.
+        for name in removed:
+            state.doubt(name)
 
 
 def _exists(state: _Type, latest: Resources, name: str) -> bool:

@@ -6,11 +6,14 @@ outstanding, or a change of what the client wants. Not for keeping state (sotw, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
+
+from wire.xds.refusals import Refusal
 
 
 class XdsError(ValueError):
@@ -75,7 +78,8 @@ class TypeState:
     """Where a client stands with a type, for `proxy-status`.
 
     `sent` and `acked` are versions of the whole type (content hashes, "" for none); SYNCED is `sent == acked`
-    with nothing outstanding. `nack` is the refusal of the last response that was answered, None after an ACK.
+    with nothing outstanding and nothing refused. `nack` is the refusal of the last response that was answered, None
+    after an ACK; `refused` has every resource whose present version the client does not use.
     """
 
     interest: Interest
@@ -84,6 +88,7 @@ class TypeState:
     nonce: str = ""
     outstanding: bool = False
     nack: Nack | None = None
+    refused: Mapping[str, Refusal] = field(default_factory=dict)
 
 
 def parse(message: Message, data: bytes) -> None:

@@ -2,7 +2,8 @@
 
 Rule: as in `delta`, one response per type is outstanding and the latest content wins. A response of
 listeners or clusters is complete (what is missing is gone); of other types it holds what changed or was
-asked for. A request that answers an older response is stale and has no effect. Source: xDS protocol, "Basic
+asked for. A request that answers an older response is stale and has no effect. A refused response of listeners or
+clusters cannot be taken apart: it stays refused until it changes (or `retry_refused`). Source: xDS protocol, "Basic
 Protocol Overview".
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 
 from envoy.service.discovery.v3 import discovery_pb2
 
+from wire.xds.refusals import UNKNOWN, Refusal, Refusals
 from wire.xds.requests import Interest, Kind, Nack, Received, TypeState, XdsError, parse
 from wire.xds.types import (
     CLUSTER,
@@ -31,13 +33,17 @@ from wire.xds.types import (
 
 _COMPLETE_TYPES = frozenset({LISTENER, CLUSTER})
 _MAX_NAMES = 100_000
+_WHOLE = "*"
+"""As a refused name: the complete response."""
 
 
 @dataclass(slots=True)
 class _Type:
-    """One type on the stream. Invariant: `known` is what the client has or is being sent, by its version."""
+    """One type on the stream. Invariant: `known` is what the client has or is being sent, by its version; UNKNOWN
+    where it has refused what it was sent."""
 
     interest: Interest
+    refusals: Refusals
     known: dict[str, str] = field(default_factory=dict)
     named: bool = False
     """The client has named resources before: an empty list then means none, no longer all."""
@@ -47,6 +53,8 @@ class _Type:
     """Even an empty answer is one (Envoy waits for it to start)."""
     nonce: str = ""
     outstanding: bool = False
+    entries: dict[str, str] = field(default_factory=dict)
+    """What the last response held, by its version."""
     in_flight: str = ""
     acked: str = ""
     nack: Nack | None = None
@@ -81,7 +89,7 @@ class SotwSession:
             raise XdsError(f"more than {_MAX_NAMES} names of one type")
         state = self._types.get(type_url)
         if state is None:
-            state = self._types[type_url] = _Type(Interest(False, frozenset()))
+            state = self._types[type_url] = _Type(Interest(False, frozenset()), Refusals(type_url))
             self._subscribe(type_url, state, names)
             return Received(type_url, Kind.FIRST, self.node)
         if state.nonce and request.response_nonce != state.nonce:
@@ -91,9 +99,11 @@ class SotwSession:
             state.outstanding = False
             if error is None:
                 kind, state.acked, state.nack = Kind.ACK, state.in_flight, None
+                state.refusals.refused.pop(_WHOLE, None)
             else:
                 nack = state.nack = Nack(state.in_flight, error.code, error.message)
                 kind = Kind.NACK
+                _refuse(type_url, state, error.message)
         unchanged = self._subscribe(type_url, state, names)
         if unchanged and kind is Kind.CHANGE:
             # No answer and nothing new: it asks for the same again (Envoy, for a warming cluster).
@@ -131,8 +141,18 @@ class SotwSession:
         if state is None:
             return TypeState(self.interest(type_url))
         return TypeState(
-            state.interest, state.in_flight, state.acked, state.nonce, state.outstanding, state.nack
-        )
+            state.interest, state.in_flight, state.acked, state.nonce, state.outstanding, state.nack,
+            state.refusals.refused,
+        )  # fmt: skip
+
+    def retry_refused(self) -> bool:
+        """Have what is refused sent once more: what it depends on may have changed. False: nothing is refused."""
+        found = [state for state in self._types.values() if state.refusals.refused]
+        for state in found:
+            if state.refusals.refused.pop(_WHOLE, None) is not None:
+                state.must_answer = True
+            state.refusals.retry()
+        return bool(found)
 
     def _subscribe(self, type_url: str, state: _Type, names: set[str]) -> bool:
         """Take over what the client wants now; whether that is what it wanted before."""
@@ -158,29 +178,40 @@ class SotwSession:
             if state.interest.covers(name, by_wildcard=resource.wildcard)
         }
         versions = {name: resource.version for name, resource in wanted.items()}
+        for name in [name for name in state.refusals.refused if name != _WHOLE and name not in wanted]:
+            state.refusals.drop(name)
         complete = type_url in _COMPLETE_TYPES
         changed = [
             wanted[name]
             for name in sorted(wanted)
             if name in state.must_send or state.known.get(name) != versions[name]
         ]
+        if not complete and state.refusals:
+            changed, _ = state.refusals.due(changed, state.must_send)
         lost = complete and not state.known.keys() <= wanted.keys()
         answer_empty = state.must_answer and (complete or state.interest.wildcard)
+        doubtful = (
+            {name for name in versions if state.known.get(name) == UNKNOWN} if state.refusals else set()
+        )
+        doubtful -= {resource.name for resource in changed}
         if not changed and not lost and not answer_empty:
-            state.known = versions
+            state.known = versions | dict.fromkeys(doubtful, UNKNOWN)
             return None
         if type_url == CLUSTER and (endpoints := self._types.get(ENDPOINT)) is not None:
             # A changed cluster warms until it is told its endpoints again.
             warming = {resource.name for resource in changed if resource.name in state.known}
             endpoints.must_send |= endpoints.interest.names & warming
-        state.known = versions
-        state.must_send -= versions.keys()
+        state.known = versions | dict.fromkeys(doubtful, UNKNOWN)
+        state.must_send -= versions.keys() - doubtful
         state.must_answer = False
         self._responses += 1
         state.nonce = f"{self._responses:x}"
         state.outstanding = True
         state.in_flight = version_of(versions)
         entries = [wanted[name] for name in sorted(wanted)] if complete else changed
+        state.entries = {resource.name: resource.version for resource in entries}
+        for name in (_WHOLE, *state.entries):
+            state.refusals.drop(name)
         return self._encode(type_url, state, entries)
 
     def _encode(self, type_url: str, state: _Type, entries: list[EncodedResource]) -> bytes:
@@ -194,3 +225,12 @@ class SotwSession:
                 self._control_plane,
             )
         )
+
+
+def _refuse(type_url: str, state: _Type, reason: str) -> None:
+    if type_url in _COMPLETE_TYPES:
+        state.refusals.refused[_WHOLE] = Refusal(state.in_flight, reason)
+        return
+    for name in state.refusals.note(state.entries, reason, alone=True) if state.entries else ():
+        if name in state.known:
+            state.known[name] = UNKNOWN

@@ -174,7 +174,7 @@ def change(kind: str, spec: dict[str, Any], namespace: str = "default") -> set[s
     cache, before = Cache(), mesh()
     old = compile_proxy(before, PROXY, cache)
     new = compile_proxy(mesh(resource(kind, "new", spec, namespace), previous=before), PROXY, cache)
-    if new is old:
+    if new.types is old.types:
         return set()
     changed = {
         name
