@@ -211,7 +211,37 @@ def test_responses_end_as_their_framing_says(name: str) -> None:
     ]  # fmt: skip
 
 
+ODD_RESPONSES = {
+    "HTTP/1.0 with chunks": (b"HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n", 200, False),
+    "a status beyond 599": (b"HTTP/1.1 999 No\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n", 999, True),
+    "a padded size": (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n02  \r\nhi\r\n0  \r\n\r\n", 200, True),
+    "after an interim response": (
+        b"HTTP/1.1 103 E\r\n\r\nHTTP/1.1 777 X\r\ncontent-length: 2\r\n\r\nhi", 777, True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", ODD_RESPONSES)
+def test_responses_of_backends_that_are_no_model_are_read(name: str, case: str) -> None:
+    data, status, keep_alive = ODD_RESPONSES[case]
+    for pieces in _whole_and_in_pieces(data):
+        story = [part for part in Responses(name).feed(pieces) if part != ("interim", 103)]
+        assert (story[0][0], story[0][3]) == (status, keep_alive), story
+        assert story[1:] == [b"hi", ("end", [])]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_chunks_of_responses_are_joined_and_what_follows_is_left_over(name: str) -> None:
+    data = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3;x=1\r\nabc\r\n2\r\nde\r\n0\r\nX-T: 1\r\n\r\nHTTP/1.1"
+    for pieces in _whole_and_in_pieces(data):
+        sink = Responses(name)
+        assert sink.feed(pieces)[1:] == [b"abcde", ("end", [(b"x-t", b"1")])]
+        assert sink.codec.leftovers() == b"HTTP/1.1"
+
+
 RESPONSES_REFUSED = [
+    b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
     b"GARBAGE\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nab",
