@@ -25,6 +25,7 @@ _DIRECT: list[dict[str, Any]] = [
         ],
     }
 ]
+_SHORTAGE = "cannot accept connections: Too many open files"
 _SPARE = 20
 
 
@@ -60,12 +61,13 @@ def test_a_listener_without_descriptors_rests_and_goes_on_when_there_are_some(tm
         assert not _served(clients[-2], 1.0)
         used = (_processor_seconds(pid) - before) / (time.monotonic() - began)
         assert used < 0.3, f"{used:.0%} of a processor while nothing can be accepted"
+        assert attack.proxy.log.read_text().count(_SHORTAGE) == 1, "said once, not with every try"
         for sock in served:
             sock.close()
         assert clients[-1].recv(65536).endswith(b"ok"), "who waited in the queue is served"
         log = attack.proxy.log.read_text()
-        assert log.count("cannot accept connections: Too many open files") == 1
-        assert log.count("accepting connections again") == 1
+        # The queue may use up what became free, and that is another shortage.
+        assert 1 <= log.count("accepting connections again") <= log.count(_SHORTAGE)
         assert _counted(attack, "downstream_cx_accept_paused") > 1
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
 
