@@ -28,12 +28,22 @@ class Reception(ExchangeState):
         if refused is not None:
             setting.slots[setting.stats.downstream_rq_rejected_via_ip_detection] += 1
         else:
+            if setting.router.internal_only:
+                self._drop_internal_only(setting.router.internal_only)
             refused = setting.normalise(self.ctx)
             if refused is None:
                 return False
             self.count_refused_path(refused.status)
         self.answer(refused)
         return True
+
+    def _drop_internal_only(self, names: tuple[bytes, ...]) -> None:
+        """Envoy RouteConfiguration.internal_only_headers: others than internal clients cannot send them."""
+        headers = self.ctx.headers
+        if b"x-envoy-internal" not in headers:
+            for name in names:
+                if name in headers:
+                    headers.remove(name)
 
     def count_refused_path(self, status: int) -> None:
         """The path was answered before it was routed."""

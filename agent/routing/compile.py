@@ -56,12 +56,19 @@ VirtualHostRoute: TypeAlias = Callable[[RequestContext], RoutePlan | None]
 class Router:
     """A compiled route configuration. Immutable but for the memory of looked-up authorities."""
 
-    __slots__ = ("_host_of", "_hosts", "_only", "name", "no_route_steps")
+    __slots__ = ("_host_of", "_hosts", "_only", "internal_only", "name", "no_route_steps")
 
     def __init__(
-        self, name: str, hosts: HostIndex[VirtualHostRoute], no_route_steps: Steps, vhost_header: bytes = b""
+        self,
+        name: str,
+        hosts: HostIndex[VirtualHostRoute],
+        no_route_steps: Steps,
+        vhost_header: bytes = b"",
+        internal_only: tuple[bytes, ...] = (),
     ) -> None:
         self.name = name
+        self.internal_only = internal_only
+        """Headers that are taken from requests of other than internal clients."""
         self.no_route_steps = no_route_steps
         """Steps of requests that no route takes: filters still see them before the 404."""
         self._hosts = hosts
@@ -88,7 +95,7 @@ def compile_routes(
         ((domain, compiled) for vhost, compiled in builder.virtual_hosts() for domain in vhost.domains),
         config.ignore_port,
     )
-    return Router(config.name, hosts, steps_for(NO_ROUTE), config.vhost_header)
+    return Router(config.name, hosts, steps_for(NO_ROUTE), config.vhost_header, config.internal_only_headers)
 
 
 class _Builder:

@@ -304,6 +304,8 @@ class RouteConfiguration:
     ignore_port: bool = False
     ignore_path_parameters: bool = False
     vhost_header: bytes = b""
+    internal_only_headers: tuple[bytes, ...] = ()
+    """Request headers that only internal clients may send, in lower case."""
     mirrors: tuple[MirrorPolicy, ...] = ()
     overrides: Mapping[str, FilterOverride] = field(default_factory=lambda: _NONE)
     metadata: Mapping[str, Any] = field(default_factory=lambda: _NONE)

@@ -50,6 +50,7 @@ def route_configuration(reader: Reader) -> RouteConfiguration:
             ignore_port=r.boolean("ignore_port_in_host_matching"),
             ignore_path_parameters=r.boolean("ignore_path_parameters_in_path_matching"),
             vhost_header=r.text("vhost_header").lower().encode(),
+            internal_only_headers=tuple(name.lower().encode() for name in r.texts("internal_only_headers")),
             mirrors=mirrors(r),
             overrides=overrides(r),
             metadata=metadata(r.child("metadata")),
