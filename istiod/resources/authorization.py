@@ -274,6 +274,11 @@ class AuthorizationPolicy(Spec):
             yield path, f"{_UNVERIFIED}: the condition would {holds} hold, and the policy would let calls in"
 
     def gaps(self) -> Iterator[tuple[str, str]]:
+        if self.action == "AUDIT":
+            yield (
+                "action",
+                "AUDIT marks requests for logs that choose by the mark; no log of this version does",
+            )
         if self.action == "ALLOW":
             for path in self._unverified(positive=True):
                 yield path, f"{_UNVERIFIED}: the condition never holds, and the rule allows nothing"

@@ -33,6 +33,12 @@ class Document(Generic[SpecT_co]):
     spec: SpecT_co
     where: str = ""
     uid: str = ""
+    locate: Callable[[str], str] | None = field(default=None, compare=False, repr=False)
+    """Where the field at a path is written, as far as the text is at hand."""
+
+    def at(self, path: str) -> str:
+        """File and line of a field; of the document where they are not known."""
+        return self.where if self.locate is None else self.locate(path)
 
     @property
     def subject(self) -> str:
@@ -94,7 +100,7 @@ def parse(text: str, source: str = "", default_namespace: str = "default") -> Pa
                     problems.append(Problem(Severity.ERROR, "metadata.name", message, where, found.subject))
                     continue
                 seen[found.resource.key] = found.where
-                good.append(found)
+                good.append(replace(found, locate=locate))
     except YamlError as error:
         problems.append(Problem(Severity.ERROR, "", f"not YAML: {error}", source))
     return Parsed(tuple(good), tuple(problems))

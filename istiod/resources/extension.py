@@ -1,7 +1,6 @@
-"""Kinds that are validated and have no effect yet: EnvoyFilter, WasmPlugin, Telemetry, ProxyConfig.
+"""Kinds that this version refuses: EnvoyFilter, WasmPlugin, Telemetry, ProxyConfig.
 
-Their place in the product is a later one; their schema is checked in full already, so that a file that is
-accepted today stays accepted.
+Their schema is checked in full already, so that a mistake is named beside the refusal.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ class Severity(StrEnum):
     ERROR = "error"
     """The document is wrong; it is not stored."""
     REFUSAL = "refusal"
-    """The document is right, this version cannot do it; not stored (`validate` accepts it)."""
+    """The document is right, this version cannot put it into effect; it is not stored."""
     WARNING = "warning"
     """The document is stored; the named part of it has no effect."""
 

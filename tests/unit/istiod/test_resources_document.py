@@ -259,3 +259,13 @@ status: {}
     (found,) = parsed.documents
     assert (found.resource.namespace, found.resource.version) == ("prod", "91823411")
     assert found.uid == "0bf1d8a2-1111-2222-3333-444455556666"
+
+
+def test_a_document_says_where_its_fields_are_written() -> None:
+    text = "kind: List\napiVersion: v1\nitems:\n- " + virtual_service(
+        "\n    hosts: [a]\n    http:\n    - route:\n      - destination: {host: a}"
+    ).replace("\n", "\n  ")
+    (found,) = parse(text, "f.yaml").documents
+    assert found.where == "f.yaml:4"
+    assert found.at("spec.http[0].route[0].weight") == "f.yaml:11"
+    assert typed(found.resource).at("spec.http[0]") == ""
