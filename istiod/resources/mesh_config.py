@@ -57,8 +57,8 @@ class MeshConfig(Spec):
         if self.outbound_traffic_policy.mode == "ALLOW_ANY_DYNAMIC_DNS":
             yield (
                 "outboundTrafficPolicy.mode",
-                "ALLOW_ANY_DYNAMIC_DNS is not supported by this version: the callers' own addresses are called "
-                "(ALLOW_ANY), or hosts of a ServiceEntry with resolution DYNAMIC_DNS",
+                "ALLOW_ANY_DYNAMIC_DNS is not supported by this version; ALLOW_ANY calls the addresses that "
+                "the callers have resolved",
             )
         if self.inbound_traffic_policy.mode != "PASSTHROUGH":
             yield (

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from istiod.config import Address, ConfigError, load, parse
+from istiod.resources.mesh_config import mesh_config
 from registry.opening import ConsulSettings, SqliteSettings
 
 DESIGN = """
@@ -121,3 +124,22 @@ def test_the_plaintext_port_is_off_unless_it_is_configured_and_then_of_this_mach
     for host in ("0.0.0.0", "10.0.0.1", "", "istiod.example"):
         with pytest.raises(ConfigError, match=r"listen\.xdsPlaintext: must be an address of loopback"):
             parse(f"listen: {{xdsPlaintext: '{host}:15010'}}", "istiod.yaml")
+
+
+@pytest.mark.parametrize(
+    ("setting", "path"),
+    [
+        ("{outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS}}", "mesh.outboundTrafficPolicy.mode"),
+        ("{inboundTrafficPolicy: {mode: LOCALHOST}}", "mesh.inboundTrafficPolicy.mode"),
+    ],
+)
+def test_a_policy_of_the_mesh_that_has_no_effect_is_refused(setting: str, path: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{path}: ")):
+        mesh_config(yaml.safe_load(setting))
+
+
+def test_the_policies_of_the_mesh_that_are_in_force_are_accepted() -> None:
+    mesh = mesh_config(
+        {"inboundTrafficPolicy": {"mode": "PASSTHROUGH"}, "outboundTrafficPolicy": {"mode": "ALLOW_ANY"}}
+    )
+    assert mesh.inbound_traffic_policy.mode == "PASSTHROUGH"
