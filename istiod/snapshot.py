@@ -230,7 +230,7 @@ class Snapshot:
         for document in (one for route in routes for one in (route, *self.delegates_of(route))):
             home = document.resource.namespace
             for rule in document.spec.http:
-                hosts.update(self.resolve(target.destination.host, home) for target in rule.route)
+                hosts.update(self.resolve(target.host, home) for target in rule.destinations())
             opaque = [rule.route for rule in document.spec.tcp] + [rule.route for rule in document.spec.tls]
             for targets in opaque:
                 hosts.update(self.resolve(target.destination.host, home) for target in targets)

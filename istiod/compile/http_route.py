@@ -19,6 +19,7 @@ from google.protobuf import any_pb2
 from istiod.compile import naming
 from istiod.compile.delegate import Delegates, undelegated
 from istiod.compile.envoy import any_of, duration, fit_weights, struct, uint32
+from istiod.compile.mirrors import mirror_policies
 from istiod.compile.route_filters import CORS_FILTER, FAULT_FILTER, cors, fault
 from istiod.resources.document import Document
 from istiod.resources.routing.destination import Destination
@@ -172,6 +173,9 @@ def _forward(action: route_pb2.RouteAction, rule: HttpRoute, namespace: str, con
             action.prefix_rewrite = rule.rewrite.uri
         if rule.rewrite.authority:
             action.host_rewrite_literal = rule.rewrite.authority
+    action.request_mirror_policies.extend(
+        mirror_policies(rule, lambda destination: context.cluster_of(destination, namespace))
+    )
     authority = _authority(rule.headers.request) if rule.headers else ""
     if authority and not action.host_rewrite_literal:
         action.host_rewrite_literal = authority

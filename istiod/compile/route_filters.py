@@ -25,13 +25,13 @@ def fault(injected: HttpFault) -> fault_pb2.HTTPFault | None:
     delay, abort = injected.delay, injected.abort
     if delay is not None and delay.fixed_delay is not None:
         result.delay.fixed_delay.CopyFrom(duration(delay.fixed_delay))
-        result.delay.percentage.CopyFrom(_fraction(delay.percentage, delay.percent))
+        result.delay.percentage.CopyFrom(fraction(delay.percentage, delay.percent))
     if abort is not None and abort.http_status is not None:
         result.abort.http_status = abort.http_status
-        result.abort.percentage.CopyFrom(_fraction(abort.percentage, None))
+        result.abort.percentage.CopyFrom(fraction(abort.percentage, None))
     elif abort is not None and abort.grpc_status is not None:
         result.abort.grpc_status = GRPC_STATUSES[abort.grpc_status]
-        result.abort.percentage.CopyFrom(_fraction(abort.percentage, None))
+        result.abort.percentage.CopyFrom(fraction(abort.percentage, None))
     return result if result.HasField("delay") or result.HasField("abort") else None
 
 
@@ -68,7 +68,8 @@ def cors(policy: CorsPolicy) -> cors_pb2.CorsPolicy:
     return result
 
 
-def _fraction(percentage: Percent | None, percent: int | None) -> percent_pb2.FractionalPercent:
+def fraction(percentage: Percent | None, percent: int | None) -> percent_pb2.FractionalPercent:
+    """A percentage with fraction, or the old whole one; neither is 0 %."""
     if percentage is None:
         return percent_pb2.FractionalPercent(numerator=percent or 0)
     return percent_pb2.FractionalPercent(

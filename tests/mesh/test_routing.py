@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.table.route import Forward
 from registry.model import Port
 from tests.mesh.world import BOOKINFO, Workload, World
 
@@ -445,3 +446,35 @@ def test_narrower_policies_replace_wider_ones() -> None:
     subset = clusters["outbound|9080|v1|reviews.default.svc.cluster.local"]
     assert (whole.lb_policy, subset.lb_policy) == ("random", "round_robin")
     assert (whole.transport_matches, subset.transport_matches, subset.tls) == ((), (), None)
+
+
+@pytest.mark.parametrize(
+    ("copies", "wanted"),
+    [
+        ("mirror: {host: ratings}", [("ratings", 1.0)]),
+        ("mirror: {host: ratings}, mirrorPercentage: {value: 12.5}", [("ratings", 0.125)]),
+        ("mirror: {host: ratings}, mirrorPercent: 40", [("ratings", 0.4)]),
+        ("mirror: {host: ratings}, mirrorPercentage: {value: 0}", []),
+        (
+            "mirrors: [{destination: {host: ratings}}, {destination: {host: details}, percentage: {value: 0.01}}]",
+            [("ratings", 1.0), ("details", 0.0001)],
+        ),
+    ],
+)
+def test_requests_are_copied_to_mirrors(copies: str, wanted: list[tuple[str, float]]) -> None:
+    world = World(virtual_service(f"[{{route: [{{destination: {{host: reviews}}}}], {copies}}}]"))
+    (host,) = [
+        one
+        for one in world.table(PAGE).routes["9080"].virtual_hosts
+        if one.name.startswith("reviews.default")
+    ]
+    action = host.routes[0].action
+    assert isinstance(action, Forward)
+    found = [(one.cluster, one.fraction.numerator / one.fraction.denominator) for one in action.mirrors]
+    assert found == [(f"outbound|9080||{name}.default.svc.cluster.local", share) for name, share in wanted]
+
+
+def test_a_mirror_is_imported_with_the_route_that_names_it() -> None:
+    limited = f"{NET}\nkind: Sidecar\nmetadata: {{name: x}}\nspec: {{egress: [{{hosts: [./reviews.default.svc.cluster.local]}}]}}"
+    routes = virtual_service("[{route: [{destination: {host: reviews}}], mirror: {host: ratings}}]")
+    assert "outbound|9080||ratings.default.svc.cluster.local" in World(limited, routes).table(PAGE).clusters

@@ -26,7 +26,6 @@ from istiod.resources.schema import (
     Str,
     UInt32,
     exactly_one,
-    unsupported,
 )
 
 
@@ -66,14 +65,26 @@ class HttpRoute(Spec):
     timeout: PositiveDuration | None = None
     retries: HttpRetry | None = None
     fault: HttpFault | None = None
-    mirror: Destination | None = unsupported(reason="mirroring is not supported by this version")
-    mirrors: tuple[MirrorPolicy, ...] = unsupported((), reason="mirroring is not supported by this version")
-    mirror_percent: UInt32 | None = unsupported(reason="mirroring is not supported by this version")
-    mirror_percentage: Percent | None = unsupported(reason="mirroring is not supported by this version")
+    mirror: Destination | None = None
+    mirrors: tuple[MirrorPolicy, ...] = ()
+    mirror_percent: UInt32 | None = None
+    mirror_percentage: Percent | None = None
     cors_policy: CorsPolicy | None = None
     headers: Headers | None = None
     websocket_upgrade: Bool | None = None
     """Removed from Istio's schema, still in old files: WebSocket upgrades are always allowed."""
+
+    def destinations(self) -> Iterator[Destination]:
+        """Everywhere that its requests or copies of them can go."""
+        yield from (one.destination for one in self.route)
+        if self.mirror is not None:
+            yield self.mirror
+        yield from (one.destination for one in self.mirrors)
+
+    def refusals(self) -> Iterator[tuple[str, str]]:
+        if self.delegate is not None and (self.mirror is not None or self.mirrors):
+            name = "mirror" if self.mirror is not None else "mirrors"
+            yield name, "is not handed on to delegates by this version: set it on the delegate's routes"
 
     def rules(self) -> Iterator[tuple[str, str]]:
         yield from self._action_rules()
@@ -81,6 +92,11 @@ class HttpRoute(Spec):
             yield "mirrors", "may not be set together with mirror"
         if self.mirror_percent is not None and self.mirror_percent > 100:
             yield "mirrorPercent", "must be between 0 and 100"
+        if not self.route and self.delegate is None and (self.mirror is not None or self.mirrors):
+            yield (
+                "mirror" if self.mirror is not None else "mirrors",
+                "needs a route: only what is forwarded is copied",
+            )
         if self.redirect is not None and self.redirect.prefix_rewrite:
             for match in self.match:
                 if match.uri is not None and match.uri.prefix is None:

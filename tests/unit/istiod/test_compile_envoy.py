@@ -78,6 +78,7 @@ spec:
     fault: {delay: {fixedDelay: 1s, percentage: {value: 0.5}}, abort: {grpcStatus: UNAVAILABLE, percentage: {value: 1}}}
     corsPolicy: {allowOrigins: [{exact: a}, {prefix: b}, {regex: 'c.*'}], allowOrigin: ['*'], allowMethods: [GET], allowHeaders: [x], exposeHeaders: [y], maxAge: 24h, allowCredentials: true, unmatchedPreflights: IGNORE}
     headers: {request: {set: {a: b}, add: {c: d}, remove: [e]}, response: {set: {a: '%RESPONSE_CODE%'}, remove: [server]}}
+    mirrors: [{destination: {host: web}, percentage: {value: 0.5}}, {destination: {host: details}}]
     route:
     - {destination: {host: reviews, subset: v1}, weight: 30, headers: {request: {set: {x: y}}}}
     - {destination: {host: reviews}, weight: 70}

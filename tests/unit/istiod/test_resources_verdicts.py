@@ -149,8 +149,10 @@ REFUSED = [
     ("VirtualService", http(f"timeout: 1500us, {ROUTE}"), "spec.http[0].timeout"),
     ("VirtualService", http(f"timeout: 1ns, {ROUTE}"), "spec.http[0].timeout"),
     ("VirtualService", http(f"timeout: 99999999999s, {ROUTE}"), "spec.http[0].timeout"),
-    ("VirtualService", http(f"mirror: {{host: b}}, {ROUTE}"), "spec.http[0].mirror"),
-    ("VirtualService", http(f"mirrors: [{{destination: {{host: b}}}}], {ROUTE}"), "spec.http[0].mirrors"),
+    ("VirtualService", http("mirror: {host: b}, redirect: {uri: /x}"), "spec.http[0].mirror"),
+    ("VirtualService", http(f"mirror: {{host: b}}, mirrors: [{{destination: {{host: c}}}}], {ROUTE}"), "spec.http[0].mirrors"),
+    ("VirtualService", http("mirror: {host: b}, delegate: {name: c}"), "spec.http[0].mirror"),
+    ("VirtualService", http(f"mirror: {{host: b}}, mirrorPercent: 101, {ROUTE}"), "spec.http[0].mirrorPercent"),
     # DestinationRule
     ("DestinationRule", "{host: 10.0.0.1}", "spec.host"),
     ("DestinationRule", "{host: a, trafficPolicy: {}}", "spec.trafficPolicy"),
