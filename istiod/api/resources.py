@@ -181,7 +181,9 @@ def _refuse_trial(outcome: Outcome) -> None:
         f"{count} {'document' if count == 1 else 'documents'} that proxies would refuse; nothing was changed",
         tuple(
             Finding(
-                ": ".join(filter(None, (one.document.where, one.document.subject))), one.field, one.reason
+                ": ".join(filter(None, (one.document.at(one.field), one.document.subject))),
+                one.field,
+                one.reason,
             )
             for one in outcome.refusals
         ),

@@ -1,9 +1,9 @@
-"""meshctl apply, diff, validate, delete: documents from the user's side to the mesh's.
+"""meshctl apply, diff, validate: documents from the user's side to the mesh's.
 
 Job: gather the documents, let istiod judge and write them (all or nothing), say what became of each, and on
 request wait until every proxy has taken the change.
 Rule: `validate` asks nobody: it uses the parser that istiod itself uses.
-Not for: reading resources back (`istiod.ctl.get`).
+Not for: reading resources back (`istiod.ctl.get`) or deleting them (`istiod.ctl.delete`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import typer
 import yaml
 from typer.core import TyperCommand
 
-from istiod.ctl import kinds, output, selector
+from istiod.ctl import output
 from istiod.ctl.failure import CommandError, Detail
-from istiod.ctl.get import SelectorOption
 from istiod.ctl.manifests import Source, gather
 from istiod.ctl.session import session_of
 
@@ -71,7 +70,7 @@ DryRunOption = Annotated[
 _ALONE = {"--wait": f"--wait={DEFAULT_WAIT}", "--dry-run": "--dry-run=server"}
 
 
-class _OptionalValues(TyperCommand):
+class OptionalValues(TyperCommand):
     """A command whose `--wait` and `--dry-run` may stand alone (`--wait` = `--wait=10`)."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -80,8 +79,7 @@ class _OptionalValues(TyperCommand):
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    app.command("apply", cls=_OptionalValues)(apply)
-    app.command("delete", cls=_OptionalValues)(delete)
+    app.command("apply", cls=OptionalValues)(apply)
     app.command("diff")(diff)
     app.command("validate")(validate)
 
@@ -100,7 +98,7 @@ def apply(
     started = time.monotonic()
     dry = dry_run is DryRun.SERVER
     with session_of(ctx).client() as client:
-        answer = client.call("POST", "/api/v1/apply", body=_body(sources, namespace, dry))
+        answer = client.call("POST", "/api/v1/apply", body=request_body(sources, namespace, dry))
         results = answer["results"]
         waited = None
         if form is output.Format.NAME:
@@ -113,95 +111,17 @@ def apply(
             for warning in answer.get("warnings", ()):
                 output.note(f"warning: {warning}")
         if wait and not dry:
-            waited = _wait(client, results, wait, started)
+            waited = wait_until_taken(client, results, wait, started)
     if form.is_data:
         output.print_data(answer | ({"wait": waited} if waited is not None else {}), form)
     if waited is not None:
-        _judge_wait(waited, wait, quiet=form.is_data or form is output.Format.NAME)
-
-
-def delete(
-    ctx: typer.Context,
-    *,
-    what: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KIND NAME… | KIND/NAME… | KINDS --all]", autocompletion=kinds.complete_resources
-        ),
-    ] = None,
-    filename: Annotated[
-        list[str] | None, typer.Option("--filename", "-f", help="Delete what these files name.")
-    ] = None,
-    namespace: NamespaceOption = "default",
-    everything: Annotated[
-        bool, typer.Option("--all", help="All resources of the kinds, in the namespace.")
-    ] = False,
-    all_namespaces: Annotated[
-        bool, typer.Option("--all-namespaces", "-A", help="With --all or -l: in every namespace.")
-    ] = False,
-    labels: SelectorOption = None,
-    ignore_not_found: Annotated[
-        bool, typer.Option("--ignore-not-found", help="A missing one is no error.")
-    ] = False,
-    wait: WaitOption = 0.0,
-    dry_run: DryRunOption = DryRun.NONE,
-) -> None:
-    """Delete resources by name, by file, by label, or all of a kind."""
-    if bool(what) == bool(filename):
-        raise typer.BadParameter("give either KIND NAME or -f FILE")
-    wanted, names = kinds.targets(what) if what else ([], [])
-    many = everything or labels is not None
-    if what and bool(names) == many:
-        raise typer.BadParameter(
-            "give names, or --all, or -l with labels" if not many else "give names or --all"
-        )
-    if all_namespaces and not many:
-        raise typer.BadParameter("-A goes with --all or -l")
-    started = time.monotonic()
-    dry = dry_run is DryRun.SERVER
-    with session_of(ctx).client() as client:
-        if filename:
-            answer = client.call("POST", "/api/v1/parse", body=_body(gather(filename), namespace, True))
-            targets = [(d["kind"], d["namespace"], d["name"]) for d in answer["documents"]]
-        elif many:
-            params = {"kind": ",".join(kind.name for kind in wanted)}
-            params |= {} if all_namespaces else {"namespace": namespace}
-            items = selector.chosen(client.get("/api/v1/resources", params)["items"], labels)
-            targets = [(i["kind"], i["metadata"]["namespace"], i["metadata"]["name"]) for i in items]
-            if not targets:
-                output.note("No resources found.")
-        else:
-            targets = [(kind, namespace, name) for kind, name in names]
-        gone = []
-        missing = []
-        for kind, space, name in targets:
-            try:
-                client.call(
-                    "DELETE",
-                    f"/api/v1/resources/{kind}/{space}/{name}",
-                    params={"dryRun": "true"} if dry else None,
-                )
-            except CommandError as failure:
-                if failure.reason != "NotFound":
-                    raise
-                if not ignore_not_found:
-                    missing.append(failure.message)
-                continue
-            output.say(f"{kind.lower()}/{name} deleted{' (dry run)' if dry else ''}")
-            gone.append({"kind": kind, "namespace": space, "name": name, "version": ""})
-        if wait and gone and not dry:
-            _judge_wait(_wait(client, gone, wait, started), wait, quiet=False)
-    if missing:
-        raise CommandError(
-            missing[0] if len(missing) == 1 else f"{len(missing)} resources not found",
-            details=tuple(Detail("", "", text) for text in (missing if len(missing) > 1 else ())),
-        )
+        judge_wait(waited, wait, quiet=form.is_data or form is output.Format.NAME)
 
 
 def diff(ctx: typer.Context, filename: FileOption, namespace: NamespaceOption = "default") -> None:
     """Show what apply would change. Exit status 1 when there are differences, as kubectl's."""
     with session_of(ctx).client() as client:
-        answer = client.call("POST", "/api/v1/apply", body=_body(gather(filename), namespace, True))
+        answer = client.call("POST", "/api/v1/apply", body=request_body(gather(filename), namespace, True))
     changed = False
     for result in answer["results"]:
         name = f"{result['kind']}/{result['namespace']}/{result['name']}"
@@ -253,7 +173,7 @@ def validate(
         output.say(name if form is output.Format.NAME else f"{name} valid")
 
 
-def _body(sources: Sequence[Source], namespace: str, dry_run: bool) -> dict[str, Any]:
+def request_body(sources: Sequence[Source], namespace: str, dry_run: bool) -> dict[str, Any]:
     return {
         "namespace": namespace,
         "dryRun": dry_run,
@@ -269,7 +189,9 @@ def _say_result(result: dict[str, Any], dry_run: bool) -> None:
     output.say(f"{str(result['kind']).lower()}/{result['name']} {action}{suffix}", style)
 
 
-def _wait(client: Any, results: Sequence[dict[str, Any]], seconds: float, started: float) -> dict[str, Any]:
+def wait_until_taken(
+    client: Any, results: Sequence[dict[str, Any]], seconds: float, started: float
+) -> dict[str, Any]:
     keys = ("kind", "namespace", "name", "version")
     body = {"resources": [{key: r[key] for key in keys} for r in results], "timeoutSeconds": seconds}
     answer: dict[str, Any] = client.call("POST", "/api/v1/wait", body=body, timeout=seconds + 10.0)
@@ -277,7 +199,7 @@ def _wait(client: Any, results: Sequence[dict[str, Any]], seconds: float, starte
     return answer
 
 
-def _judge_wait(waited: dict[str, Any], seconds: float, quiet: bool) -> None:
+def judge_wait(waited: dict[str, Any], seconds: float, quiet: bool) -> None:
     refused = [
         Detail(n["proxy"], n["type"], f"refused the configuration: {n['reason']}") for n in waited["rejected"]
     ]

@@ -17,7 +17,18 @@ from typing import Annotated
 import typer
 
 from istiod.admin_context import ContextError
-from istiod.ctl import access, apply, bootstrap, get, proxies, proxy_config, tokens, version, workloads
+from istiod.ctl import (
+    access,
+    apply,
+    bootstrap,
+    delete,
+    get,
+    proxies,
+    proxy_config,
+    tokens,
+    version,
+    workloads,
+)
 from istiod.ctl.failure import CommandError, report
 from istiod.ctl.output import console
 from istiod.ctl.session import Session
@@ -61,6 +72,7 @@ def options(
 
 
 apply.add_to(app)
+delete.add_to(app)
 get.add_to(app)
 tokens.add_to(app)
 workloads.add_to(app)
