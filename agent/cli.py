@@ -289,6 +289,8 @@ def _workload_table(work: dict[str, Any]) -> Table:
     )
     if istiod["rejected"]:
         table.add_row("refused", f"[red]{escape(istiod['rejected'])}[/]")
+    if istiod["notRegistered"]:
+        table.add_row("not registered", f"[red]{escape(istiod['notRegistered'])}[/]")
     table.add_row("identity", escape(identity["spiffe"] or "none yet"))
     if until:
         table.add_row("", f"until {datetime.fromtimestamp(until, UTC).isoformat(timespec='seconds')}")
