@@ -16,6 +16,7 @@ from typing import Any
 from istiod import conflicts
 from istiod.access.facts import Access
 from istiod.access.group import grants_of
+from istiod.access.policy import revoked
 from istiod.merge import merge_entries
 from istiod.proxy import ProxyInfo
 from istiod.resources.destination_rule import DestinationRule
@@ -281,6 +282,9 @@ def build(
     if previous is not None and access == previous.access:
         access = previous.access  # the same object: whoever compares finds at once that nothing changed
     members = tuple(one for one in registered if access.may_serve(one))
+    if (policy := revoked(access, mesh)) is not None:
+        kinds.setdefault("AuthorizationPolicy", []).append(policy)
+        keys[policy.resource.key] = _content_key(policy.resource)
     found = from_registry(services, members, mesh, access, unusable)
     taken = {address for service in found for address in service.addresses}
     of_kind, machines = kinds.get("ServiceEntry", ()), kinds.get("WorkloadEntry", ())

@@ -130,6 +130,11 @@ class Access:
         found = Access.of((*self.grants, *more), self.revocations.values(), self.evictions.values())
         return replace(found, trusting=self.trusting)
 
+    @property
+    def barred_principals(self) -> frozenset[Principal]:
+        """The revoked identities, of whatever trust domain of the mesh."""
+        return self._barred
+
     def of_service(self, namespace: str, service: str) -> tuple[Grant, ...]:
         """The grants of a service."""
         return self._by_service.get((namespace, service), ())

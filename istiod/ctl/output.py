@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 import yaml
 
+from wire.log_text import one_line
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -108,7 +110,7 @@ def print_table(
         table.add_column(name, no_wrap=True, min_width=widths[position] if widths else None)
     count = 0
     for row in rows:
-        table.add_row(*(Text(cell, style=_style(cell)) for cell in row))
+        table.add_row(*(Text(one_line(cell), style=_style(cell)) for cell in row))
         count += 1
     if not count:
         note(empty)
@@ -133,6 +135,7 @@ def _style(cell: str) -> str:
 
 def say(text: str, style: str = "") -> None:
     """One line about what happened, on standard output (results such as `created`)."""
+    text = one_line(text)
     if not sys.stdout.isatty():
         typer.echo(text)
         return
@@ -143,7 +146,7 @@ def say(text: str, style: str = "") -> None:
 
 def note(text: str) -> None:
     """One line about what happened, on standard error."""
-    typer.echo(text, err=True)
+    typer.echo(one_line(text), err=True)
 
 
 def age(seconds: float) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 
 from istiod.access.facts import OWN, Access, Eviction, Grant, NotGrantedError, Revocation
 from istiod.access.group import grants_of
+from istiod.compile.authorization import http_filters, policies_of, tcp_filters
 from istiod.compile.clusters import identities
 from istiod.resources.document import Document, parse
 from istiod.resources.mesh_config import MeshConfig
@@ -175,3 +179,18 @@ def test_a_host_does_not_become_a_service_entrys_endpoint_by_choosing_its_labels
         found = snapshot(access, REVIEWS, text=text)
         assert [one.workload for one in found.by_host[host][0].endpoints] == ["reviews-vm1"]
         assert accepted(found, host) == ("spiffe://cluster.local/ns/default/sa/reviews",)
+
+
+@pytest.mark.parametrize("filters", [http_filters, tcp_filters])
+def test_workloads_deny_the_calls_of_revoked_identities(filters: Callable[..., Iterable[Any]]) -> None:
+    stolen = Revocation("spiffe://old.example/ns/prod/sa/ratings")
+    mesh = {"trustDomain": "new.example", "trustDomainAliases": ["old.example"]}
+    found = snapshot(Access.of([GRANT], [stolen]), REVIEWS, **mesh)
+    policies = policies_of(found, "default", {"app": "reviews"})
+    (made,) = filters(policies, found.mesh)
+    rules = rbac_pb2.RBAC.FromString(made.typed_config.value).rules
+    assert rbac_pb2.RBAC().rules.Action.Name(rules.action) == "DENY"
+    for domain in ("new.example", "old.example"):
+        assert f"spiffe://{domain}/ns/prod/sa/ratings" in str(rules)
+    before = snapshot(Access.of([GRANT]), REVIEWS, **mesh)
+    assert not list(filters(policies_of(before, "default", {"app": "reviews"}), before.mesh))

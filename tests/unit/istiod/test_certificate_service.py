@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -74,7 +74,10 @@ class Mesh:
 
 @asynccontextmanager
 async def running(
-    tmp_path: Path, age: timedelta = timedelta(0), aliases: tuple[str, ...] = ()
+    tmp_path: Path,
+    age: timedelta = timedelta(0),
+    aliases: tuple[str, ...] = (),
+    revoked: Set[str] = frozenset(),
 ) -> AsyncIterator[Mesh]:
     now = datetime.now(UTC)
     authority = mesh_authority(tmp_path, None, now - age)
@@ -88,7 +91,15 @@ async def running(
         async with open_registry(SqliteSettings(tmp_path / "registry.db")) as registry:
             enrolment = Enrolment(registry.records, authority.fingerprint)
             service = CertificateService(
-                authority, enrolment, TD, DAY, grace=timedelta(days=7), aliases=lambda: aliases
+                authority,
+                enrolment,
+                TD,
+                DAY,
+                grace=timedelta(days=7),
+                aliases=lambda: aliases,
+                barred=lambda _, der: (
+                    "it was revoked" if der is not None and x509.serial_of(der) in revoked else None
+                ),
             )
             listeners = await listen("127.0.0.1", 0, certificate.context)
             port = listeners[0].transport_listener.socket.getsockname()[1]  # type: ignore[attr-defined]
@@ -316,5 +327,21 @@ def test_a_lapsed_certificate_renews_for_its_owner_and_for_a_limited_time(tmp_pa
                 await mesh.ask(csr, proof=lapsed.prove(forged, key, csr))
             with refused(GrpcStatus.PERMISSION_DENIED, "cannot be read"):
                 await mesh.ask(csr, proof=((lapsed.CERTIFICATE, b"nonsense"), (lapsed.SIGNATURE, b"x")))
+
+    trio.run(main)
+
+
+def test_a_lapsed_certificate_that_was_revoked_renews_no_more(tmp_path: Path) -> None:
+    revoked: set[str] = set()
+
+    async def main() -> None:
+        async with running(tmp_path, timedelta(days=60), revoked=revoked) as mesh:
+            key = x509.new_key()
+            csr = x509.make_csr(x509.new_key(), REVIEWS)
+            day_ago = issued_earlier(mesh.authority, key, REVIEWS, datetime.now(UTC), timedelta(days=1))
+            await mesh.ask(csr, proof=lapsed.prove(day_ago, key, csr))
+            revoked.add(f"{day_ago.serial_number:x}")
+            with refused(GrpcStatus.PERMISSION_DENIED, "it was revoked"):
+                await mesh.ask(csr, proof=lapsed.prove(day_ago, key, csr))
 
     trio.run(main)
