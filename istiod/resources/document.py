@@ -107,40 +107,39 @@ def parse(text: str, source: str = "", default_namespace: str = "default") -> Pa
 
 
 def typed(resource: Resource) -> Document[Any]:
-    """The typed form of a stored resource. Raises InvalidResourceError."""
+    """The typed form of a stored resource. Raises InvalidResourceError.
+
+    Rules on its metadata are for those who apply it: they do not make a stored policy go away.
+    """
     kind = KINDS.get(resource.kind)
     if kind is None:
         raise InvalidResourceError((Problem(Severity.ERROR, "kind", f"unknown kind {resource.kind!r}"),))
     subject = f"{resource.kind} {resource.namespace}/{resource.name}"
-    spec, problems = check_spec(
-        kind, resource.spec, "", subject, namespace=resource.namespace, annotations=resource.annotations
-    )
+    spec, problems = check_spec(kind, resource.spec, "", subject)
     errors = tuple(problem for problem in problems if problem.severity is Severity.ERROR)
     if spec is None or errors:
         raise InvalidResourceError(errors)
     return Document(resource, spec)
 
 
-def check_spec(
-    kind: Kind, spec: object, where: str, subject: str, *, namespace: str, annotations: Mapping[str, str]
-) -> tuple[Spec | None, list[Problem]]:
+def check_spec(kind: Kind, spec: object, where: str, subject: str) -> tuple[Spec | None, list[Problem]]:
     """Validate one spec against its model and rules; the model is None when its structure is wrong."""
     try:
         model = kind.model.model_validate(spec)
     except ValidationError as failure:
         found = [translate(error, kind.model) for error in failure.errors()]
         return None, [Problem(Severity.ERROR, path, message, where, subject) for path, message in found]
-    problems = [
-        Problem(severity, path, message, where, subject)
-        for severity, path, message in (
-            *_walk(model, "spec"),
-            *((Severity.ERROR, *finding) for finding in model.document_rules(namespace, annotations)),
-        )
+    return model, [
+        Problem(severity, path, message, where, subject) for severity, path, message in _walk(model, "spec")
     ]
-    if DRY_RUN in annotations and kind.name != "AuthorizationPolicy":
-        message = f"only an AuthorizationPolicy can be tried out, not a {kind.name}"
-        problems.append(Problem(Severity.ERROR, f"metadata.annotations[{DRY_RUN}]", message, where, subject))
-    return model, problems
+
+
+def _of_metadata(kind: Kind, spec: Spec, metadata: Metadata) -> Iterator[tuple[str, str]]:
+    """Broken rules on a spec and its metadata together, as path and reason."""
+    yield from spec.document_rules(metadata.namespace, metadata.annotations)
+    if DRY_RUN in metadata.annotations and kind.name != "AuthorizationPolicy":
+        reason = f"only an AuthorizationPolicy can be tried out, not a {kind.name}"
+        yield f"metadata.annotations[{DRY_RUN}]", reason
 
 
 def _unfold(node: YamlNode) -> Iterator[tuple[object, YamlNode]]:
@@ -189,15 +188,11 @@ def _one(value: object, where: str, default_namespace: str) -> tuple[Document[An
     if raw is not None and not isinstance(raw, dict):
         return error("spec", f"must be a mapping, not {type_name(raw)}", subject)
     raw = raw or {}
-    spec, found = check_spec(
-        kind,
-        raw,
-        where,
-        subject,
-        namespace=metadata.namespace if metadata else default_namespace,
-        annotations=metadata.annotations if metadata else {},
-    )
+    spec, found = check_spec(kind, raw, where, subject)
     problems += found
+    if metadata is not None and spec is not None:
+        broken = _of_metadata(kind, spec, metadata)
+        problems += [Problem(Severity.ERROR, path, reason, where, subject) for path, reason in broken]
     problems += _effect(kind, where, subject)
     if metadata is None or spec is None or any(problem.severity is Severity.ERROR for problem in problems):
         return None, problems

@@ -163,8 +163,18 @@ class ServiceEntry(Spec):
                 "resolution",
                 "DYNAMIC_DNS is not supported by this version: nothing would resolve the hosts",
             )
+        if self.resolution == "NONE":
+            what = "has no effect with resolution NONE, which calls the address and port that the caller has chosen"
+            if self.workload_selector is not None:
+                yield "workloadSelector", what
+            for index, port in enumerate(self.ports):
+                if port.target_port is not None and port.target_port != port.number:
+                    yield f"ports[{index}].targetPort", what
 
     def gaps(self) -> Iterator[tuple[str, str]]:
         for index, port in enumerate(self.ports):
             if port.protocol.upper() == "UDP":
                 yield f"ports[{index}].protocol", "UDP is not proxied"
+            elif self.resolution == "NONE" and not self.addresses and not port.tells_hosts_apart:
+                what = f"without addresses this is for every connection to port {port.number}, to any address"
+                yield f"ports[{index}]", what

@@ -188,6 +188,10 @@ class FaultDelay(Spec):
         if self.percent is not None and not 0 <= self.percent <= 100:
             yield "percent", "must be between 0 and 100"
 
+    def gaps(self) -> Iterator[tuple[str, str]]:
+        if self.percent is None and self.percentage is None:
+            yield "", "delays no request: a percentage is missing"
+
 
 class FaultAbort(Spec):
     """Answer with an error instead of forwarding."""
@@ -206,6 +210,10 @@ class FaultAbort(Spec):
             yield "httpStatus", "must be between 200 and 599"
         if self.grpc_status is not None and self.grpc_status not in GRPC_STATUSES:
             yield "grpcStatus", f"unknown gRPC status {self.grpc_status!r}"
+
+    def gaps(self) -> Iterator[tuple[str, str]]:
+        if self.percentage is None:
+            yield "", "aborts no request: a percentage is missing"
 
 
 GRPC_STATUSES = {

@@ -269,3 +269,15 @@ def test_a_document_says_where_its_fields_are_written() -> None:
     assert found.where == "f.yaml:4"
     assert found.at("spec.http[0].route[0].weight") == "f.yaml:11"
     assert typed(found.resource).at("spec.http[0]") == ""
+
+
+def test_a_stored_policy_is_not_dropped_for_its_metadata() -> None:
+    stored = Resource(
+        "AuthorizationPolicy",
+        "default",
+        "old",
+        "security.istio.io/v1",
+        {"action": "DENY", "rules": [{}]},
+        annotations={"istio.io/dry-run": "perhaps"},
+    )
+    assert typed(stored).spec.action == "DENY"

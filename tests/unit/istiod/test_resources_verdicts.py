@@ -222,6 +222,8 @@ REFUSED = [
     ("ServiceEntry", f"{{hosts: [a.example], ports: [{{number: 80, name: {'a' * 64}}}]}}", "spec.ports[0].name"),
     ("ServiceEntry", "{hosts: [a.example, b.example], resolution: STATIC, ports: [{number: 80, name: a, protocol: TCP}]}", "spec.ports[0].protocol"),
     ("ServiceEntry", entry("resolution: DYNAMIC_DNS", "['*.a.example']"), "spec.resolution"),
+    ("ServiceEntry", "{hosts: [a.b], ports: [{number: 80, name: a, protocol: HTTP, targetPort: 81}]}", "spec.ports[0].targetPort"),
+    ("ServiceEntry", entry("workloadSelector: {labels: {a: b}}"), "spec.workloadSelector"),
     ("ServiceEntry", entry("exportTo: ['~', other]"), "spec.exportTo"),
     ("ServiceEntry", entry("exportTo: ['~', '*']"), "spec.exportTo"),
     ("ServiceEntry", entry("", "[10.0.0.1]"), "spec.hosts[0]"),
@@ -327,3 +329,21 @@ def test_a_condition_that_can_never_hold_is_named_where_it_fails_closed() -> Non
     assert [problem.path for problem in parsed.warnings()] == [
         "spec.rules[0].from[0].source.requestPrincipals"
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "path"),
+    [
+        ("ServiceEntry", "{hosts: [a.b], ports: [{number: 5432, name: db, protocol: TCP}]}", "spec.ports[0]"),
+        ("ServiceEntry", "{hosts: [a.b], addresses: [10.0.0.1], ports: [{number: 53, name: dns, protocol: UDP}]}", "spec.ports[0].protocol"),
+        ("VirtualService", http(f"fault: {{abort: {{httpStatus: 500}}}}, {ROUTE}"), "spec.http[0].fault.abort"),
+        ("VirtualService", http(f"fault: {{delay: {{fixedDelay: 1s}}}}, {ROUTE}"), "spec.http[0].fault.delay"),
+        ("VirtualService", http(ROUTE, more=", gateways: [mesh, edge]"), "spec.gateways[1]"),
+        ("AuthorizationPolicy", "{action: AUDIT, rules: [{}]}", "spec.action"),
+        ("Gateway", "{servers: [{port: {number: 80, name: a, protocol: HTTP}, hosts: ['*']}]}", "kind"),
+    ],
+)  # fmt: skip
+def test_what_surprises_without_harm_is_warned_about(kind: str, spec: str, path: str) -> None:
+    parsed = judged(kind, spec)
+    assert parsed.blocking() == ()
+    assert [problem.path for problem in parsed.warnings()] == [path]
