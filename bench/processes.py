@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from types import TracebackType
 
@@ -34,8 +36,9 @@ def free_port() -> int:
 class Running:
     """A process with its output in a file; ended, with all its children, when the context ends."""
 
-    def __init__(self, name: str, command: list[str], log: Path) -> None:
+    def __init__(self, name: str, command: list[str], log: Path, admin_port: int = 0) -> None:
         self.name = name
+        self._admin_port = admin_port
         self._log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -75,6 +78,11 @@ class Running:
         """Raises BenchError if the process has ended."""
         if self._process.poll() is not None:
             raise BenchError(f"{self.name} ended:\n{self.output()}")
+
+    def tls_versions(self) -> set[str]:
+        """What its clients negotiated, as both proxies count it (`listener.*.ssl.versions.*`)."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._admin_port}/stats", timeout=10) as page:
+            return set(re.findall(r"\.ssl\.versions\.(\S+): [1-9]", page.read().decode()))
 
     def stop(self) -> None:
         """End the process group."""
@@ -128,7 +136,7 @@ def proxy(peer: str, hop: Hop) -> Running:
         ]  # fmt: skip
     else:
         command = [str(BIN / "hostmesh-agent"), "proxy", "--config", str(file), "--workers", "1"]
-    return Running(f"{peer} ({hop.name})", command, hop.folder / f"{peer}-{hop.name}.log")
+    return Running(f"{peer} ({hop.name})", command, hop.folder / f"{peer}-{hop.name}.log", hop.admin_port)
 
 
 _NGINX = """

@@ -36,7 +36,7 @@ def table(results: dict[str, Rounds], scenarios: tuple[Scenario, ...], settings:
     made = Table(
         title=f"hostmesh and Envoy, one worker each, {settings.connections} connections, "
         f"{settings.seconds:g} s a round, {os.cpu_count()} cores",
-        caption="medians over the rounds, in turn; client and backend share the machine",
+        caption="medians over the rounds, in turn; client and backend share the machine" + _tls(results),
     )
     for heading, right in (
         ("", False), ("Envoy 1.40", True), ("ours", True), ("unit", False), ("ratio", True), ("goal", True),
@@ -60,6 +60,16 @@ def table(results: dict[str, Rounds], scenarios: tuple[Scenario, ...], settings:
             goal,
         )
     return made
+
+
+def _tls(results: dict[str, Rounds]) -> str:
+    """What was negotiated between the hops: a comparison of two versions would say nothing."""
+    found = {
+        peer: sorted({version for rounds in results.values() for item in rounds.get(peer, ()) for version in item.tls})
+        for peer in ("envoy", "ours")
+    }  # fmt: skip
+    told = "; ".join(f"{peer} {', '.join(versions)}" for peer, versions in found.items() if versions)
+    return f"\nnegotiated between the hops: {told}" if told else ""
 
 
 def _shown(measured: list[Measured]) -> str:
@@ -108,7 +118,7 @@ def as_json(
                 "better": scenario.better,
                 "ratio": ratio(results[scenario.name]),
                 **{
-                    peer: [{"value": item.value, **item.details} for item in rounds]
+                    peer: [{"value": item.value, **item.details, "tls": list(item.tls)} for item in rounds]
                     for peer, rounds in results[scenario.name].items()
                 },
             }

@@ -31,6 +31,8 @@ class Measured:
 
     value: float
     details: dict[str, float]
+    tls: tuple[str, ...] = ()
+    """The versions that were negotiated between the hops."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Scenario:
     better: str
     goal: float | None
     run: Callable[[str, int, Path, Settings], Measured]
+
+
+def negotiated(running: list[Running]) -> tuple[str, ...]:
+    """The TLS versions that the hops of a chain have negotiated."""
+    return tuple(sorted({version for process in running for version in process.tls_versions()}))
 
 
 @contextlib.contextmanager
@@ -82,6 +89,7 @@ def _http(features: Features, hops: int) -> Callable[[str, int, Path, Settings],
             result = closed_loop(port, seconds=settings.seconds, connections=settings.connections)
             spent = sum(process.cpu_seconds() for process in running) - before
             memory = [process.memory_mb() for process in running]
+            tls = negotiated(running)
         _no_errors(peer, result)
         requests = result.requests_per_second * settings.seconds
         return Measured(
@@ -93,6 +101,7 @@ def _http(features: Features, hops: int) -> Callable[[str, int, Path, Settings],
                 "pss_mb": sum(pss for pss, _ in memory),
                 "rss_mb": sum(rss for _, rss in memory),
             },
+            tls,
         )
 
     return run
@@ -111,18 +120,20 @@ def _latency(peer: str, backend_port: int, folder: Path, settings: Settings) -> 
 
 
 def _throughput(peer: str, backend_port: int, folder: Path, settings: Settings) -> Measured:
-    with chain(peer, backend_port, folder, BARE, hops=2, mode="tcp") as (port, _):
+    with chain(peer, backend_port, folder, BARE, hops=2, mode="tcp") as (port, running):
         closed_loop(port, seconds=1, connections=4, path="/big")
         result = closed_loop(port, seconds=settings.seconds, connections=4, path="/big")
-    return Measured(result.bytes_per_second / 1e6, {"errors": result.errors})
+        tls = negotiated(running)
+    return Measured(result.bytes_per_second / 1e6, {"errors": result.errors}, tls)
 
 
 def _handshakes(peer: str, backend_port: int, folder: Path, settings: Settings) -> Measured:
-    with chain(peer, backend_port, folder, BARE, hops=2, mode="tcp") as (port, _):
+    with chain(peer, backend_port, folder, BARE, hops=2, mode="tcp") as (port, running):
         closed_loop(port, seconds=1, connections=16, close=True)
         result = closed_loop(port, seconds=settings.seconds, connections=16, close=True)
+        tls = negotiated(running)
     _no_errors(peer, result)
-    return Measured(result.requests_per_second, {"p99_ms": result.p99_ms})
+    return Measured(result.requests_per_second, {"p99_ms": result.p99_ms}, tls)
 
 
 def _memory(peer: str, backend_port: int, folder: Path, settings: Settings) -> Measured:

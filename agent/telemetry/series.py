@@ -121,6 +121,11 @@ class Recorder:
 
         return add
 
+    def forget_configuration(self) -> None:
+        """The configuration has changed: let go of the listeners and clusters by which series were found. The series stay."""
+        self._by_key.clear()
+        self._recent = _Recent()
+
     def record(self, outcome: Outcome) -> None:
         """Count one finished HTTP request."""
         first = self._block_of(outcome)

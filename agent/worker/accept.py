@@ -50,8 +50,21 @@ class Arrival(Handler, TlsOwner):
     """A connection on its way to its station. Invariant: exactly one of these ends it: `_hand_over`, `_give_up`, `lost`."""
 
     __slots__ = (
-        "_http", "_inspecting", "_proxied", "_socket", "_station", "_timer", "_tls", "_transport", "direct", "local",
-        "reactor", "remote", "runtime", "seen",
+        "_http",
+        "_inspecting",
+        "_proxied",
+        "_shaking",
+        "_socket",
+        "_station",
+        "_timer",
+        "_tls",
+        "_transport",
+        "direct",
+        "local",
+        "reactor",
+        "remote",
+        "runtime",
+        "seen",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +80,7 @@ class Arrival(Handler, TlsOwner):
         self._transport: TlsTransport | BulkTlsTransport | None = None
         self._timer = reactor.timer(self._timed_out)
         self._inspecting = False
+        self._shaking = False
         slots, stats = runtime.slots, runtime.stats
         slots[stats.downstream_cx_total] += 1
 
@@ -198,6 +212,9 @@ class Arrival(Handler, TlsOwner):
         """This is no longer in charge: the timer and the transport let go of it, and it of the transport."""
         self._timer.close()
         self._transport = None
+        if self._shaking:
+            self._shaking = False
+            self._station.arriving -= 1
 
     # Chain and TLS
 
@@ -223,6 +240,8 @@ class Arrival(Handler, TlsOwner):
             self._give_up()
             return
         self._timer.set(self.reactor.now + (station.chain.handshake_timeout or 15.0))
+        self._shaking = True
+        station.arriving += 1
         try:
             if station.bulk:
                 self._transport = BulkTlsTransport(
@@ -249,9 +268,11 @@ class Arrival(Handler, TlsOwner):
             transport.abort()
             return False
         slots[stats.ssl_handshake] += 1
+        version = connection.version() or ""
+        slots[stats.counter("ssl.versions." + version)] += 1
         cipher = connection.cipher()
         info = self._info(
-            connection.version() or "", cipher[0] if cipher else "", connection.selected_alpn_protocol() or "",
+            version, cipher[0] if cipher else "", connection.selected_alpn_protocol() or "",
             self.seen.server_name, peer, tls.local_uri_sans,
         )  # fmt: skip
         self._station.open(transport, info)

@@ -49,6 +49,8 @@ _QUEUE = 64
 DRAIN_SECONDS = 60.0
 """How long connections of a filter chain, or of a workload, that left the table may go on."""
 _AGAIN = 1.0
+_SEE_OFF = 1.0
+"""Seconds between two looks whether they are over."""
 _log = logging.getLogger("hostmesh.worker")
 
 
@@ -78,6 +80,7 @@ class Space:
         self._stopped: tuple[Direction, ...] = ()
         """Listeners that accept no more."""
         self._failing = False
+        self._seeing_off = services.reactor.timer(self._see_off)
         self._unsettled = 0
         """Clusters whose first resolution or health checks keep the listeners waiting."""
 
@@ -285,18 +288,25 @@ class Space:
         self.acceptors = {key: acceptor for key, acceptor in acceptors.items() if key in wanted}
 
     def _let_go(self, stations: list[Station]) -> None:
+        until = self.services.reactor.now + DRAIN_SECONDS
         for station in stations:
             station.draining = True
+            station.leaves_at = until
         self.leaving.extend(stations)
+        self._see_off()
 
-        def over() -> None:
-            for station in stations:
+    def _see_off(self) -> None:
+        """Chains that have left the table go with their last connection, or when their time is over."""
+        now = self.services.reactor.now
+        for station in self.leaving:
+            if station.leaves_at <= now:
                 station.close_all()
-                if station in self.leaving:
-                    self.leaving.remove(station)
+        before = len(self.leaving)
+        self.leaving = [station for station in self.leaving if station.occupied()]
+        if self.leaving:
+            self._seeing_off.set(now + _SEE_OFF)
+        if len(self.leaving) < before:
             self._forget_filters()
-
-        self.services.reactor.timer(over).set(self.services.reactor.now + DRAIN_SECONDS)
 
     # Clusters
 

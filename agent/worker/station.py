@@ -9,6 +9,7 @@ the end of a drain closes it. Not for: choosing a chain (chain_match).
 from __future__ import annotations
 
 from abc import abstractmethod
+from math import inf
 from typing import NamedTuple
 
 from mypy_extensions import trait
@@ -61,6 +62,10 @@ class Station:
         self.inside: set[Admitted] = set()
         self.refused: set[Refused] = set()
         """Whom the gate did not let in, until they are closed."""
+        self.arriving = 0
+        """Connections in the handshake, which will enter or end."""
+        self.leaves_at = inf
+        """When its connections are cut, once the chain has left the table."""
         self._gate = door.gate
         self._slots = door.slots
         self._active: int = door.stats.downstream_cx_active
@@ -93,6 +98,10 @@ class Station:
             self._slots[self._destroyed] += 1
             if self._gate is not None:
                 self._gate.leave()
+
+    def occupied(self) -> bool:
+        """Does a connection of this chain exist: in its handshake, admitted, or refused and not closed yet?"""
+        return bool(self.inside or self.refused or self.arriving)
 
     def drain(self) -> None:
         """The chain has left the table, or the worker ends. Opaque connections go on until the time is over, HTTP ends with

@@ -148,6 +148,8 @@ class Worker:
             self._leave(key)
         spaces = (*self.spaces.values(), *self._leaving)
         self.sinks.keep_only(log for space in spaces for log in space.access_logs())
+        for recorder in (self.recorder, *self._recorders.values()):
+            recorder.forget_configuration()
         slots = self.recorder.slots
         slots[self.recorder.server.config_applied] += 1
         gc.collect()

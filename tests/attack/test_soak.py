@@ -1,6 +1,7 @@
 """A worker after a hundred thousand connections of all kinds is the worker that it was before them.
 
-HOSTMESH_SOAK is how many connections: `make soak` has a hundred thousand, the suite as many as it has time for.
+HOSTMESH_SOAK is how many connections: `make soak` has a hundred thousand, the suite as many as it has time for; so it is with
+HOSTMESH_SOAK_CHANGES and configurations.
 """
 
 from __future__ import annotations
@@ -13,13 +14,23 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.listener.v3 import listener_pb2
+from google.protobuf.message import Message
+
+from agent.table.build import CLUSTER, LISTENER
+from agent.table.decode.text import parse
 from tests.attack import churn
 from tests.attack.churn import Kind
 from tests.attack.load import under_attack
+from tests.attack.remote_worker import RemoteWorker
+from tests.leftovers import Leftovers
+from tests.ports import free_port
 from wire import x509
 from wire.secret_file import write_secret
 
 CONNECTIONS = int(os.environ.get("HOSTMESH_SOAK", "40000"))
+CHANGES = int(os.environ.get("HOSTMESH_SOAK_CHANGES", "300"))
 FLAT = 2 << 20
 """Bytes by which the worker may have grown after the warm-up."""
 SHARES = {
@@ -128,3 +139,89 @@ def test_a_worker_after_very_many_connections_is_what_it_was(tmp_path: Path) -> 
     finally:
         echo.terminate()
         echo.join()
+
+
+_CLUSTER = """
+name: {name}
+type: STATIC
+connect_timeout: 1s
+load_assignment:
+  cluster_name: {name}
+  endpoints:
+  - lb_endpoints:
+    - endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}
+"""
+_LISTENER = """
+name: {name}
+address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+filter_chains:
+- filters:
+  - name: http
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+      stat_prefix: {stat_prefix}
+      codec_type: HTTP1
+      route_config:
+        name: local
+        virtual_hosts:
+        - name: all
+          domains: ["*"]
+          routes:
+          - {{match: {{path: /here}}, direct_response: {{status: 200, body: {{inline_string: ok}}}}}}
+          - {{match: {{prefix: /{route}}}, route: {{cluster: c1}}}}
+          - {{match: {{prefix: /}}, route: {{cluster: c2}}}}
+      http_filters:
+      - name: envoy.filters.http.router
+        typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+"""
+
+
+def _configuration(number: int, ports: list[int]) -> dict[str, dict[str, Message]]:
+    """The configuration of this number: clusters, endpoints, routes, chains and listeners come, change and go."""
+
+    def cluster(name: str, port: int) -> Message:
+        return parse(_CLUSTER.format(name=name, port=port), cluster_pb2.Cluster, name)
+
+    def listener(name: str, port: int, stat_prefix: str, route: str) -> Message:
+        text = _LISTENER.format(name=name, port=port, stat_prefix=stat_prefix, route=route)
+        return parse(text, listener_pb2.Listener, name)
+
+    clusters = {f"c{each}": cluster(f"c{each}", 1000 + (number + each) // 10 % 50) for each in range(1, 6)}
+    clusters |= {f"x{number % 7}": cluster(f"x{number % 7}", 2000)}
+    listeners = {"main": listener("main", ports[0], f"s{number // 3 % 3}", f"r{number % 5}")}
+    if number % 4 == 0:
+        listeners["other"] = listener("other", ports[1], "other", f"r{number % 3}")
+    return {CLUSTER: clusters, LISTENER: listeners}
+
+
+def _ask(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+        sock.sendall(b"GET /here HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert sock.recv(65536).endswith(b"ok")
+
+
+def test_a_worker_after_very_many_configurations_is_what_it_was(tmp_path: Path) -> None:
+    worker = RemoteWorker(tmp_path / "log")
+    ports = [free_port(), free_port()]
+    cycle = 420
+    """Configurations come again after so many: the same one is in force at every look."""
+    made = {number: _configuration(number, ports) for number in range(min(cycle, CHANGES))}
+    try:
+
+        def change(numbers: range) -> None:
+            for number in numbers:
+                worker.apply(made[number % len(made)])
+                _ask(ports[0])
+
+        warm = min(len(made), CHANGES // 3)
+        change(range(warm))
+        worker.apply(made[0])
+        left = Leftovers(worker.holdings)
+        before = worker.resident()
+        change(range(warm, CHANGES))
+        worker.apply(made[0])
+        left.check()
+        grown = worker.resident() - before
+        assert grown <= FLAT, f"grown by {grown / CHANGES:.0f} bytes a change"
+    finally:
+        worker.close()
