@@ -68,8 +68,8 @@ KINDS: dict[str, Kind] = {
         Kind("WorkloadGroup", "workloadgroups", ("wg",), _NET, _ALL, "workload", Effect.FULL, True),
         Kind("Sidecar", "sidecars", (), _NET, _ALL, "sidecar", Effect.FULL),
         Kind("Gateway", "gateways", ("gw",), _NET, _ALL, "gateway", Effect.WARN),
-        Kind("ProxyConfig", "proxyconfigs", (), _NET, ("v1beta1",), "extension", Effect.REFUSE),
-        Kind("EnvoyFilter", "envoyfilters", (), _NET, ("v1alpha3",), "extension", Effect.REFUSE),
+        Kind("ProxyConfig", "proxyconfigs", (), _NET, ("v1beta1",), "extension.proxy_config", Effect.REFUSE),
+        Kind("EnvoyFilter", "envoyfilters", (), _NET, ("v1alpha3",), "extension.envoy_filter", Effect.REFUSE),
         Kind("PeerAuthentication", "peerauthentications", ("pa",), _SEC, _V1B, "security", Effect.FULL),
         Kind(
             "AuthorizationPolicy", "authorizationpolicies", ("ap",), _SEC, _V1B, "authorization", Effect.FULL
@@ -77,8 +77,10 @@ KINDS: dict[str, Kind] = {
         Kind(
             "RequestAuthentication", "requestauthentications", ("ra",), _SEC, _V1B, "security", Effect.REFUSE
         ),
-        Kind("Telemetry", "telemetries", (), _TEL, ("v1", "v1alpha1"), "extension", Effect.REFUSE),
-        Kind("WasmPlugin", "wasmplugins", (), _EXT, ("v1alpha1",), "extension", Effect.REFUSE, True),
+        Kind("Telemetry", "telemetries", (), _TEL, ("v1", "v1alpha1"), "extension.telemetry", Effect.REFUSE),
+        Kind(
+            "WasmPlugin", "wasmplugins", (), _EXT, ("v1alpha1",), "extension.wasm_plugin", Effect.REFUSE, True
+        ),
     )
 }
 

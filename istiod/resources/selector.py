@@ -6,6 +6,9 @@ Not for: evaluating a selector against a proxy (istiod/snapshot.py).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import Field
 
 from istiod.resources.schema import NonEmpty, RefGroup, RefKind, Spec, Str, empty
 
@@ -64,6 +67,9 @@ _TARGETS = (
     ("gateway.networking.k8s.io", "Gateway"),
     ("gateway.networking.k8s.io", "GatewayClass"),
 )
+
+
+TargetRefs = Annotated[tuple[TargetReference, ...], Field(max_length=16)]
 
 
 def one_target(
