@@ -87,6 +87,7 @@ def compile_judge(sans: Sequence[SanMatch]) -> Judge | None:
     if not sans:
         return None
     tests = [(san.kind, compile_string(san.match)) for san in sans]
+    hosts = [san.match.value for san in sans if san.kind == "dns" and san.match.kind == "exact"]
 
     def judge(peer: PeerIdentity) -> bool:
         for kind, test in tests:
@@ -94,6 +95,19 @@ def compile_judge(sans: Sequence[SanMatch]) -> Judge | None:
                 return True
             if kind in ("dns", "any") and any(test(name.encode()) for name in peer.dns_sans):
                 return True
-        return False
+        return any(covers(name, host) for host in hosts for name in peer.dns_sans)
 
     return judge
+
+
+def covers(pattern: str, host: str) -> bool:
+    """Whether a certificate's DNS name stands for a host: `*` for one label, or within the first one (Envoy dnsNameMatch)."""
+    pattern, host = pattern.lower(), host.lower()
+    label, _, rest = pattern.partition(".")
+    first, _, tail = host.partition(".")
+    if pattern == host:
+        return True
+    if not rest or rest != tail or label.count("*") != 1 or "*" in rest or label.startswith("xn--"):
+        return False
+    before, _, after = label.partition("*")
+    return len(first) >= len(label) - 1 and first.startswith(before) and first.endswith(after)

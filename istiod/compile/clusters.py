@@ -175,6 +175,8 @@ def inbound_cluster(
         member.endpoint.address.CopyFrom(socket_address(host, int(number)))
         cluster.load_assignment.cluster_name = cluster.name
         cluster.load_assignment.endpoints.add().lb_endpoints.append(member)
+    elif port.target != port.number:
+        cluster.original_dst_lb_config.upstream_port_override.value = port.target
     _bind_to_loopback(cluster)
     apply_connection_pool(cluster, None, None)
     apply_http_options(cluster, port.protocol, None)

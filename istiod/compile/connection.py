@@ -17,6 +17,7 @@ from istiod.compile.access_log import access_logs
 from istiod.compile.envoy import ads, any_of, duration, true
 from istiod.compile.route_filters import CORS_FILTER, FAULT_FILTER
 from istiod.resources.mesh_config import MeshConfig
+from istiod.resources.traffic.connection_pool import TcpSettings
 
 HCM = "envoy.filters.network.http_connection_manager"
 TCP_PROXY = "envoy.filters.network.tcp_proxy"
@@ -61,17 +62,26 @@ def inbound_http(
 
 
 def tcp_proxy(
-    stat_prefix: str, clusters: list[tuple[str, int]], mesh: MeshConfig, idle_timeout: float | None = None
+    stat_prefix: str,
+    clusters: list[tuple[str, int]],
+    mesh: MeshConfig,
+    settings: TcpSettings | None = None,
+    *,
+    by_source: bool = False,
 ) -> Filter:
-    """Opaque bytes to one cluster, or split by weight."""
+    """Opaque bytes to one cluster, or split by weight. `by_source`: the client's address chooses the host."""
     proxy = tcp_proxy_pb2.TcpProxy(stat_prefix=stat_prefix, access_log=access_logs(mesh))
     if len(clusters) == 1:
         proxy.cluster = clusters[0][0]
     else:
         for name, weight in clusters:
             proxy.weighted_clusters.clusters.add(name=name, weight=weight)
-    if idle_timeout is not None:
-        proxy.idle_timeout.CopyFrom(duration(idle_timeout))
+    if settings is not None and settings.idle_timeout is not None:
+        proxy.idle_timeout.CopyFrom(duration(settings.idle_timeout))
+    if settings is not None and settings.max_connection_duration is not None:
+        proxy.max_downstream_connection_duration.CopyFrom(duration(settings.max_connection_duration))
+    if by_source:
+        proxy.hash_policy.add().source_ip.SetInParent()
     return Filter(name=TCP_PROXY, typed_config=any_of(proxy))
 
 

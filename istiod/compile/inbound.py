@@ -39,6 +39,7 @@ class InboundPort:
     """One port of the workload and where its application is reached (clusters.inbound_cluster)."""
 
     port: ServicePort
+    """`target` differs from `number` where the application listens on another port of the called address."""
     default_endpoint: str = ""
 
     @property
@@ -59,26 +60,34 @@ class Inbound:
     tcp_filters: tuple[listener_components_pb2.Filter, ...]
 
 
-def inbound_ports(proxy: ProxyInfo, sidecar: Sidecar | None) -> tuple[InboundPort, ...]:
+def inbound_ports(proxy: ProxyInfo, sidecar: Sidecar | None, mesh: MeshConfig) -> tuple[InboundPort, ...]:
     """The workload's declared ports, or those of the Sidecar's ingress, which replaces them (Istio)."""
     own = (proxy.outbound_port, proxy.inbound_port)
     if sidecar is not None and sidecar.ingress:
         listed = [
-            (one.port.number, one.port.name, one.port.protocol, one.default_endpoint)
+            (
+                one.port.number,
+                one.port.name,
+                one.port.protocol,
+                one.default_endpoint,
+                one.port.target_port or one.port.number,
+            )
             for one in sidecar.ingress
         ]
     else:
         # Callers connect to the port that the application listens on, whatever the service's own number is.
-        listed = [(port.target, port.name, port.protocol, "") for port in proxy.ports]
+        listed = [(port.target, port.name, port.protocol, "", port.target) for port in proxy.ports]
     result = []
     seen: set[int] = set()
-    for number, name, protocol, endpoint in listed:
+    for number, name, protocol, endpoint, target in listed:
         # Two ports of a service may lead to one of the application: the first says what it speaks.
         if number in own or number in seen:
             continue
         seen.add(number)
-        port = ServicePort(name, number, protocol_of(name, number, protocol), number)
+        port = ServicePort(name, number, protocol_of(name, number, protocol), target)
         if port.protocol is not Protocol.UDP:
+            if mesh.inbound_traffic_policy.mode == "LOCALHOST" and not endpoint:
+                endpoint = f"127.0.0.1:{target}"
             result.append(InboundPort(port, endpoint))
     return tuple(result)
 

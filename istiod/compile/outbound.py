@@ -23,7 +23,7 @@ from istiod.compile.chains import Chain, Chains
 from istiod.compile.connection import outbound_http, tcp_proxy
 from istiod.compile.envoy import any_of, duration, socket_address, true
 from istiod.compile.principal import cidr
-from istiod.compile.tcp_route import OpaqueRoute, opaque_routes
+from istiod.compile.tcp_route import OpaqueRoute, hashes_source, opaque_routes
 from istiod.compile.view import View
 from istiod.services import MeshService, Protocol, ServicePort
 
@@ -169,16 +169,19 @@ def _opaque_chains(view: View, service: MeshService, port: ServicePort, *, by_na
         name = naming.opaque_cluster if port.protocol is Protocol.AUTO else naming.outbound_cluster
         cluster = name(port.number, "", service.host)
         names = (service.host,) if by_name and not blocks and port.protocol is Protocol.TLS else ()
-        routes.append(OpaqueRoute(cluster, ((cluster, 1),), names))
+        by_source = hashes_source(view.rule(service).effective(port.number, ""))
+        routes.append(OpaqueRoute(cluster, ((cluster, 1),), names, by_source=by_source))
     pool = view.rule(service).effective(port.number, "").connection_pool
-    idle = pool.tcp.idle_timeout if pool and pool.tcp else None
+    settings = pool.tcp if pool else None
     chains: list[Chain] = []
     for route in routes:
         match = listener_components_pb2.FilterChainMatch(server_names=route.server_names)
         match.prefix_ranges.extend(cidr(block) for block in route.subnets or blocks)
         if route.tls or route.server_names:
             match.transport_protocol = "tls"
-        filters = [tcp_proxy(route.name, list(route.clusters), view.mesh, idle)]
+        filters = [
+            tcp_proxy(route.name, list(route.clusters), view.mesh, settings, by_source=route.by_source)
+        ]
         chain = Chain(name=route.name, filters=filters)
         if match != listener_components_pb2.FilterChainMatch():
             chain.filter_chain_match.CopyFrom(match)

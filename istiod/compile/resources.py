@@ -165,7 +165,7 @@ def _inbound_clusters(view: View, cache: Cache) -> list[EncodedResource]:
     sidecar = view.scope.sidecar
     proxy = view.proxy
     found = []
-    for one in inbound_ports(proxy, sidecar.spec if sidecar else None):
+    for one in inbound_ports(proxy, sidecar.spec if sidecar else None, view.mesh):
         # Only a cluster that does not follow the original destination needs to know the workload's address.
         addresses = proxy.addresses if one.default_endpoint else ()
         key = ("inbound", one, addresses, proxy.service, proxy.namespace, view.snapshot.mesh_key)
@@ -285,7 +285,7 @@ def _inbound_listener(view: View, cache: Cache) -> EncodedResource:
     modes = peer_modes(snapshot, proxy.namespace, proxy.labels)
     policies = policies_of(snapshot, proxy.namespace, proxy.labels)
     sidecar = view.scope.sidecar
-    ports = inbound_ports(proxy, sidecar.spec if sidecar else None)
+    ports = inbound_ports(proxy, sidecar.spec if sidecar else None, view.mesh)
     key = (
         "virtualInbound",
         proxy.outbound_port,

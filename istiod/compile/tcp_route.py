@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from istiod.compile.envoy import fit_weights
+from istiod.compile.traffic_policy import Policy
 from istiod.compile.view import View
 from istiod.resources.routing.destination import TcpDestination
 from istiod.resources.routing.l4_route import L4Match, TlsMatch
@@ -24,6 +25,8 @@ class OpaqueRoute:
     subnets: tuple[str, ...] = ()
     tls: bool = False
     """Only TLS connections, whatever their server name."""
+    by_source: bool = False
+    """The client's address chooses the host (consistentHash.useSourceIp)."""
 
     def takes_all(self, port: ServicePort) -> bool:
         """Whether nothing that the port speaks is left to later routes."""
@@ -44,13 +47,15 @@ def opaque_routes(view: View, service: MeshService, port: ServicePort) -> list[O
                 clusters = _clusters(view, tls.route, namespace, port)
                 every = "*" in match.sni_hosts
                 names = () if every else match.sni_hosts
-                found.append(OpaqueRoute(label, clusters, names, match.destination_subnets, every))
+                by_source = _by_source(view, tls.route, namespace, port)
+                found.append(OpaqueRoute(label, clusters, names, match.destination_subnets, every, by_source))
     for tcp in document.spec.tcp:
         clusters = _clusters(view, tcp.route, namespace, port)
         for condition in tcp.match or (None,):
             if condition is None or _applies(view, condition, port):
                 subnets = condition.destination_subnets if condition else ()
-                found.append(OpaqueRoute(label, clusters, (), subnets))
+                by_source = _by_source(view, tcp.route, namespace, port)
+                found.append(OpaqueRoute(label, clusters, (), subnets, by_source=by_source))
     return found
 
 
@@ -62,6 +67,17 @@ def _applies(view: View, match: L4Match | TlsMatch, port: ServicePort) -> bool:
     if match.source_namespace and match.source_namespace != view.proxy.namespace:
         return False
     return includes(view.proxy.labels, match.source_labels)
+
+
+def hashes_source(policy: Policy) -> bool:
+    """Whether connections are balanced by their client's address."""
+    balancer = policy.load_balancer
+    return bool(balancer and balancer.consistent_hash and balancer.consistent_hash.use_source_ip)
+
+
+def _by_source(view: View, routes: tuple[TcpDestination, ...], namespace: str, port: ServicePort) -> bool:
+    hashes = [view.hash_of(one.destination, namespace, port.number) for one in routes]
+    return any(one is not None and one.use_source_ip for one in hashes)
 
 
 def _clusters(

@@ -82,7 +82,7 @@ def originated(
     """SIMPLE and MUTUAL of a DestinationRule: certificates by file name on the proxy's host.
 
     Without caCertificates the system's roots are trusted (Istio: VERIFY_CERTIFICATE_AT_CLIENT), and without
-    subjectAltNames the name that is called must be in the certificate.
+    subjectAltNames the name that is called must be in the certificate: for a wildcard host, any name that it covers.
     """
     server = tls.sni or ("" if host.startswith("*") else host)
     common = tls_pb2.CommonTlsContext(alpn_protocols=alpn)
@@ -96,9 +96,11 @@ def originated(
         validation.trusted_ca.filename = tls.ca_certificates or SYSTEM_ROOTS
         if tls.ca_crl:
             validation.crl.filename = tls.ca_crl
-        for name in tls.subject_alt_names or sans or ((server,) if server else ()):
+        for name in tls.subject_alt_names or sans or (server or host,):
             kind = _URI if "://" in name else _DNS
             matcher = string_pb2.StringMatcher(exact=name)
+            if name.startswith("*") and kind == _DNS and not (tls.subject_alt_names or sans):
+                matcher = string_pb2.StringMatcher(suffix=name[1:])
             validation.match_typed_subject_alt_names.append(_san(kind, matcher))
     _client_versions(common)
     context = tls_pb2.UpstreamTlsContext(common_tls_context=common, sni=server)

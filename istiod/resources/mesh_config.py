@@ -20,7 +20,7 @@ class OutboundPolicy(Spec):
 
 
 class InboundPolicy(Spec):
-    """Where calls to ports go that no workload declares: PASSTHROUGH, to the address that was called."""
+    """Where declared ports of a workload are reached: PASSTHROUGH, at the address that was called, or LOCALHOST."""
 
     mode: Literal["PASSTHROUGH", "LOCALHOST"] = "PASSTHROUGH"
 
@@ -59,12 +59,6 @@ class MeshConfig(Spec):
                 "outboundTrafficPolicy.mode",
                 "ALLOW_ANY_DYNAMIC_DNS is not supported by this version; ALLOW_ANY calls the addresses that "
                 "the callers have resolved",
-            )
-        if self.inbound_traffic_policy.mode != "PASSTHROUGH":
-            yield (
-                "inboundTrafficPolicy.mode",
-                "LOCALHOST is not supported by this version: applications are called at the address that was "
-                "called (PASSTHROUGH); a Sidecar's ingress.defaultEndpoint says otherwise for a port",
             )
         if self.access_log_encoding == "JSON" and self.access_log_format:
             yield "accessLogFormat", "may not be set together with JSON encoding in this version"

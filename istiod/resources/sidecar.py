@@ -104,6 +104,8 @@ class IngressListener(Spec):
             yield "bind", problem
         if problem := endpoint_problem(self.default_endpoint):
             yield "defaultEndpoint", problem
+        if self.default_endpoint and self.port.target_port is not None:
+            yield "port.targetPort", "may not be set together with defaultEndpoint"
         if self.tls is None:
             return
         if self.tls.mode in ("ISTIO_MUTUAL", "AUTO_PASSTHROUGH"):
@@ -125,8 +127,6 @@ class IngressListener(Spec):
             yield "bind", _NO_BIND
         if self.capture_mode == "NONE":
             yield "captureMode", _NO_LISTENERS
-        if self.port.target_port is not None:
-            yield "port.targetPort", "is not supported by this version; use defaultEndpoint"
 
 
 def endpoint_problem(text: str) -> str | None:

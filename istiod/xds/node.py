@@ -23,7 +23,8 @@ from wire.spiffe import SpiffeId
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_KINDS = ("sidecar", "router")
+_KINDS = ("sidecar",)
+"""Istio's others are not served: a gateway (router) would get a sidecar's listeners, and pass on what it should judge."""
 DEFAULT_OUTBOUND_PORT = 15001
 DEFAULT_INBOUND_PORT = 15006
 
@@ -116,7 +117,9 @@ def parse_node(node: base_pb2.Node) -> ProxyNode:
         raise NodeError(f"node id {node.id!r}: expected TYPE~IP~NAME.NAMESPACE~DOMAIN")
     kind, address, full_name, domain = parts
     if kind not in _KINDS:
-        raise NodeError(f"node id {node.id!r}: type {kind!r} is not one of {', '.join(_KINDS)}")
+        raise NodeError(
+            f"node id {node.id!r}: type {kind!r} is not served by this version, only {', '.join(_KINDS)}"
+        )
     name, _, id_namespace = full_name.rpartition(".")
     metadata: dict[str, Any] = json_format.MessageToDict(node.metadata)
     namespace = _text(metadata, "NAMESPACE") or id_namespace

@@ -254,7 +254,7 @@ REFUSED = [
     ("Sidecar", "{egress: [{captureMode: NONE, hosts: ['./*']}]}", "spec.egress[0].captureMode"),
     ("Sidecar", "{ingress: [{port: {number: 80, protocol: HTTP}, captureMode: NONE}]}", "spec.ingress[0].captureMode"),
     ("Sidecar", "{ingress: [{port: {number: 80, protocol: HTTP}, bind: 10.0.0.1}]}", "spec.ingress[0].bind"),
-    ("Sidecar", "{ingress: [{port: {number: 80, protocol: HTTP, targetPort: 81}}]}", "spec.ingress[0].port.targetPort"),
+    ("Sidecar", "{ingress: [{port: {number: 80, protocol: HTTP, targetPort: 81}, defaultEndpoint: '127.0.0.1:80'}]}", "spec.ingress[0].port.targetPort"),
     ("Sidecar", "{egress: [{hosts: ['test/*a.com']}]}", "spec.egress[0].hosts[0]"),
     ("Sidecar", "{egress: [{hosts: ['~Invalid_NS/*']}]}", "spec.egress[0].hosts[0]"),
     ("Sidecar", "{egress: [{hosts: ['./short']}]}", "spec.egress[0].hosts[0]"),
