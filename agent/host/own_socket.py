@@ -12,6 +12,7 @@ import socket
 import trio
 
 from agent.host.capture.rules import HOST_MARK
+from wire.liveness import end_when_peer_is_gone
 
 
 def mark(sock: socket.socket | trio.socket.SocketType) -> bool:
@@ -31,6 +32,7 @@ async def connect_tcp(host: str, port: int) -> trio.SocketStream:
         sock = trio.socket.socket(family, kind, protocol)
         try:
             mark(sock)
+            end_when_peer_is_gone(sock)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await sock.connect(address)
         except OSError as error:

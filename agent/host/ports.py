@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Collection, Iterable
+from pathlib import Path
 
 import trio
 
 from agent.host.config import AgentConfig
+
+_LISTENING = "0A"
+"""TCP_LISTEN in /proc/net/tcp."""
 
 
 class PortTaken(Exception):
@@ -52,6 +57,27 @@ def taken(config: AgentConfig) -> list[str]:
                 sock.bind(("127.0.0.1", number))
             except OSError as error:
                 found.append(f"{number} ({purpose}): {error.strerror}")
+    return found
+
+
+def unserved(ports: Iterable[int], users: Collection[int]) -> list[str]:
+    """The ports on which nobody listens, or somebody who is none of the users (uids), each with what is wrong."""
+    owners: dict[int, set[int]] = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text(encoding="ascii").splitlines()[1:]
+        except OSError:
+            continue  # a host without IPv6
+        for words in map(str.split, lines):
+            if words[3] == _LISTENING:
+                owners.setdefault(int(words[1].rpartition(":")[2], 16), set()).add(int(words[7]))
+    found = []
+    for port in sorted(ports):
+        foreign = sorted(owners.get(port, set()) - set(users))
+        if port not in owners:
+            found.append(f"nothing listens on port {port}")
+        elif foreign:
+            found.append(f"port {port} is listened on by user {foreign[0]}, who is not the proxy's")
     return found
 
 

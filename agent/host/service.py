@@ -19,6 +19,7 @@ from typing import Any
 import trio
 from google.protobuf import json_format
 
+from agent.host import addresses
 from agent.host.admin import local_socket
 from agent.host.admin.local_socket import CommandError
 from agent.host.admin.own_pages import OwnPages
@@ -27,7 +28,7 @@ from agent.host.capture.gate import WORKERS, Gate
 from agent.host.capture.keeper import Keeper
 from agent.host.capture.netfilter import NetfilterError
 from agent.host.capture.table import Capture, CaptureError, rules_for
-from agent.host.config import AgentConfig
+from agent.host.config import AgentConfig, AgentConfigError
 from agent.host.control.config_session import ConfigSession
 from agent.host.control.control_plane import ControlPlane
 from agent.host.control.xds_client import XdsClient
@@ -111,6 +112,7 @@ class AgentService:
             self._keep_connections()
             await nursery.start(self.dataplane.run)
             nursery.start_soon(self.notifier.watchdog)
+            nursery.start_soon(self._follow_addresses)
             for workload in self.workloads:
                 nursery.start_soon(self._serve_workload, workload)
             keepers = {workload.key: workload.parts.identity for workload in self.workloads}
@@ -139,6 +141,24 @@ class AgentService:
             await workload.restore()
             await workload.parts.xds.run()
             nursery.cancel_scope.cancel()
+
+    async def _follow_addresses(self) -> None:
+        """Register under the present addresses: with the old ones others would call a host that is not there."""
+        async for _ in addresses.changes():
+            try:
+                facts = await trio.to_thread.run_sync(host_facts, self.config)
+            except AgentConfigError:
+                continue  # none at the moment: the next change brings one
+            if facts == self.facts or self.ending:
+                continue
+            log.info("this host's addresses are now %s", ", ".join(facts.addresses))
+            self.facts = facts
+            for index, workload in enumerate(self.workloads):
+                node = node_of(self.config, index, facts)
+                workload.parts.node_id = node.id
+                self.dataplane.sides[workload.key]["node"] = json_format.MessageToDict(node.metadata)
+                workload.parts.session.become(node)
+                workload.parts.xds.rejoin()
 
     async def _open_up(self, nursery: trio.Nursery) -> None:
         """Let traffic in once every workload can serve it."""

@@ -22,6 +22,7 @@ from wire.grpc.metadata import Metadata
 from wire.grpc.status import GrpcError, GrpcStatus, encode_message
 from wire.http2 import Http2Connection, Http2Limits
 from wire.http2_stream import Headers, Http2Error, Stream
+from wire.liveness import end_when_peer_is_gone
 from wire.spiffe import SpiffeError, SpiffeId
 
 _log = logging.getLogger(__name__)
@@ -121,6 +122,10 @@ async def serve(
     means its status, any other exception is logged and means INTERNAL.
     """
     server = _Server(handlers, limits or Limits(), trio.Event() if shutdown is None else shutdown, grace)
+    for listener in listeners:
+        plain = listener.transport_listener if isinstance(listener, trio.SSLListener) else listener
+        if isinstance(plain, trio.SocketListener):
+            end_when_peer_is_gone(plain.socket)
     async with trio.open_nursery() as nursery:
         accepting = trio.CancelScope()
 

@@ -37,7 +37,7 @@ class DeltaClient:
     """
 
     def __init__(self, node: Any, subscriptions: Mapping[str, Iterable[str] | str]) -> None:
-        self._node = node
+        self.node = node
         self._wanted: dict[str, set[str]] = {}
         for type_url, names in subscriptions.items():
             self._wanted[type_url] = {WILDCARD} if names == WILDCARD else set(names)
@@ -134,7 +134,7 @@ class DeltaClient:
         self._started.add(type_url)
         if not self._node_sent:
             self._node_sent = True
-            request.node.CopyFrom(self._node)
+            request.node.CopyFrom(self.node)
         return request.SerializeToString()  # type: ignore[no-any-return]
 
     def _answer(self, update: Update) -> Any:

@@ -1,6 +1,7 @@
 """`hostmesh-agent capture up|down` by hand.
 
-Rule: somebody must hold the table. With the agent running it is the agent, and the command returns; without
+Rule: traffic is only brought to the proxy's own listeners, and somebody must hold the table. With the agent running it is the
+agent, and the command returns; without
 it the command itself holds the table until Ctrl-C, the end of its terminal, or `capture down` from elsewhere.
 """
 
@@ -13,9 +14,10 @@ from typing import Any
 
 import trio
 
+from agent.host import ports
 from agent.host.admin import local_socket
 from agent.host.admin.local_socket import NotRunning
-from agent.host.capture.table import Capture, rules_for
+from agent.host.capture.table import Capture, CaptureError, rules_for
 from agent.host.config import AgentConfig
 from agent.host.node import all_users
 from agent.host.service import SOCKET_NAME
@@ -53,6 +55,8 @@ async def _hold(config: AgentConfig, say: Callable[[str], None]) -> None:
     run_as = privileges.workers_run_as(config)
     own = (run_as.uid if run_as is not None else 0, privileges.own_uid())
     capture = Capture(rules_for(config, all_users(config), own))
+    if problems := ports.unserved(capture.rules.proxy_ports, {*own, 0}):
+        raise CaptureError(f"the host's traffic would go nowhere, or to a stranger: {'; '.join(problems)}")
     ended = trio.Event()
 
     async def end(question: dict[str, Any]) -> str:

@@ -6,26 +6,24 @@ Rule: nothing is changed: the kernel is asked with a dry run of the very rules t
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from pathlib import Path
+from typing import Any
 
 from agent.host import ports
+from agent.host.capture import firewall
+from agent.host.capture.finding import Finding
 from agent.host.capture.keeper import PREFIX as KEEPER
 from agent.host.capture.netfilter import Netfilter, NetfilterError
-from agent.host.capture.rules import TABLE, render
-from agent.host.capture.table import rules_for
+from agent.host.capture.rules import NAT_PRIORITY, TABLE, Rules
+from agent.host.capture.table import load, rules_for
 from agent.host.config import AgentConfig, AgentConfigError
 from agent.host.dns.resolv_conf import Resolvers
 from agent.host.node import all_users
 from agent.host.workers import privileges
 
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the list. `state` is `ok`, `note` (works, worth knowing) or `problem`."""
-
-    topic: str
-    state: str
-    detail: str
+_OWNED = re.compile(r"^\s*flags .*\bowner\b", re.MULTILINE)
+_LEGACY = Path("/proc/net/ip_tables_names")
 
 
 def check(config: AgentConfig, *, agent_running: bool) -> list[Finding]:
@@ -44,11 +42,16 @@ def check(config: AgentConfig, *, agent_running: bool) -> list[Finding]:
     refused = privileges.why_not_started(run_as)
     findings += [Finding("users", "problem", refused)] if refused is not None else []
     if all(finding.state != "problem" for finding in findings):
-        tables = _tables(agent_running)
+        rules = rules_for(config, users, own)
+        objects, unread = _ruleset()
+        tables = [*unread, *_tables(objects, agent_running)]
         findings += tables
         # With a table of somebody else's in the way the kernel would refuse for that reason alone.
         if not agent_running and all(finding.state != "problem" for finding in tables):
-            findings.append(_kernel(render(rules_for(config, users, own))))
+            findings.append(_kernel(rules))
+        findings += firewall.findings(objects, rules)
+        if (legacy := firewall.unreadable(_read(_LEGACY))) is not None:
+            findings.append(legacy)
     findings.append(_ports(config, agent_running))
     servers = Resolvers().current()
     findings.append(
@@ -73,21 +76,42 @@ def _library() -> Finding:
         return Finding("libnftables", "problem", str(error))
 
 
-def _kernel(rules: str) -> Finding:
+def _kernel(rules: Rules) -> Finding:
     try:
         with Netfilter(dry_run=True) as netfilter:
-            netfilter.run(rules)
+            load(netfilter, rules)
     except NetfilterError as error:
         return Finding("kernel", "problem", f"refuses the rules: {str(error).splitlines()[0]}")
     return Finding("kernel", "ok", "accepts the rules (owned table, inet nat, fib, skuid, ct status)")
 
 
-def _tables(agent_running: bool) -> list[Finding]:
+def _ruleset() -> tuple[list[dict[str, Any]], list[Finding]]:
+    """What nft shows of others' tables, and what could not be read."""
+    objects: list[dict[str, Any]] = []
+    findings: list[Finding] = []
     try:
-        with Netfilter(json=True) as netfilter:
-            objects = json.loads(netfilter.run("list ruleset"))["nftables"]
+        with Netfilter() as text, Netfilter(json=True) as structured:
+            for line in text.run("list tables").splitlines():
+                _, family, name = line.split()
+                where = f"{family} {name}"
+                if name.startswith(KEEPER):
+                    continue
+                # libnftables 1.0.6 corrupts its memory when it prints an owned table as JSON, ours among them.
+                if _OWNED.search(text.run(f"list table {where}")):
+                    objects.append({"table": {"family": family, "name": name}})
+                    if name != TABLE:
+                        findings.append(Finding("tables", "note", f"{where} is owned by a program: not read"))
+                    continue
+                try:
+                    objects += json.loads(structured.run(f"list table {where}"))["nftables"]
+                except (ValueError, KeyError, TypeError):
+                    findings.append(Finding("tables", "note", f"{where} cannot be read"))
     except NetfilterError as error:
-        return [Finding("tables", "problem", str(error))]
+        findings.append(Finding("tables", "problem", str(error)))
+    return objects, findings
+
+
+def _tables(objects: list[dict[str, Any]], agent_running: bool) -> list[Finding]:
     tables = {
         item["table"]["name"] for item in objects if "table" in item and item["table"]["family"] == "inet"
     }
@@ -100,10 +124,9 @@ def _tables(agent_running: bool) -> list[Finding]:
             chain.get("type") == "nat"
             and chain.get("hook") in ("output", "prerouting")
             and chain["table"] != TABLE
-            and not chain["table"].startswith(KEEPER)
         ):
             where = f"{chain['family']} {chain['table']} {chain['name']} (priority {chain['prio']})"
-            earlier = chain["prio"] <= -100
+            earlier = chain["prio"] <= NAT_PRIORITY
             note = "may decide before us" if earlier else "comes after us"
             findings.append(Finding("tables", "note", f"also redirects {chain['hook']}: {where}: {note}"))
     return findings or [Finding("tables", "ok", "no other nat chains")]
@@ -114,3 +137,10 @@ def _ports(config: AgentConfig, agent_running: bool) -> Finding:
         return Finding("ports", "ok", "served by the running agent")
     taken = ports.taken(config)
     return Finding("ports", "problem", "; ".join(taken)) if taken else Finding("ports", "ok", "all are free")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError:
+        return ""  # no such tables, or not for us to see

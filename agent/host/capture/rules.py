@@ -183,6 +183,7 @@ def _output(rules: Rules) -> Iterator[str]:
                     yield f'{who}oifname "lo" {elsewhere} {target}'
     yield 'oifname "lo" return comment "own addresses and loopback stay on the host"'
     yield f"tcp dport {_set(sorted({SSH, *rules.exclude_outbound_ports}))} return"
+    yield 'ip6 daddr fe80::/10 return comment "such an address means something on its link only"'
     for family, kind in (("ip", IPv4Network), ("ip6", IPv6Network)):
         number = "4" if family == "ip" else "6"
         if any(isinstance(network, kind) for network in rules.exclude_outbound):

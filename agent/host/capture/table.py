@@ -81,7 +81,7 @@ class Capture:
         except NetfilterError as error:
             raise CaptureError(str(error)) from error
         try:
-            _load(netfilter, rules, replaces=self._netfilter is not None)
+            load(netfilter, rules, replaces=self._netfilter is not None)
         except NetfilterError as error:
             if netfilter is not self._netfilter:
                 netfilter.close()
@@ -95,7 +95,8 @@ class Capture:
             netfilter.close()
 
 
-def _load(netfilter: Netfilter, rules: Rules, *, replaces: bool) -> None:
+def load(netfilter: Netfilter, rules: Rules, *, replaces: bool = False) -> None:
+    """Run the rules in a context, as far as this kernel has what they use; NetfilterError when it refuses."""
     before = f"delete table inet {TABLE}\n" if replaces else ""
     try:
         netfilter.run(before + render(rules))

@@ -59,6 +59,10 @@ class ConfigSession:
         """What istiod wants and the data plane does not use."""
         self.worth_trying_again = False
 
+    def become(self, node: Any) -> None:
+        """The next stream is this node's; what is held stays."""
+        self._client.node = node
+
     def preload(self, resources: Mapping[str, Mapping[str, EncodedResource]]) -> None:
         """Hold what was stored by a former process."""
         self._refused = {}

@@ -69,6 +69,7 @@ class XdsClient:
         self._health_changed = trio.Event()
         self._updated = trio.Event()
         self._leaving = False
+        self._rejoining = False
         self._left = trio.Event()
         self._attached: Callable[[Channel], Awaitable[None]] | None = None
 
@@ -89,6 +90,12 @@ class XdsClient:
             with trio.move_on_after(_GOODBYE_SECONDS):
                 await self._left.wait()
 
+    def rejoin(self) -> None:
+        """Leave and come back at once: the session's node is another one now (its address is part of its claim)."""
+        if self.connected:
+            self._rejoining = True
+            self._health_changed.set()
+
     async def run(self) -> None:
         """Keep a stream up until cancelled or left."""
         backoff = Backoff(self._chance)
@@ -106,6 +113,9 @@ class XdsClient:
             self.connected = False
             if self._leaving:
                 return
+            if self._rejoining:
+                self._rejoining = False
+                continue
             if trio.current_time() - began > _STABLE_SECONDS:
                 backoff.reset()
             delay = backoff.next_delay()
@@ -151,11 +161,14 @@ class XdsClient:
     async def _report_health(self, sender: _Sender, call: ClientCall) -> None:
         while True:
             self._health_changed = trio.Event()
-            if self._leaving:
+            if self._leaving or self._rejoining:
                 await sender.send(health_request(False, _LEAVING))
                 await call.end()
                 self._left.set()
-                return
+                if self._leaving:
+                    return
+                await trio.sleep(_GOODBYE_SECONDS)
+                raise XdsError("istiod does not end the stream that was left")
             if self._health is not None:
                 await sender.send(health_request(*self._health))
             await self._health_changed.wait()

@@ -158,6 +158,8 @@ class IdentityKeeper:
         due = self.current.renew_at(self._chance()) if self.current is not None else 0.0
         # In short naps: a host that was suspended finds its clock far ahead.
         while (wait := due - self._clock()) > 0:
+            if not self._unstored:
+                self.last_error = ""  # of a renewal that a wrong clock had made due
             await trio.sleep(min(wait, _LONGEST_SLEEP))
             if self._unstored and self.current is not None:
                 self._store(self.current, self.roots)

@@ -160,3 +160,30 @@ def test_no_damaged_query_can_break_it(data: st.DataObject) -> None:
         wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
     got = answer(bytes(wire[: data.draw(st.integers(0, len(wire)))]), NAMES, stream=True)
     assert got is None or got[2] & 0x80
+
+
+def test_a_mesh_name_comes_before_the_hosts_own_search_domains() -> None:
+    names = Names(
+        {"reviews.default.svc.cluster.local": Addresses.of(["240.240.0.1"]), "*.corp.example": Addresses.of(["240.240.0.9"])},
+        {}, "default", "cluster.local",
+    )  # fmt: skip
+    assert names.find("reviews.corp.example", ("corp.example",)) == "reviews.default.svc.cluster.local"
+    assert names.find("other.corp.example", ("corp.example",)) == "*.corp.example"
+    assert names.find("reviews.corp.example") == "*.corp.example"
+    assert names.find("reviews.elsewhere.example", ("corp.example",)) is None
+
+
+def test_users_without_a_workload_share_the_names_that_only_the_mesh_gives_out() -> None:
+    shop = Names(
+        {"cart.shop.svc.cluster.local": Addresses.of(["240.240.0.1"]), "www.example": Addresses.of(["240.240.0.2"])},
+        {}, "shop", "cluster.local",
+    )  # fmt: skip
+    bank = Names(
+        {"ledger.bank.svc.cluster.local": Addresses.of(["240.240.0.3"])}, {}, "bank", "cluster.local"
+    )
+    shared = Names.shared([shop, bank])
+    assert shared.find("cart") == "cart.shop.svc.cluster.local"
+    assert shared.find("ledger") == "ledger.bank.svc.cluster.local"
+    assert shared.find("www.example") is None
+    unknown = Names({}, {}, "bank", "cluster.local", known=False)
+    assert not Names.shared([shop, unknown]).known

@@ -206,6 +206,19 @@ def test_a_failed_renewal_keeps_the_certificate_and_is_tried_again(tmp_path: Pat
     with_authority(test)
 
 
+def test_an_error_of_a_wrong_clock_goes_with_it(tmp_path: Path, short_naps: None) -> None:
+    async def test(authority: CertificateAuthority, nursery: trio.Nursery) -> None:
+        host = Host(tmp_path, authority)
+        await nursery.start(host.keeper.run)
+        host.ahead = 86400
+        await eventually(lambda: host.keeper.last_error != "")
+        host.ahead = 0
+        await eventually(lambda: host.keeper.last_error == "")
+        assert authority.calls[0] == "joined"
+
+    with_authority(test)
+
+
 def test_an_expired_certificate_needs_the_token_again(tmp_path: Path) -> None:
     async def test(authority: CertificateAuthority, nursery: trio.Nursery) -> None:
         host = Host(tmp_path, authority)
