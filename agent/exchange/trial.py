@@ -7,7 +7,7 @@ Not for: what only the host can say (files, certificates, addresses to listen on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 
 from agent.exchange.local_reply import compile_rewrite
@@ -29,6 +29,7 @@ from agent.table.build import (
     resource_path,
     unread,
 )
+from agent.table.checks import doubled_addresses
 from agent.table.decode.message import read_bytes
 from agent.table.errors import ConfigError
 from agent.table.listener import FilterChain, FixedAnswer, HttpManager, Listener
@@ -46,11 +47,12 @@ class Trial:
         self._builder = TableBuilder(read_file)
         self._good: dict[int, object] = {}
         """Listeners and routes that have been compiled, by identity."""
+        self._serving: frozenset[str] = frozenset()
 
     def build(self, resources: Resources) -> Built:
         """The table of what can be used, and what cannot."""
         built = self._builder.build(resources)
-        found = judge(built.table, self._good)
+        found = judge(built.table, self._good, self._serving)
         if found:
             for one in found:
                 self._builder.reject(one.type_url, one.name)
@@ -58,6 +60,7 @@ class Trial:
             again = self._builder.build(self._builder.last_good(built.bodies, left), again=True)
             built = Built(again.table, again.bodies, (*built.refused, *found))
         table = built.table
+        self._serving = frozenset(table.listeners)
         self._good = {id(one): one for one in (*table.listeners.values(), *table.routes.values())}
         return built
 
@@ -76,13 +79,20 @@ def decode(resources: Resources) -> tuple[Bodies, tuple[Refused, ...]]:
     return built.bodies, built.refused
 
 
-def judge(table: Table, good: Mapping[int, object] = MappingProxyType({})) -> tuple[Refused, ...]:
-    """The resources of a table that cannot be compiled. `good` are values that can, by identity."""
+def judge(
+    table: Table, good: Mapping[int, object] = MappingProxyType({}), serving: Collection[str] = ()
+) -> tuple[Refused, ...]:
+    """The resources of a table that cannot be compiled. `good` are values that can, by identity; `serving` the names of
+    listeners that have their addresses already."""
     found: list[Refused] = []
     managers: dict[str, HttpManager] = {}
     fresh: set[str] = set()
     """Route configurations that a new listener has filters for."""
+    doubled = doubled_addresses(table.listeners, serving)
     for name, listener in table.listeners.items():
+        if name in doubled:
+            found.append(refusal(LISTENER, name, ConfigError("address", doubled[name])))
+            continue
         known = good.get(id(listener)) is listener
         for _, chain in _chains(listener):
             if isinstance(chain.terminal, HttpManager) and isinstance(chain.terminal.route, str):

@@ -5,16 +5,41 @@ Not for: xDS, where a route may name a cluster that is still on its way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from agent.table.errors import ConfigError
-from agent.table.listener import FilterChain, HttpManager
+from agent.table.listener import FilterChain, HttpManager, Listener
 from agent.table.route import Forward, RouteConfiguration
 from agent.table.snapshot import Table
 
 
+def doubled_addresses(listeners: Mapping[str, Listener], first: Collection[str] = ()) -> dict[str, str]:
+    """Listeners that would open an address of another one, with a text that says so: one socket serves one listener.
+
+    `first`: names that come before all others; otherwise the order counts. Port 0 is never the same twice."""
+    owners: dict[tuple[str, int, str], str] = {}
+    found: dict[str, str] = {}
+    for name in sorted(listeners, key=lambda name: name not in first):
+        listener = listeners[name]
+        places = [
+            (address.host, address.port, address.path)
+            for address in (listener.address, *listener.additional_addresses)
+            if listener.bind and (address.port or address.path)
+        ]
+        taken = next((place for place in places if place in owners), None)
+        if taken is not None:
+            found[name] = f"{taken[2] or f'{taken[0]}:{taken[1]}'} is the address of listener {owners[taken]}"
+            continue
+        owners.update(dict.fromkeys(places, name))
+    return found
+
+
 def check_references(table: Table) -> None:
-    """Every cluster and secret that is named must be there. Raises ConfigError."""
+    """Every cluster and secret that is named must be there, and every address be one listener's. Raises ConfigError."""
+    doubled = doubled_addresses(table.listeners)
+    for number, name in enumerate(table.listeners):
+        if name in doubled:
+            raise ConfigError(f"static_resources.listeners[{number}].address", doubled[name])
     for number, listener in enumerate(table.listeners.values()):
         path = f"static_resources.listeners[{number}]"
         for position, chain in enumerate(listener.chains):

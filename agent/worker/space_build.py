@@ -164,11 +164,19 @@ class Builder:
         except Exception as error:
             del build.chains[chains:], build.routers[routers:], build.renewals[renewals:]
             self._refuse(LISTENER, name, error)
-            if former is None or former is listener:
-                return None
+        else:
+            return listener
+        if former is None:
+            return None
+        try:
             build.runtimes[name], build.stations[name] = self._listener(name, former, names)
-            return former
-        return listener
+        except Exception:
+            # What serves cannot be built again: it goes on as it is.
+            _log.exception("listener %s", name)
+            del build.chains[chains:], build.routers[routers:], build.renewals[renewals:]
+            build.runtimes[name] = self._space.listeners[name]
+            build.stations[name] = list(self._space.stations_of(name))
+        return former
 
     def _listener(
         self, name: str, listener: Listener, names: Names | None

@@ -210,7 +210,7 @@ def _service_port(value: Any, path: str) -> Port:
 
 
 def _port(value: Any, path: str) -> int:
-    if isinstance(value, str) and value.isascii() and value.isdigit():
+    if isinstance(value, str) and len(value) <= 5 and value.isascii() and value.isdigit():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 65536:
         raise NodeError(f"metadata {path}: {value!r} is not a port number")

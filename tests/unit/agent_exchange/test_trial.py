@@ -11,8 +11,8 @@ from envoy.config.route.v3 import route_pb2
 from google.protobuf import json_format
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from agent.exchange.trial import decode
-from agent.table.build import CLUSTER, LISTENER, ROUTE
+from agent.exchange.trial import Trial, decode
+from agent.table.build import CLUSTER, LISTENER, ROUTE, unread
 from agent.table.decode.types import message_class
 
 for _kind in (
@@ -37,7 +37,7 @@ def route(name: str, **action: Any) -> bytes:
     return packed(route_pb2.RouteConfiguration(), tree)
 
 
-def listener(name: str, routes: str, **manager: Any) -> bytes:
+def listener(name: str, routes: str, port: int = 80, **manager: Any) -> bytes:
     hcm = {
         "@type": f"{_TYPES}.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "x",
@@ -47,7 +47,7 @@ def listener(name: str, routes: str, **manager: Any) -> bytes:
     }
     tree = {
         "name": name,
-        "address": {"socket_address": {"address": "127.0.0.1", "port_value": 80}},
+        "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
         "filter_chains": [{"filters": [{"name": "hcm", "typed_config": hcm}]}],
     }
     return packed(listener_pb2.Listener(), tree)
@@ -68,7 +68,7 @@ def test_what_is_right_is_taken_and_what_is_not_is_named_with_path_and_reason() 
     given = {
         CLUSTER: {"a": cluster},
         ROUTE: {"good": route("good"), "bad": route("bad", **changed_header("%NO_SUCH%"))},
-        LISTENER: {"l": listener("l", "good"), "bad": listener("bad", "bad", **log("%NO_SUCH%"))},
+        LISTENER: {"l": listener("l", "good"), "bad": listener("bad", "bad", 81, **log("%NO_SUCH%"))},
     }
     taken, refused = decode(given)
     assert taken == {
@@ -108,3 +108,13 @@ def test_broken_bytes_cost_only_their_own_resource(body: bytes) -> None:
     taken, refused = decode({ROUTE: {"broken": body, "good": route("good")}})
     assert set(taken[ROUTE]) == {"good"}
     assert [one.name for one in refused] == ["broken"]
+
+
+def test_a_listener_on_the_address_of_another_is_refused_and_the_one_that_serves_stays() -> None:
+    trial = Trial(unread)
+    assert trial.build({LISTENER: {"b": listener("b", "r")}}).refused == ()
+    built = trial.build({LISTENER: {"a": listener("a", "r"), "b": listener("b", "r")}})
+    assert [str(one) for one in built.refused] == [
+        "Listener[a].address: 127.0.0.1:80 is the address of listener b"
+    ]
+    assert set(built.table.listeners) == set(built.bodies[LISTENER]) == {"b"}

@@ -29,13 +29,14 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     found.sinks.close()
 
 
-def pem_pair() -> tuple[bytes, bytes]:
+def pem_pair(uri: str = "spiffe://x/y") -> tuple[bytes, bytes]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
     now = datetime.datetime.now(datetime.UTC)
     made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
     made = made.serial_number(1).not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
-    certificate = made.sign(key, hashes.SHA256())
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+    certificate = made.add_extension(names, critical=False).sign(key, hashes.SHA256())
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -104,6 +105,15 @@ def test_a_bad_secret_is_refused_each_time_and_the_last_good_one_stays(stage: St
     renewed = inline("s", pem_pair())
     assert stage.space.apply(replace(table, secrets={"s": renewed})) == ()
     assert stage.space.clusters["b"].hosts[0].tls.context is not context
+
+
+def test_the_own_name_that_upstreams_are_told_is_that_of_the_renewed_certificate(stage: Stage) -> None:
+    table = served(stage.space.table, DownstreamTls(certificates=("s",)))
+    for uri in ("spiffe://a/old", "spiffe://a/new"):
+        assert stage.space.apply(replace(table, secrets={"s": inline("s", pem_pair(uri))})) == ()
+        tls = stage.space.every_station()[0].tls
+        assert tls is not None
+        assert tls.local_uri_sans == (uri,)
 
 
 def test_nothing_of_tls_changes_where_the_table_fails(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,7 @@ def test_a_node_without_workload_is_served_and_not_registered() -> None:
         ({"LABELS": ["a"]}, ID, "LABELS"),
         ({"LABELS": {"a": 1}}, ID, "LABELS.a"),
         ({"PROXY_CONFIG": {"proxyListenPort": 70000}}, ID, "PROXY_CONFIG.proxyListenPort"),
+        ({"PROXY_CONFIG": {"proxyListenPort": "9" * 5000}}, ID, "PROXY_CONFIG.proxyListenPort"),
         ({"HOSTMESH_WORKLOAD": "reviews"}, ID, "HOSTMESH_WORKLOAD"),
         ({"HOSTMESH_WORKLOAD": {"service": "a|b"}}, ID, "HOSTMESH_WORKLOAD.service"),
         ({"HOSTMESH_WORKLOAD": {"service": "a", "namespace": "kube"}}, ID, "HOSTMESH_WORKLOAD.namespace"),
