@@ -41,7 +41,10 @@ class Client:
 
     def take(self, response: Any) -> None:
         came = {one.name: one.version for one in response.resources}
-        wrong = sorted(name for name, version in came.items() if version in self.bad)
+        # What it holds already, it has taken once, and takes again.
+        wrong = sorted(
+            name for name, version in came.items() if version in self.bad and self.held.get(name) != version
+        )
         request = discovery_pb2.DeltaDiscoveryRequest(type_url=self.type_url, response_nonce=response.nonce)
         if wrong:
             request.error_detail.code = 13
@@ -50,7 +53,7 @@ class Client:
                 short = self.type_url.rpartition(".")[2]
                 request.error_detail.message = "\n".join(f"{short}[{name}].x: is wrong" for name in wrong)
         if not wrong or self.manner != KEEPS_NOTHING:
-            self.held.update({name: version for name, version in came.items() if version not in self.bad})
+            self.held.update({name: version for name, version in came.items() if name not in wrong})
             for name in response.removed_resources:
                 self.held.pop(name, None)
         self.session.receive(request.SerializeToString())
