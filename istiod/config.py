@@ -31,6 +31,7 @@ from wire.spiffe import SpiffeError, SpiffeId
 __all__ = ["Address", "Config", "ConfigError", "Listen", "load", "parse"]
 
 DEFAULT_PATH = Path("/etc/hostmesh/istiod.yaml")
+_SHORTEST_AGE, _LONGEST_AGE = 1.0, 86400.0
 _SHORTEST_TTL = 60.0
 _LONGEST_TTL = 90 * 86400.0
 _SEGMENTS = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
@@ -193,6 +194,22 @@ class Registration(Spec):
     grace_seconds: Annotated[float, Field(ge=0, le=86400)] = 30.0
 
 
+class Limits(Spec):
+    """What peers of the xDS port may cost. A peer is an identity at an address (IPv6: a /64)."""
+
+    stream_max_age: Duration = 1800.0
+    """After so long a stream is ended (a tenth earlier or later), and its agent connects anew."""
+    streams_per_peer: Annotated[int, Field(ge=1, le=100_000)] = 256
+    connections: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """Of peers with an identity."""
+    anonymous_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 8_192
+    """Of peers that have shown none yet, or have none."""
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        if not _SHORTEST_AGE <= self.stream_max_age <= _LONGEST_AGE:
+            yield "streamMaxAge", "must be between 1s and 24h"
+
+
 class Config(Spec):
     """The whole file."""
 
@@ -202,6 +219,7 @@ class Config(Spec):
     ca: Ca = Ca()
     mesh: MeshConfig = MeshConfig()
     registration: Registration = Registration()
+    limits: Limits = Limits()
 
     def rules(self) -> Iterator[tuple[str, str]]:
         try:

@@ -142,14 +142,15 @@ class Registration:
         claim.wanted, claim.expires = None, math.inf
         claim.touch()
 
-    def lost(self, instance_id: str, connection: int) -> None:
+    def lost(self, instance_id: str, connection: int, *, ended_by_us: bool = False) -> None:
         """The stream ended without a goodbye: the grace period begins."""
         claim = self._claims.get(instance_id)
         if claim is None or claim.connection != connection or claim.wanted is None:
             return
-        log.warning(
-            "workload's connection broke", extra=fields(workload=instance_id, grace_seconds=self._grace)
-        )
+        if not ended_by_us:
+            log.warning(
+                "workload's connection broke", extra=fields(workload=instance_id, grace_seconds=self._grace)
+            )
         claim.expires = trio.current_time() + self._grace
         claim.touch()
 

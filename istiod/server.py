@@ -143,6 +143,7 @@ class _Istiod:
             self._registration,
             self._metrics,
             self._judge,
+            config.limits,
             trust_domain=trust_domain,
             owner=registry.owner,
             identifier=f"hostmesh-istiod {VERSION} {registry.owner}",
@@ -276,7 +277,18 @@ class _Istiod:
     async def _serve_listeners(
         self, listeners: list[grpc.Listener], handlers: Mapping[str, grpc.Handler]
     ) -> None:
-        await grpc.serve(listeners, handlers, shutdown=self._stopping, grace=GRACE_SECONDS)
+        limits = self._config.limits
+        connections = grpc.ConnectionLimits(
+            identified=limits.connections, anonymous=limits.anonymous_connections
+        )
+        await grpc.serve(
+            listeners,
+            handlers,
+            limits=grpc.Limits(connections=connections),
+            shutdown=self._stopping,
+            grace=GRACE_SECONDS,
+            barred=self._judge.barred,
+        )
 
     async def _follow_catalog(self) -> None:
         number = 0

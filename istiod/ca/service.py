@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+import trio
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import Certificate
 from google.protobuf.message import DecodeError
@@ -25,8 +26,10 @@ from istiod.enrolment import Enrolment, TokenRefusedError
 from istiod.log import fields
 from registry.errors import RegistryError
 from wire import x509
-from wire.grpc import GrpcError, GrpcStatus, Handler, Metadata, Peer, ServerCall
+from wire.grpc import GrpcError, GrpcStatus, Handler, Metadata, Peer, ServerCall, host_of
+from wire.grpc.admission import source_of
 from wire.proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
+from wire.rate import RateLimit, RateLimits
 from wire.spiffe import SpiffeId
 
 __all__ = ["CertificateService"]
@@ -34,6 +37,22 @@ __all__ = ["CertificateService"]
 _log = logging.getLogger("istiod.ca")
 
 Clock = Callable[[], datetime]
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """How often may be asked. A request costs a signature's verification, and a right one a signature."""
+
+    requests: RateLimits = field(default_factory=lambda: RateLimits(burst=2_000, rate=20))
+    """By source, for peers without a certificate; by identity and source for those with one."""
+    refusals: RateLimits = field(default_factory=lambda: RateLimits(burst=200, rate=0.5))
+    """By source: whoever guesses tokens is refused before anything is read."""
+    complaints: RateLimit = field(default_factory=lambda: RateLimit(burst=10, rate=0.2))
+
+
+def _who(peer: Peer) -> str:
+    source = source_of(host_of(peer.address))
+    return source if peer.spiffe_id is None else f"{peer.spiffe_id} {source}"
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,7 @@ class CertificateService:
     aliases: Callable[[], tuple[str, ...]] = tuple
     """Further trust domains of this mesh, now: identities move between them (Istio's trustDomainAliases)."""
     clock: Clock = utc_now
+    budgets: Budgets = field(default_factory=Budgets)
     grace: timedelta = timedelta(0)
     """How long after its end a certificate still proves who asks for the next one."""
 
@@ -61,6 +81,12 @@ class CertificateService:
     async def create_certificate(self, call: ServerCall) -> None:
         """Answer one CreateCertificate call. Raises GrpcError to refuse."""
         message = await call.receive()
+        now = trio.current_time()
+        refusals = self.budgets.refusals.of(source_of(host_of(call.peer.address)))
+        if not self.budgets.requests.of(_who(call.peer)).spend(now) or not refusals.spend(now):
+            if self.budgets.complaints.spend(now):
+                _log.warning("too many certificate requests", extra=fields(peer=str(call.peer)))
+            raise GrpcError(GrpcStatus.RESOURCE_EXHAUSTED, "too many certificate requests; try again later")
         try:
             request = IstioCertificateRequest.FromString(message or b"")
             response = await self.certify(request, call.metadata, call.peer)
@@ -72,6 +98,7 @@ class CertificateService:
                 extra=fields(peer=str(call.peer), status=error.status.name, reason=error.message),
             )
             raise
+        refusals.refund()
         await call.send(response.SerializeToString())
 
     async def certify(

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import trio
 
 from istiod.compile import Cache, ProxyResources, compile_proxy
 from istiod.compile.failure import Failure
+from istiod.config import Limits
 from istiod.feed import Feed
 from istiod.log import fields
 from istiod.monitoring import Metrics
@@ -23,6 +27,9 @@ from istiod.registration import Registration
 from istiod.xds.phases import Content, PhasedContent
 from istiod.xds.standing import Judge
 from istiod.xds.status import SHORT_NAMES, ProxyStatus, ProxyTable
+from wire.grpc import GrpcError, GrpcStatus, Peer, host_of
+from wire.grpc.admission import source_of
+from wire.rate import RateLimits
 
 log = logging.getLogger("istiod.xds")
 
@@ -38,6 +45,7 @@ class Plane:
         registration: Registration,
         metrics: Metrics,
         judge: Judge,
+        limits: Limits,
         *,
         trust_domain: str,
         owner: str,
@@ -45,6 +53,9 @@ class Plane:
     ) -> None:
         self.feed = feed
         self.judge = judge
+        self.limits = limits
+        self._streams: Counter[str] = Counter()
+        self._beginnings = RateLimits(burst=2 * limits.streams_per_peer, rate=20)
         self.registration = registration
         self.metrics = metrics
         self._trust_domain = trust_domain
@@ -63,6 +74,21 @@ class Plane:
     def trust_domains(self) -> tuple[str, ...]:
         """The mesh's own, and its aliases now."""
         return (self._trust_domain, *self.feed.snapshot.mesh.trust_domain_aliases)
+
+    @contextmanager
+    def counted(self, peer: Peer) -> Iterator[None]:
+        """Count a stream of this peer (identity and source) while the block runs. Raises GrpcError for one too many."""
+        who = f"{peer.spiffe_id or 'anonymous'} at {source_of(host_of(peer.address))}"
+        most = self.limits.streams_per_peer
+        if self._streams[who] >= most or not self._beginnings.of(who).spend(trio.current_time()):
+            raise GrpcError(GrpcStatus.RESOURCE_EXHAUSTED, f"too many streams of {who} (at most {most})")
+        self._streams[who] += 1
+        try:
+            yield
+        finally:
+            self._streams[who] -= 1
+            if not self._streams[who]:
+                del self._streams[who]
 
     def compile(self, proxy: ProxyInfo) -> ProxyResources:
         """The newest snapshot's resources for a proxy, shared with every proxy that has the same."""

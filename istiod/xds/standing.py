@@ -21,7 +21,7 @@ from istiod.xds.node import ProxyNode
 from registry.errors import RegistryError
 from registry.model import Instance
 from wire import x509
-from wire.grpc import GrpcError, GrpcStatus, Peer
+from wire.grpc import GrpcError, GrpcStatus, Peer, host_of
 from wire.spiffe import SpiffeId
 
 log = logging.getLogger("istiod.xds")
@@ -103,7 +103,7 @@ class Judge:
         if wanted is None or peer.spiffe_id is None:
             return Standing(node)
         try:
-            admitted = access.admit(wanted, host_part(peer.address), _is_own_address)
+            admitted = access.admit(wanted, host_of(peer.address), _is_own_address)
         except NotGrantedError as error:
             # A client that names its service for the sake of a name, and serves nothing, needs no grant.
             return Standing(node, refused=str(error) if wanted.ports else "")
@@ -115,11 +115,6 @@ class Judge:
         except NotGrantedError as error:
             return Standing(known, refused=str(error))
         return Standing(known, admitted)
-
-
-def host_part(address: str) -> str:
-    """The host of `HOST:PORT` or `[HOST]:PORT`."""
-    return address.rpartition(":")[0].strip("[]") or address
 
 
 def _is_own_address(address: str) -> bool:

@@ -18,6 +18,7 @@ import trio
 from istiod.compile import ProxyResources
 from istiod.compile.failure import with_last_good
 from istiod.log import fields
+from istiod.xds.intake import Intake
 from istiod.xds.node import NodeError, ProxyNode, check_identity, parse_node
 from istiod.xds.phases import Content, PhasedContent, Session
 from istiod.xds.plane import Plane
@@ -31,9 +32,8 @@ log = logging.getLogger("istiod.xds")
 DELTA_PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 SOTW_PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
 
-MAXIMUM_AGE = 1800.0
-"""Seconds after which a stream is ended, give or take AGE_JITTER of it (Istio: keepaliveMaxServerConnectionAge)."""
 AGE_JITTER = 0.1
+"""So much of `limits.streamMaxAge` a stream may live longer or shorter, lest all come back at once."""
 AGED = "this stream is as old as streams may get: connect anew"
 REFUSED_HEADER = b"hostmesh-not-registered"
 """In the response's headers: why the agent's workload is not in the catalog."""
@@ -63,8 +63,24 @@ async def _serve(plane: Plane, call: ServerCall, session: Session, protocol: str
         raise GrpcError(GrpcStatus.DEADLINE_EXCEEDED, "no request came")
     if data is None:
         return
-    received = _understood(session, data)
+    intake = Intake(session)
+    received = _understood(intake, data)
+    if received is None:
+        raise GrpcError(GrpcStatus.INVALID_ARGUMENT, "the first request is of a type that is not served")
     asked = _identified(plane, call, received)
+    with plane.counted(call.peer):
+        await _serve_identified(plane, call, session, protocol, intake, received, asked)
+
+
+async def _serve_identified(
+    plane: Plane,
+    call: ServerCall,
+    session: Session,
+    protocol: str,
+    intake: Intake,
+    received: Received,
+    asked: ProxyNode,
+) -> None:
     standing = await plane.judge.begin(asked, call.peer)
     if standing.refused:
         call.headers.append((REFUSED_HEADER, ascii_text(standing.refused)))
@@ -77,9 +93,11 @@ async def _serve(plane: Plane, call: ServerCall, session: Session, protocol: str
         protocol=protocol,
         connected_at=trio.current_time(),
     )
-    age = MAXIMUM_AGE * (1 + AGE_JITTER * random.uniform(-1, 1))  # noqa: S311 - spreads reconnections
+    age = plane.limits.stream_max_age * (1 + AGE_JITTER * random.uniform(-1, 1))  # noqa: S311 - spreads reconnections
+    stream = _Stream(plane, call, session, status, standing, asked, intake)
     with trio.move_on_after(age) as life:
-        await _Stream(plane, call, session, status, standing, asked).run(received)
+        stream.ends_at = life.deadline
+        await stream.run(received)
     if life.cancelled_caught:
         # Agents connect anew: certificates and grants are checked again, and no istiod keeps them all for ever.
         raise GrpcError(GrpcStatus.UNAVAILABLE, AGED)
@@ -90,9 +108,9 @@ def ascii_text(text: str) -> bytes:
     return text.encode("ascii", "backslashreplace")[:1024]
 
 
-def _understood(session: Session, data: bytes) -> Received:
+def _understood(intake: Intake, data: bytes) -> Received | None:
     try:
-        return session.receive(data)
+        return intake.take(data, trio.current_time())
     except XdsError as error:
         raise GrpcError(GrpcStatus.INVALID_ARGUMENT, str(error)) from error
 
@@ -126,7 +144,12 @@ class _Stream:
         status: ProxyStatus,
         standing: Standing,
         asked: ProxyNode,
+        intake: Intake,
     ) -> None:
+        self.ends_at = math.inf
+        """When it is as old as a stream may get (trio's clock)."""
+        self._judged_anew = False
+        self._intake = intake
         self._standing = standing
         self._asked = asked
         """The node as the proxy names itself."""
@@ -166,7 +189,8 @@ class _Stream:
                 nursery.start_soon(self._follow_snapshots)
                 nursery.start_soon(self._end_when_lost)
                 while (data := await self._call.receive()) is not None:
-                    self._take(_understood(self._session, data))
+                    if (received := _understood(self._intake, data)) is not None:
+                        self._take(received)
                 # Who asks and says no more (grpcurl) still gets what was asked for.
                 self._ending = True
                 self._wake.set()
@@ -175,7 +199,8 @@ class _Stream:
             plane.contents.pop(status.number, None)
             plane.metrics.connections.dec()
             if self._instance is not None and not self._left:
-                plane.registration.lost(self._instance.id, status.number)
+                expected = self._judged_anew or trio.current_time() >= self.ends_at
+                plane.registration.lost(self._instance.id, status.number, ended_by_us=expected)
             log.info("proxy disconnected", extra=fields(proxy=node.key, clean=self._left))
 
     def _take(self, received: Received) -> None:
@@ -230,6 +255,7 @@ class _Stream:
         try:
             self._plane.judge.changed(self._standing, self._asked, self._call.peer)
         except GrpcError:
+            self._judged_anew = True
             if self._instance is not None and not self._access.may_serve(self._instance):
                 self._left = True
                 self._plane.registration.left(self._instance.id, self._status.number)

@@ -3,10 +3,11 @@
 Modules: `server`, `client`, `messages` (framing), `metadata`, `status`, `backoff`; below them wire.http2.
 """
 
+from wire.grpc.admission import ConnectionLimits
 from wire.grpc.backoff import Backoff
 from wire.grpc.client import Channel, ChannelLimits, ClientCall, open_channel
 from wire.grpc.metadata import Metadata
-from wire.grpc.server import Handler, Limits, Listener, Peer, ServerCall, listen, port_of, serve
+from wire.grpc.server import Handler, Limits, Listener, Peer, ServerCall, host_of, listen, port_of, serve
 from wire.grpc.status import GrpcError, GrpcStatus
 from wire.http2 import Http2Limits
 
@@ -24,6 +25,7 @@ __all__ = [
     "Channel",
     "ChannelLimits",
     "ClientCall",
+    "ConnectionLimits",
     "GrpcError",
     "GrpcStatus",
     "Handler",
@@ -33,6 +35,7 @@ __all__ = [
     "Metadata",
     "Peer",
     "ServerCall",
+    "host_of",
     "listen",
     "open_channel",
     "port_of",

@@ -17,6 +17,7 @@ import trio
 
 from wire import tls
 from wire.grpc import metadata as grpc_metadata
+from wire.grpc.admission import Admission, ConnectionLimits, RefusedError, Ticket
 from wire.grpc.messages import AssemblyBudget, MessageReader, prefix
 from wire.grpc.metadata import Metadata
 from wire.grpc.status import GrpcError, GrpcStatus, encode_message
@@ -42,8 +43,7 @@ class Limits:
     """The same for a peer that presented no certificate over TLS."""
     max_half_read: int = 16 * 1024 * 1024
     """Bytes of unfinished messages over all calls of one connection."""
-    max_connections: int = 10_000
-    handshake_timeout: float = 10.0
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     linger: float = 30.0
     """How long a finished call may wait for a client that does not read its answer."""
 
@@ -55,6 +55,8 @@ class Peer:
     address: str
     spiffe_id: SpiffeId | None = None
     cert_der: bytes | None = None
+    barred: str = ""
+    """Why every call of this peer is refused; "" for others."""
 
     def __str__(self) -> str:
         return f"{self.spiffe_id or 'anonymous'} at {self.address}"
@@ -88,6 +90,8 @@ class ServerCall:
 
 
 Handler = Callable[[ServerCall], Awaitable[None]]
+Judge = Callable[[SpiffeId, bytes], str | None]
+"""Why the holder of a verified certificate (identity, DER) is refused, None when it is not."""
 Listener = trio.abc.Listener[trio.abc.Stream]
 
 
@@ -114,14 +118,18 @@ async def serve(
     limits: Limits | None = None,
     shutdown: trio.Event | None = None,
     grace: float = 5.0,
+    barred: Judge = lambda _, __: None,
 ) -> None:
     """Serve until cancelled, or until `shutdown` is set and the calls have ended.
 
     At shutdown the listeners close, clients are told by GOAWAY, calls may go on for `grace` seconds and are
     then ended with UNAVAILABLE. Handlers are called with one `ServerCall`; returning means OK, GrpcError
-    means its status, any other exception is logged and means INTERNAL.
+    means its status, any other exception is logged and means INTERNAL. `barred` is asked after each handshake;
+    whoever it names counts as a stranger, and its calls are refused with the reason.
     """
-    server = _Server(handlers, limits or Limits(), trio.Event() if shutdown is None else shutdown, grace)
+    server = _Server(
+        handlers, limits or Limits(), trio.Event() if shutdown is None else shutdown, grace, barred
+    )
     for listener in listeners:
         plain = listener.transport_listener if isinstance(listener, trio.SSLListener) else listener
         if isinstance(plain, trio.SocketListener):
@@ -144,35 +152,51 @@ class _Server:
     """What all connections of one `serve` share."""
 
     def __init__(
-        self, handlers: Mapping[str, Handler], limits: Limits, shutdown: trio.Event, grace: float
+        self,
+        handlers: Mapping[str, Handler],
+        limits: Limits,
+        shutdown: trio.Event,
+        grace: float,
+        barred: Judge,
     ) -> None:
         self.handlers = handlers
         self.limits = limits
         self.shutdown = shutdown
         self.grace = grace
-        self.connections = 0
+        self.barred = barred
+        self.admission = Admission(limits.connections)
         self.handshakes: set[trio.CancelScope] = set()
 
     async def serve_stream(self, transport: trio.abc.Stream) -> None:
         """One connection, from its handshake to its end; trio.serve_listeners closes the transport after."""
-        if self.connections >= self.limits.max_connections:
-            _log.warning("connection refused: %d connections are open", self.connections)
-            return
-        self.connections += 1
+        address = _address(transport)
         try:
-            if (peer := await self._identify(transport)) is not None:
-                await _ServerConnection(self, transport, peer).run()
+            async with self.admission.enter(host_of(address)) as ticket:
+                if (peer := await self._identify(transport, address, ticket)) is not None:
+                    lifetime = math.inf
+                    if isinstance(transport, trio.SSLStream) and (peer.spiffe_id is None or peer.barred):
+                        ticket.stay_stranger()
+                        lifetime = self.limits.connections.stranger_lifetime
+                    else:
+                        ticket.identify()
+                    with trio.move_on_after(lifetime):
+                        await _ServerConnection(self, transport, peer).run()
+        except RefusedError as error:
+            if self.admission.may_complain():
+                _log.warning("%s: connection refused: %s", address, error)
         except Exception:
             # One connection's bug must not end the others: it is logged with its trace, and this one closed.
-            _log.exception("%s: the connection failed", _address(transport))
-        finally:
-            self.connections -= 1
+            _log.exception("%s: the connection failed", address)
 
-    async def _identify(self, transport: trio.abc.Stream) -> Peer | None:
-        address = _address(transport)
+    async def _identify(self, transport: trio.abc.Stream, address: str, ticket: Ticket) -> Peer | None:
         if not isinstance(transport, trio.SSLStream):
             return Peer(address)
-        scope = trio.move_on_after(self.limits.handshake_timeout)
+        async with ticket.handshake():
+            return await self._handshake(transport, address)
+
+    async def _handshake(self, transport: trio.SSLStream[trio.abc.Stream], address: str) -> Peer | None:
+        timeout = self.limits.connections.handshake_timeout
+        scope = trio.move_on_after(timeout)
         self.handshakes.add(scope)
         try:
             with scope:
@@ -180,8 +204,11 @@ class _Server:
                 if transport.selected_alpn_protocol() != "h2":
                     _log.info("%s: refused, it does not offer HTTP/2", address)
                     return None
-                return Peer(address, tls.peer_spiffe_id(transport), tls.peer_certificate(transport))
-            _log.info("%s: no TLS handshake within %g s", address, self.limits.handshake_timeout)
+                identity, certificate = tls.peer_spiffe_id(transport), tls.peer_certificate(transport)
+                if identity is None or certificate is None:
+                    return Peer(address)
+                return Peer(address, identity, certificate, self.barred(identity, certificate) or "")
+            _log.info("%s: no TLS handshake within %g s", address, timeout)
         except SpiffeError as error:
             _log.warning("%s: refused, its certificate names no workload: %s", address, error)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -201,7 +228,7 @@ class _ServerConnection:
         self._peer = peer
         self._connection = Http2Connection(transport, ngh2.Role.SERVER, limits.http2, self._begin)
         self._budget = AssemblyBudget(limits.max_half_read)
-        anonymous = isinstance(transport, trio.SSLStream) and peer.spiffe_id is None
+        anonymous = isinstance(transport, trio.SSLStream) and (peer.spiffe_id is None or bool(peer.barred))
         self._max_message = limits.max_message_anonymous if anonymous else limits.max_message
         self._nursery: trio.Nursery
         self._calls = 0
@@ -271,6 +298,8 @@ class _ServerConnection:
         handler = self._server.handlers.get(call.path)
         if handler is None:
             return GrpcStatus.UNIMPLEMENTED, f"no such method: {call.path}"
+        if self._peer.barred:
+            return GrpcStatus.PERMISSION_DENIED, self._peer.barred
         try:
             seconds = math.inf if time_limit is None else grpc_metadata.parse_timeout(time_limit)
         except ValueError as error:
@@ -310,6 +339,11 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(inner)
     else:
         yield error
+
+
+def host_of(address: str) -> str:
+    """The host of `HOST:PORT` or `[HOST]:PORT`."""
+    return address.rpartition(":")[0].strip("[]") or address
 
 
 def _address(transport: trio.abc.Stream) -> str:

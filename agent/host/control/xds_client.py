@@ -27,6 +27,9 @@ log = logging.getLogger("hostmesh.xds")
 WARMING_SECONDS = 5.0
 """How long a set may wait for something that it names (Envoy: initial_fetch_timeout, 15 s)."""
 _STABLE_SECONDS = 10.0
+_CONNECT_ANEW = "connect anew"
+"""How istiod ends the reason of a stream that it ends so that the agent comes back (istiod.xds.stream)."""
+_ANEW_SECONDS = 1.0
 _LEAVING = "leaving"
 _GOODBYE_SECONDS = 2.0
 
@@ -106,6 +109,12 @@ class XdsClient:
                 reason = "istiod ended the stream"
             except (GrpcError, XdsError, DecodeError, Unreachable, *CONNECTION_ERRORS) as error:
                 reason = str(error) or type(error).__name__
+                if reason.endswith(_CONNECT_ANEW) and not self._leaving:
+                    # istiod asks for it: the stream is old, or what the workload may serve has changed.
+                    log.info("istiod: %s", reason, extra=fields(workload=self._key))
+                    self.connected = False
+                    await trio.sleep(_ANEW_SECONDS * self._chance())
+                    continue
             except Exception as error:
                 # A fault of ours must not end the agent: what is in force goes on serving.
                 log.exception("the stream failed", extra=fields(workload=self._key))

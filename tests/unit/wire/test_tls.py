@@ -11,7 +11,18 @@ import pytest
 import trio
 
 from wire import tls, x509
-from wire.grpc import GrpcError, GrpcStatus, Limits, Peer, ServerCall, listen, open_channel, port_of, serve
+from wire.grpc import (
+    ConnectionLimits,
+    GrpcError,
+    GrpcStatus,
+    Limits,
+    Peer,
+    ServerCall,
+    listen,
+    open_channel,
+    port_of,
+    serve,
+)
 from wire.spiffe import SpiffeId
 
 ISTIOD = SpiffeId("cluster.local", "hostmesh-system", "istiod")
@@ -210,4 +221,4 @@ def test_a_peer_that_never_shakes_hands_is_let_go() -> None:
         assert await silent.receive_some() == b""
         await silent.aclose()
 
-    assert talk(server(), client, Limits(handshake_timeout=0.1)) == []
+    assert talk(server(), client, Limits(connections=ConnectionLimits(handshake_timeout=0.1))) == []
