@@ -335,7 +335,12 @@ class _Istiod:
         return admin_app(
             ResourceApi(
                 self._registry.store,
-                Trial(self._feed, lambda: (one.node.info() for one in self._plane.table), self._plane.cache),
+                Trial(
+                    self._feed,
+                    lambda: (one.node.info() for one in self._plane.table),
+                    self._plane.cache,
+                    refused=self._plane.table.refused,
+                ),
             ),
             TokenApi(self._enrolment, utc_now),
             InventoryApi(self._feed, self._plane.table, self._called(addresses["xds"])),

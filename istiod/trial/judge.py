@@ -40,10 +40,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """`new` is due to the change, `old` was there before and stays."""
+    """`new` is due to the change, `old` was there before and stays; `touched` are the resources that differ."""
 
     new: tuple[Finding, ...] = ()
     old: tuple[Finding, ...] = ()
+    touched: frozenset[tuple[str, str]] = frozenset()
 
 
 def judge(
@@ -60,9 +61,10 @@ def judge(
         if str(one) not in known
     ]
     touched = _touched(had, made)
+    differing = frozenset((url, name) for url, of_type in touched.items() for name in of_type)
     refused = _refused(touched, made, interpret)
     if not refused:
-        return Findings(tuple(found))
+        return Findings(tuple(found), touched=differing)
     names = {(url, name) for url, name, _ in refused}
     former = {
         url: {name: one for name, one in had.of(url).items() if (url, name) in names} for url in had.types
@@ -71,7 +73,7 @@ def judge(
     already = {(url, name, one.reason) for url, name, one in _refused(former, had, interpret)}
     new = [one for url, name, one in refused if (url, name, one.reason) not in already]
     old = [one for url, name, one in refused if (url, name, one.reason) in already]
-    return Findings((*found, *new), tuple(old))
+    return Findings((*found, *new), tuple(old), differing)
 
 
 def _unseen(before: Snapshot, after: Snapshot, proxy: ProxyInfo) -> bool:
@@ -135,7 +137,9 @@ def together(findings: Iterable[Findings]) -> Findings:
     """The findings on several proxies, each once."""
     new: dict[Finding, None] = {}
     old: dict[Finding, None] = {}
+    touched: set[tuple[str, str]] = set()
     for one in findings:
         new.update(dict.fromkeys(one.new))
         old.update(dict.fromkeys(one.old))
-    return Findings(tuple(new), tuple(old))
+        touched |= one.touched
+    return Findings(tuple(new), tuple(old), frozenset(touched))

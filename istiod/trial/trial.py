@@ -51,7 +51,8 @@ class Outcome:
 
 
 class Trial:
-    """Trials on the feed's newest snapshot; `proxies` are those that are connected here. `interpret`: as an agent."""
+    """Trials on the feed's newest snapshot; `proxies` are those that are connected here, `refused` is what they
+    refuse now, by type and name. `interpret`: as an agent."""
 
     def __init__(
         self,
@@ -59,7 +60,9 @@ class Trial:
         proxies: Callable[[], Iterable[ProxyInfo]],
         cache: Cache,
         interpret: Interpreter = decode,
+        refused: Callable[[], Mapping[tuple[str, str], str]] = dict,
     ) -> None:
+        self._refused = refused
         self._interpret = interpret
         self._feed = feed
         self._proxies = proxies
@@ -88,6 +91,12 @@ class Trial:
         count = len(chosen)
         warnings = tuple(f"proxies still refuse a part that this touches: {one}" for one in findings.old)
         if not findings.new:
+            # What of a resource is at fault may be somebody else's part of it: the change has no effect there either.
+            warnings += tuple(
+                f"proxies refuse the resource {name} since before this change, which has no effect there: {reason}"
+                for (url, name), reason in self._refused().items()
+                if (url, name) in findings.touched
+            )
             return Outcome((), warnings, count)
         reason = "; ".join(f"proxies would refuse it: {one}" for one in findings.new[:3])
         blamed = [Verdict(one, "spec", reason) for one in documents]

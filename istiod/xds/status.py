@@ -164,6 +164,15 @@ class ProxyTable:
     def __len__(self) -> int:
         return len(self._streams)
 
+    def refused(self) -> dict[tuple[str, str], str]:
+        """What some proxy refuses now: type URL and name to the reason."""
+        return {
+            (status.type_url, one.name): one.reason
+            for stream in self._streams.values()
+            for status in stream.types.values()
+            for one in status.refused
+        }
+
     def progressed(self) -> None:
         """Some stream settled, or left: whoever waits looks again."""
         self._progress.set()

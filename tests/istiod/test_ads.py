@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from typing import Any
 
 import pytest
@@ -216,6 +217,38 @@ def test_a_refusal_is_shown_with_its_reason_and_apply_wait_fails(istiod: Istiod)
     trio.run(story)
 
 
+def test_a_document_that_another_version_stored_costs_itself_only(istiod: Istiod) -> None:
+    """Its rows are written past all checks, as an older version's or another program's are."""
+    body = {
+        "kind": "VirtualService", "namespace": "default", "name": "bad", "apiVersion": "networking.istio.io/v1",
+        "spec": {"hosts": ["reviews"], "http": [{"directResponse": {"status": 200, "body": {"bytes": "not base64!!"}}}]},
+        "labels": {}, "annotations": {}, "generation": 1, "created": 1.0,
+    }  # fmt: skip
+
+    async def main() -> None:
+        (caller,) = await joined(istiod, "caller")
+        me = node("caller-a", "reviews", service_account="caller")
+        async with connected(istiod.address("xds"), me, caller) as proxy:
+            await proxy.until(lambda: "9080" in proxy.names(ROUTE))
+            with sqlite3.connect(istiod.state / "registry.db") as rows:
+                insert = "INSERT INTO resources VALUES ('VirtualService', 'default', ?, ?, ?)"
+                rows.execute(insert, ("bad", 900, json.dumps(body)))
+                rows.execute(insert, ("worse", 901, "{"))
+            rows.close()
+
+            async def named() -> bool:
+                shown = await _in_thread(istiod.meshctl, "proxy-status")
+                return "default/bad" in shown.stderr and "default/worse" in shown.stderr
+
+            await eventually(named)
+            await _in_thread(istiod.ok, "apply", "--wait=10", "-f", SAMPLES / "destination-rule-reviews.yaml")
+            assert proxy.ended is None
+            assert "hostmesh_istiod_unusable_documents 2.0" in istiod.monitoring("/metrics")[1]
+            await _in_thread(istiod.ok, "delete", "vs", "bad", "worse")
+
+    trio.run(main)
+
+
 def test_wait_calls_nothing_in_effect_while_no_proxy_is_connected(istiod: Istiod) -> None:
     done = istiod.meshctl("apply", "--wait=0.3", "-f", SAMPLES / "virtual-service-all-v1.yaml")
     assert done.returncode == 1
@@ -237,6 +270,11 @@ def test_wait_never_counts_a_proxy_that_refused_before(istiod: Istiod) -> None:
             again = await _in_thread(istiod.meshctl, "apply", "--wait=10", "-f", sample)
             assert again.returncode == 1, again.stdout
             assert "reviews-1" in again.stderr
+            # A change of the same resource is warned about, though it is not what is refused.
+            touching = await _in_thread(
+                istiod.meshctl, "apply", "--dry-run", "-f", SAMPLES / "virtual-service-reviews-80-20.yaml"
+            )
+            assert "since before this change" in touching.stderr, touching.stdout + touching.stderr
             # What has nothing to do with it is in effect on those that took everything: nobody.
             other = await _in_thread(
                 istiod.meshctl, "apply", "--wait=10", "-f", SAMPLES / "destination-rule-reviews.yaml"
