@@ -14,7 +14,8 @@ import secrets
 
 from agent.host.capture.netfilter import Netfilter
 
-PREFIX = "hostmesh-keeper-"
+PREFIX = "hm-keeper-"
+"""Unlike the name of the table that redirects: who looks whether traffic is redirected looks for that one."""
 
 
 class Keeper:

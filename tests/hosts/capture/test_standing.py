@@ -23,7 +23,7 @@ workloads: [{service: reviews, ports: [{name: tcp, port: 9080}]}]
 """
 EVERY_PORT = AGENT + 'capture: {includeInboundPorts: "*"}\n'
 TOOL = Path(__file__).with_name("standing.py")
-KEEPER = "inet hostmesh-keeper"
+KEEPER = "inet hm-keeper"
 STATEFUL = """table inet somebody {
   chain established {
     type filter hook input priority 0; policy accept;
