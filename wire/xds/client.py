@@ -113,6 +113,13 @@ class DeltaClient:
         )
         return request.SerializeToString()  # type: ignore[no-any-return]
 
+    def ask_again(self, type_url: str, names: Iterable[str]) -> bytes:
+        """Ask for resources that were refused and are in use now, so that the server hears it in the next answer."""
+        request = discovery_pb2.DeltaDiscoveryRequest(
+            type_url=type_url, resource_names_subscribe=sorted(names)
+        )
+        return request.SerializeToString()  # type: ignore[no-any-return]
+
     def held(self, type_url: str) -> Mapping[str, EncodedResource]:
         """What was acknowledged of a type."""
         return self._held.get(type_url, {})

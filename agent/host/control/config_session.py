@@ -123,7 +123,7 @@ class ConfigSession:
         for type_url in TYPES:
             self._client.preload(type_url, applied.in_use.get(type_url, {}))
         self.worth_trying_again = applied.again
-        self._refused = {}
+        before, self._refused = self._refused, {}
         for one in applied.refused:
             wanted = candidate.resources.get(one.type_url, {}).get(one.name)
             if wanted is not None and not one.in_use:
@@ -140,6 +140,15 @@ class ConfigSession:
             else:
                 requests.append(self._client.ack(update))
         self._settle(candidate)
+        sent = {(update.type_url, name) for update in candidate.updates for name in update.resources}
+        for type_url, names in before.items():
+            usable = {
+                name
+                for name, resource in names.items()
+                if applied.in_use.get(type_url, {}).get(name) == resource and (type_url, name) not in sent
+            }
+            if usable:
+                requests.append(self._client.ask_again(type_url, usable))
         return requests + self._subscribe(self._would_hold(), exactly=True)
 
     def rejected(self, candidate: Candidate, reason: str) -> list[bytes]:

@@ -210,6 +210,20 @@ def test_a_refused_resource_is_offered_again_with_every_set_and_used_once_it_can
     assert set(pair.agent.held()[CLUSTER]) == {"a", "b"}
 
 
+def test_istiod_hears_that_a_refused_resource_is_in_use_after_all() -> None:
+    pair = Pair(content("a"))
+    pair.settle()
+    pair.change(content("a", "b"))
+    refusing(pair, "b")
+    assert pair.istiod.state(CLUSTER).nack is not None
+    candidate = pair.agent.once_more()
+    pair.tell_istiod(pair.agent.settle(candidate, Applied(candidate.resources)))
+    pair.settle()
+    assert pair.istiod.state(CLUSTER).nack is None
+    assert pair.istiod.state(LISTENER).nack is None
+    assert pair.agent.held() == pair.mesh
+
+
 def test_a_refused_resource_that_is_removed_is_not_offered_again() -> None:
     pair = Pair(content("a"))
     pair.settle()
