@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from agent.exchange import local_reply as replies
 from agent.exchange.reception import Reception
-from agent.exchange.target import host_for, tell_timeout
+from agent.exchange.target import host_for, server_name, tell_timeout
 from agent.routing.rewrite import rewrite_authority
 from agent.upstream import reset
 
@@ -55,6 +55,8 @@ class Attempts(Reception):
             self._overflowed()
             return
         pool = host.pool
+        if self.cluster is not None and self.cluster.config.auto_sni and host.tls is not None:
+            pool = pool.by_name(server_name(self.ctx.authority))
         if plan is not None and plan.connect_ends_here and self.ctx.upgrade == b"connect":
             pool = self.setting.raw_pool(host)
         self.waiting_in = pool  # first, so that whatever happens in there is withdrawn with the request

@@ -12,6 +12,7 @@ from typing import Final
 from agent.exchange import grpc_timeouts
 from agent.http.headers import Headers
 from agent.http.request import RequestContext
+from agent.routing.hosts import port_start
 from agent.routing.plan import RoutePlan
 from agent.table.cluster import Endpoint
 from agent.table.listener import Address
@@ -57,6 +58,12 @@ def original_destination(cluster: ClusterRuntime, ctx: RequestContext) -> Endpoi
                 return None
             port = found
     return Endpoint(Address(host, cluster.config.upstream_port or port))
+
+
+def server_name(authority: bytes) -> str:
+    """The host of an authority, for SNI and certificates; "." for none, which no certificate has."""
+    host = authority[: port_start(authority)].removesuffix(b".")
+    return host.decode("latin-1").lower() or "."
 
 
 def timeouts(plan: RoutePlan, headers: Headers) -> tuple[float, float]:

@@ -188,6 +188,10 @@ class Cluster:
     max_headers_count: int = 100
     max_stream_duration: float = 0.0
     buffer_limit: int = 1 << 20
+    auto_sni: bool = False
+    """The server's name is the host of each request's authority."""
+    auto_san_validation: bool = False
+    """The server's certificate must be for that name, too."""
     dns_refresh: float = 5.0
     dns_failure_refresh: tuple[float, float] | None = None
     """Base and maximum of the pauses after failures; None: dns_refresh."""

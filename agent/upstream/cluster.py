@@ -147,7 +147,9 @@ class ClusterRuntime:
     def forget_idle_destinations(self) -> None:
         """ORIGINAL_DST hosts without any connection go (Envoy cleanup_interval)."""
         kept = {
-            endpoint: host for endpoint, host in self.by_endpoint.items() if host.pool.total or host.active
+            endpoint: host
+            for endpoint, host in self.by_endpoint.items()
+            if host.pool.connections() or host.active
         }
         if len(kept) != len(self.by_endpoint):
             self.by_endpoint = kept

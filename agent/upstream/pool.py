@@ -60,6 +60,8 @@ class Waiter:
 
 
 Connect = Callable[["Pool"], None]
+_NAMES: Final = 64
+"""Server names of one host that have a pool at one time."""
 RETIRED: Final = -1
 """The generation of a connection that takes no more requests, whatever its pool's."""
 
@@ -68,11 +70,15 @@ class Pool:
     """Invariant: `total` counts connections that are connecting, busy, resting or idle; each is in the breaker's count."""
 
     __slots__ = (
-        "breaker", "cluster", "connect", "connecting", "generation", "host", "idle", "resting", "total", "waiting",
+        "_by_name", "breaker", "cluster", "connect", "connecting", "generation", "host", "idle", "resting",
+        "server_name", "total", "waiting",
     )  # fmt: skip
 
-    def __init__(self, host: Host, cluster: ClusterRuntime, connect: Connect) -> None:
+    def __init__(self, host: Host, cluster: ClusterRuntime, connect: Connect, server_name: str = "") -> None:
         self.host = host
+        self.server_name = server_name
+        """What its connections ask for by SNI and expect in the certificate; empty: as the cluster says."""
+        self._by_name: dict[str, Pool] = {}
         self.cluster = cluster
         self.breaker = cluster.breakers[0]
         self.connect = connect
@@ -96,6 +102,21 @@ class Pool:
         self.waiting.append(waiter)
         self._provide()
         return True
+
+    def by_name(self, server_name: str) -> Pool:
+        """The pool of the host's connections for one server name (Envoy auto_sni). Requests choose the names, so only so
+        many are remembered: a pool that makes way is retired, and ends with what is on it."""
+        found = self._by_name.get(server_name)
+        if found is None:
+            if len(self._by_name) >= _NAMES:
+                oldest = next(iter(self._by_name))
+                self._by_name.pop(oldest).retire()
+            found = self._by_name[server_name] = Pool(self.host, self.cluster, self.connect, server_name)
+        return found
+
+    def connections(self) -> int:
+        """All of the host's, whatever their server name."""
+        return self.total + sum(pool.total for pool in self._by_name.values())
 
     def withdraw(self, waiter: Waiter) -> None:
         """The waiter has gone away. A connection that is on its way for it is kept for others."""
@@ -157,10 +178,14 @@ class Pool:
     def retire(self) -> None:
         """What secures connections has changed: those of before take no more requests and end with the one on them."""
         self.generation += 1
+        for pool in self._by_name.values():
+            pool.generation += 1
         self.close_idle()
 
     def close_idle(self) -> None:
         """Close what nobody uses; the rest is closed when it is free, if the host has gone."""
+        for pool in self._by_name.values():
+            pool.close_idle()
         idle, self.idle = self.idle, []
         for connection in idle:
             connection.close_idle()

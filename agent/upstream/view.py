@@ -56,7 +56,7 @@ def _host(host: Host) -> dict[str, Any]:
         "address": address,
         "hostname": endpoint.hostname,
         "stats": [
-            {"type": "GAUGE", "name": "cx_active", "value": str(host.pool.total)},
+            {"type": "GAUGE", "name": "cx_active", "value": str(host.pool.connections())},
             {"type": "GAUGE", "name": "rq_active", "value": str(host.active)},
             {"type": "GAUGE", "name": "rq_pending_active", "value": str(len(host.pool.waiting))},
             {"type": "COUNTER", "name": "cx_total", "value": str(host.connects)},

@@ -19,6 +19,7 @@ from agent.http.request import PeerIdentity
 from agent.table.cluster import Cluster
 from agent.upstream import reset
 from agent.upstream.host import Host
+from agent.worker.certificates import covers
 from agent.worker.reactor import OUT, Handler, Reactor
 from agent.worker.tls_contexts import ClientTls
 from agent.worker.tls_transport import BulkTlsTransport, TlsOwner, TlsTransport
@@ -150,6 +151,9 @@ class Dial(Handler, TlsOwner):
         transport, tls = self._transport, self._tls
         assert tls is not None and isinstance(transport, (TlsTransport, BulkTlsTransport))
         peer, refused = tls.verdict(transport.ssl_object())
+        if not refused and self._cluster.auto_san_validation and self._server_name:
+            names = () if peer is None else peer.dns_sans
+            refused = "" if any(covers(name, self._server_name) for name in names) else "verify SAN list"
         if refused:
             self._fail(reset.CONNECT_FAILURE, f"TLS_error:{refused}")
             return False

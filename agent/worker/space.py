@@ -117,7 +117,7 @@ class Space:
         return None if shares is None else shares.tallies(f"cluster|{config.name}", 2 * breaker.COUNTS)
 
     def _connect(self, pool: Pool) -> None:
-        self.dialer.dial(pool.host, pool.cluster.config, H1Upstream(pool))
+        self.dialer.dial(pool.host, pool.cluster.config, H1Upstream(pool), server_name=pool.server_name)
 
     def raw_pool(self, host: Host) -> Pool:
         """For one TCP connection."""

@@ -36,6 +36,7 @@ from istiod.compile.traffic_policy import (
     apply_http_options,
     apply_load_balancer,
     apply_outlier_detection,
+    name_server_by_request,
 )
 from istiod.resources.mesh_config import MeshConfig
 from istiod.services import MeshService, Protocol, Resolution, ServicePort
@@ -129,6 +130,8 @@ def outbound_cluster(
         expected = tls.subject_alt_names or sans
         cluster.transport_socket.CopyFrom(outbound_mtls(mesh, expected, tls.sni or sni, alpn))
     elif tls.mode in ("SIMPLE", "MUTUAL"):
+        if service.host.startswith("*") and protocol in _ALPN:
+            name_server_by_request(cluster, tls, service.sans)
         plain = {Protocol.HTTP: ("http/1.1",), Protocol.HTTP2: ("h2",)}.get(protocol, ())
         cluster.transport_socket.CopyFrom(originated(tls, service.host, service.sans, plain))
     described: dict[str, object] = {

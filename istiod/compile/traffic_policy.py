@@ -196,6 +196,18 @@ def apply_http_options(
     return protocol
 
 
+def name_server_by_request(cluster: cluster_pb2.Cluster, tls: ClientTls, sans: tuple[str, ...]) -> None:
+    """A wildcard host has no name of its own: each request's authority is asked for, and verified (Istio)."""
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    held = cluster.typed_extension_protocol_options[HTTP_OPTIONS]
+    if not held.Unpack(options):
+        options.explicit_http_config.http_protocol_options.SetInParent()
+    names = options.upstream_http_protocol_options
+    names.auto_sni = not tls.sni
+    names.auto_san_validation = not (tls.sni or tls.subject_alt_names or sans or tls.insecure_skip_verify)
+    held.CopyFrom(any_of(options))
+
+
 def apply_load_balancer(cluster: cluster_pb2.Cluster, balancer: LoadBalancer | None) -> None:
     """The balancing policy; Istio's default is LEAST_REQUEST."""
     if cluster.type == cluster_pb2.Cluster.ORIGINAL_DST:

@@ -141,3 +141,22 @@ def test_tls_towards_a_wildcard_host_asks_for_a_name_that_it_covers(
     assert all(judge(PeerIdentity(dns_sans=(name,))) for name in good)
     assert not any(judge(PeerIdentity(dns_sans=(name,))) for name in bad)
     accepted(mesh.compiled(PAGE), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked", "judged"),
+    [
+        ("mode: SIMPLE", True, True),
+        ("mode: SIMPLE, sni: b.wild.example.com", False, False),
+        ("mode: SIMPLE, subjectAltNames: [lb.example.com]", True, False),
+        ("mode: SIMPLE, insecureSkipVerify: true", True, False),
+    ],
+)
+def test_a_wildcard_host_is_asked_for_the_name_of_each_request(
+    settings: str, asked: bool, judged: bool
+) -> None:
+    mesh = bookinfo()
+    mesh.apply(WILD)
+    mesh.apply(rule(f"host: '*.wild.example.com', trafficPolicy: {{tls: {{{settings}}}}}"))
+    cluster = mesh.proxy(PAGE).table.clusters["outbound|80||*.wild.example.com"]
+    assert (cluster.auto_sni, cluster.auto_san_validation) == (asked, judged)

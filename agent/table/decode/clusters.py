@@ -301,7 +301,7 @@ def _protocol(r: Reader) -> dict[str, Any]:
     if (options := r.child("http2_protocol_options")) is not None:
         values["http2"] = http2_options(options)
         values["protocol"] = "http2"
-    _upstream(r.child("upstream_http_protocol_options"))
+    values.update(_upstream(r.child("upstream_http_protocol_options")))
     for name, item in r.entries("typed_extension_protocol_options"):
         typed = item.unpacked()
         if typed.type != _HTTP_OPTIONS:
@@ -327,18 +327,22 @@ def _common_protocol(common: Reader | None) -> dict[str, Any]:
         return values
 
 
-def _upstream(options: Reader | None) -> None:
-    """Server names by request: not built; every field must have its default."""
-    if options is not None:
-        with options as o:
-            o.only("auto_sni", False)
-            o.only("auto_san_validation", False)
+def _upstream(options: Reader | None) -> dict[str, Any]:
+    """UpstreamHttpProtocolOptions: server names by request."""
+    if options is None:
+        return {}
+    with options as o:
+        o.only("override_auto_sni_header", "", ":authority", "host")
+        sni, judged = o.boolean("auto_sni"), o.boolean("auto_san_validation")
+        if judged and not sni:
+            o.fail("auto_san_validation", "is supported together with auto_sni only")
+        return {"auto_sni": sni, "auto_san_validation": judged}
 
 
 def _http_options(typed: Reader) -> dict[str, Any]:
     with typed as t:
         values = _common_protocol(t.child("common_http_protocol_options"))
-        _upstream(t.child("upstream_http_protocol_options"))
+        values.update(_upstream(t.child("upstream_http_protocol_options")))
         kind = t.which("upstream_protocol_options")
         if kind == "explicit_http_config":
             with t.must(kind) as explicit:

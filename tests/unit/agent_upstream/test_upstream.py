@@ -433,3 +433,48 @@ def test_pickers_are_made_for_every_policy() -> None:
     for policy in ("round_robin", "least_request", "random", "ring_hash", "maglev"):
         cluster = Cluster("c", "static", lb_policy=policy, lb_config={"table_size": 101})
         assert make_picker(cluster, hosts, 0).pick(7, None) in hosts
+
+
+# Server names by request
+
+
+def connected(pool: Pool, cluster: ClusterRuntime) -> Connection:
+    """A connection that a request of the pool has waited for, and given back."""
+    waiting = Waiting(cluster)
+    assert pool.request(waiting) is True  # type: ignore[arg-type]
+    connection = Connection(pool)
+    pool.connected(connection)  # type: ignore[arg-type]
+    pool.release(connection)  # type: ignore[arg-type]
+    return connection
+
+
+def test_connections_of_one_server_name_serve_no_other() -> None:
+    connections = Connections()
+    cluster = runtime(endpoint(1), connections=connections)
+    pool = cluster.hosts[0].pool
+    kept = connected(pool.by_name("a"), cluster)
+    assert pool.by_name("a").request(Waiting(cluster)) is kept  # type: ignore[arg-type]
+    assert pool.by_name("b").request(Waiting(cluster)) is True  # type: ignore[arg-type]
+    assert [one.server_name for one in connections.asked] == ["a", "b"]
+    assert pool.connections() == 2
+
+
+def test_server_names_that_requests_choose_stay_bounded_and_leave_nothing() -> None:
+    cluster = runtime(endpoint(1))
+    pool = cluster.hosts[0].pool
+    made = [connected(pool.by_name(f"host-{number}"), cluster) for number in range(200)]
+    assert [one.closed for one in made] == [True] * 136 + [False] * 64
+    assert pool.connections() == 64
+    cluster.update_hosts(())
+    assert all(one.closed for one in made)
+    assert pool.connections() == 0
+
+
+def test_a_change_of_tls_retires_the_connections_of_every_server_name() -> None:
+    cluster = runtime(endpoint(1))
+    pool = cluster.hosts[0].pool
+    named = pool.by_name("a")
+    idle = connected(named, cluster)
+    pool.retire()
+    assert idle.closed
+    assert not named.keeps(idle)  # type: ignore[arg-type]
