@@ -24,6 +24,7 @@ from agent.host.admin import local_socket
 from agent.host.admin.local_socket import CommandError
 from agent.host.admin.own_pages import OwnPages
 from agent.host.admin.status import status_of
+from agent.host.capture import preflight
 from agent.host.capture.gate import WORKERS, Gate
 from agent.host.capture.keeper import Keeper
 from agent.host.capture.netfilter import NetfilterError
@@ -183,6 +184,8 @@ class AgentService:
             raise SystemExit(f"hostmesh-agent: capture: {error}") from error
         self.notifier.ready(f"serving {', '.join(workload.key for workload in self.workloads)}")
         log.info("ready: traffic is %s", "captured" if self.capture.active else "not captured")
+        if self.config.capture.enabled and (reason := preflight.unreachable_names()) is not None:
+            log.warning("%s", reason)
         for workload in self.workloads:
             nursery.start_soon(workload.watch_health)
 

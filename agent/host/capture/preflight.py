@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from agent.host.node import all_users
 from agent.host.workers import privileges
 
 _OWNED = re.compile(r"^\s*flags .*\bowner\b", re.MULTILINE)
+_VIRTUAL_NETWORK, _VIRTUAL_ADDRESS = "240.240.0.0/16", "240.240.0.1"
+"""Where istiod's virtual addresses come from."""
 _LEGACY = Path("/proc/net/ip_tables_names")
 
 
@@ -53,6 +56,8 @@ def check(config: AgentConfig, *, agent_running: bool) -> list[Finding]:
         if (legacy := firewall.unreadable(_read(_LEGACY))) is not None:
             findings.append(legacy)
     findings.append(_ports(config, agent_running))
+    if config.capture.enabled and config.capture.dns:
+        findings.append(_route())
     servers = Resolvers().current()
     findings.append(
         Finding(
@@ -83,6 +88,26 @@ def _kernel(rules: Rules) -> Finding:
     except NetfilterError as error:
         return Finding("kernel", "problem", f"refuses the rules: {str(error).splitlines()[0]}")
     return Finding("kernel", "ok", "accepts the rules (owned table, inet nat, fib, skuid, ct status)")
+
+
+def unreachable_names() -> str | None:
+    """Why mesh names cannot be called from this host, if so: the kernel looks for a route before it redirects."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((_VIRTUAL_ADDRESS, 9))
+        except OSError as error:
+            return (
+                f"mesh names cannot be called, there is no route to their addresses ({error.strerror}): "
+                f"ip route add {_VIRTUAL_NETWORK} dev INTERFACE"
+            )
+    return None
+
+
+def _route() -> Finding:
+    reason = unreachable_names()
+    if reason is not None:
+        return Finding("route", "problem", reason)
+    return Finding("route", "ok", f"mesh names' addresses ({_VIRTUAL_NETWORK}) have a route")
 
 
 def _ruleset() -> tuple[list[dict[str, Any]], list[Finding]]:

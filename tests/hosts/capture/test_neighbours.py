@@ -83,6 +83,19 @@ def test_the_check_names_a_firewall_that_drops_what_is_redirected_and_the_rule_i
     assert "no filter chain drops what is redirected" in " ".join(checked.stdout.split())
 
 
+def test_the_check_says_when_mesh_names_have_no_route(hosts: Any, tmp_path: Path) -> None:
+    host, _ = hosts
+    checked = hostmesh_agent(host, tmp_path, "capture", "check")
+    assert "ip route add 240.240.0.0/16 dev INTERFACE" in " ".join(checked.stdout.split())
+    assert checked.returncode == 1
+    host.run("ip", "route", "add", "240.240.0.0/16", "dev", "wire")
+    checked = hostmesh_agent(host, tmp_path, "capture", "check")
+    assert "240.240.0.0/16) have a route" in " ".join(checked.stdout.split())
+    host.serve("15001")
+    host.hold(AGENT, tmp_path)
+    assert host.call("240.240.0.5", 80) == "15001 240.240.0.5 80", "the route that it named is enough"
+
+
 def test_capture_by_hand_brings_no_traffic_to_nobody_or_to_a_stranger(hosts: Any, tmp_path: Path) -> None:
     host, _ = hosts
     refused = hostmesh_agent(host, tmp_path, "capture", "up")
