@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from registry.model import VirtualIps
@@ -50,6 +51,7 @@ def virtual_ips(slot: int) -> VirtualIps:
     return VirtualIps(str(IPv4Address(_V4 + offset)), str(IPv6Address(_V6 + offset)))
 
 
+@lru_cache(maxsize=1 << 16)
 def is_virtual(address: str) -> bool:
     """Whether an address (not a block) is one of those that exist nowhere."""
     return "/" not in address and any(ip_address(address) in network for network in _NETWORKS)
