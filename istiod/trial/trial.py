@@ -90,6 +90,8 @@ class Trial:
         findings = await self._judge(before, after, chosen)
         count = len(chosen)
         warnings = tuple(f"proxies still refuse a part that this touches: {one}" for one in findings.old)
+        known = {str(one) for one in before.conflicts}
+        warnings += tuple(text for one in after.conflicts if (text := str(one)) not in known)
         if not findings.new:
             # What of a resource is at fault may be somebody else's part of it: the change has no effect there either.
             warnings += tuple(

@@ -226,3 +226,18 @@ def test_what_is_refused_is_not_stored_and_neither_is_what_came_with_it(tmp_path
                 assert [one.name for one in await store.list()] == ["good"]
 
     trio.run(main)
+
+
+def test_what_an_older_document_has_is_said_before_it_is_stored(tmp_path: Path) -> None:
+    def block(name: str, address: str) -> Resource:
+        ports = [{"number": 5432, "name": "tcp", "protocol": "TCP"}]
+        spec = {"hosts": [f"{name}.example"], "addresses": [address], "resolution": "NONE", "ports": ports}
+        return resource("ServiceEntry", name, spec)
+
+    older = block("a", "10.8.0.0/16")
+    outcome = tried(tmp_path, block("b", "10.8.1.1/16"), stored=[older])
+    assert not outcome.refusals
+    (warning,) = outcome.warnings
+    assert "ServiceEntry default/b" in warning
+    assert "10.8.0.0/16 on port 5432 belongs to the older ServiceEntry default/a" in warning
+    assert not tried(tmp_path, block("c", "10.9.0.0/16"), stored=[older]).warnings
