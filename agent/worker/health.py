@@ -142,10 +142,13 @@ class HostCheck(TransportOwner, ResponseSink):
         self._turn += 1
         self._owner.count("attempt")
         self._timer.set(self._owner.dialer.reactor.now + self._config.timeout)
+        host, target = self._host, self._target
         if self._transport is not None and not self._transport.closed:
-            self._ask()
-            return
-        self._target.tls = self._host.tls
+            if target.tls is host.tls and target.tls_context is host.tls_context:
+                self._ask()
+                return
+            self._drop()  # secured in another way than clients' connections are by now
+        target.tls, target.tls_context = host.tls, host.tls_context
         self._owner.dialer.dial(self._target, self._owner.cluster.config, _Dialled(self, self._turn))
 
     def connected(self, transport: PlainTransport) -> None:

@@ -119,6 +119,6 @@ class Proxy:
             except subprocess.TimeoutExpired:
                 self._process.kill()
         self._process.wait()
-        assert self.kind != "ours" or "ERROR hostmesh" not in self.log.read_text(), self.log.read_text()[
-            -4000:
-        ]
+        assert self.kind != "ours" or "ERROR hostmesh.worker" not in self.log.read_text(), (
+            self.log.read_text()[-4000:]
+        )

@@ -306,17 +306,51 @@ def test_every_worker_follows_a_rotation_of_the_access_log(kind: str, host: Make
     assert lines(rotated) == CLIENTS
 
 
-def test_when_a_worker_is_killed_the_proxy_ends_for_its_supervisor_to_see(host: Make) -> None:
-    at = host("ours", {"virtual_hosts": _FORWARD, "clusters": _thresholds(max_requests=7)})
-    assert sum(at.call() for _ in range(CLIENTS)) == 7
-    victim = at.workers()[0]
+def test_when_a_worker_is_killed_others_listen_before_its_siblings_leave(host: Make) -> None:
+    at = host("ours", {"virtual_hosts": _FORWARD})
+    assert sum(at.call() for _ in range(CLIENTS)) == CLIENTS
+    every_worker_has_some("ours", at)
+    victim, sibling = at.workers()
+    kept = at.connections_of(sibling)
     os.kill(victim, signal.SIGKILL)
+    at.until(
+        "the victim's clients have heard", lambda: sum(not client.ended for client in at.clients) == kept
+    )
+    new: set[int] = set()
+
+    def taken_over() -> bool:
+        assert at.call(), "somebody listens at every moment, and serves"
+        new.update(pid for pid in at.workers() if pid not in (victim, sibling) and at.connections_of(pid))
+        return len(new) == 2
+
+    at.until("two new workers serve", taken_over)
     for sock in at.asked[:]:
-        with suppress(OSError):
-            at.answer(sock)
-    at.until("everybody has heard", lambda: all(client.ended for client in at.clients))
+        at.answer(sock)
+    at.until(
+        "nobody else has lost a request",
+        lambda: at.statuses() == {0: CLIENTS - kept, 200: len(at.clients) - CLIENTS + kept},
+    )
+    assert at.proxy.running
+    assert "worker 0 ended with status -9; as many new ones take over" in at.proxy.log.read_text()
+    at.until("the sibling has left, and nothing of it stays", lambda: set(at.workers()) == new)
+    assert at.page("ready").startswith("LIVE")
+
+
+def test_a_proxy_whose_workers_keep_ending_ends_for_its_supervisor_to_see(host: Make) -> None:
+    at = host("ours", {"virtual_hosts": _DIRECT})
+    killed: set[int] = set()
+
+    def ended() -> bool:
+        with suppress(OSError, IndexError):
+            if at.page("ready").startswith("LIVE"):
+                victim = next(pid for pid in at.workers() if pid not in killed)
+                killed.add(victim)
+                os.kill(victim, signal.SIGKILL)
+        return not at.proxy.running
+
+    at.until("the proxy has ended", ended)
     assert at.proxy.wait_for_end() == 1
-    assert "worker 0 ended with status -9" in at.proxy.log.read_text()
+    assert at.proxy.log.read_text().count("as many new ones take over") >= 5
 
 
 def test_a_bootstrap_that_cannot_be_served_is_refused_once(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """`hostmesh-agent proxy` with several workers: forked children, and this parent, which has the admin pages.
 
-Rule: the workers live and end together: when one ends by itself, the others drain and the proxy ends with status 1, for
-its supervisor to start it anew. What a dead worker held of the host's limits is free at once. SIGTERM drains, a second
+Rule: the workers live and end together: when one ends by itself, this process begins anew with as many, and the others go on
+accepting until those serve, then drain. A proxy whose workers keep ending, or that cannot begin anew, ends with status 1 for
+its supervisor to see. What a dead worker held of the host's limits is free at once. SIGTERM drains, a second
 one ends; SIGHUP and SIGUSR1 reopen the access logs. When the parent is gone, the workers drain.
 Not for: what a worker does (agent.worker.forked), one worker (agent.worker.standalone).
 """
@@ -9,10 +10,13 @@ Not for: what a worker does (agent.worker.forked), one worker (agent.worker.stan
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import signal
 import socket
+from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ import trio
 from agent.host.proxy.admin import Workers, serve
 from agent.host.workers.worker_process import WorkerGone, WorkerProcess
 from agent.limits.region import LimitsRegion, Shares
-from agent.table.bootstrap import Bootstrap
+from agent.table.bootstrap import Bootstrap, load
 from agent.telemetry import reading
 from agent.telemetry.stats import StatsRegion
 from agent.worker import remote
@@ -31,10 +35,35 @@ from agent.worker.standalone import DRAIN_SECONDS, ENDING, REOPENING, refuse
 
 _log = logging.getLogger("hostmesh.proxy")
 _BEGIN = Config(1, ()).encode()
+_STABLE_SECONDS = 10.0
+"""A proxy that has served for so long may begin anew without being counted."""
+_BEGINNINGS = 5
+"""How often in a row it may do so earlier."""
 
 
-def run(config: Path, bootstrap: Bootstrap, count: int, flush_seconds: float) -> None:
-    """Serve the bootstrap until SIGTERM; exits with status 1 and the reason when that cannot be done."""
+@dataclass(frozen=True, slots=True)
+class Former:
+    """What was before this process began anew: living workers with the descriptors of their conversations, which drain when
+    these are closed, and how often in a row it was not stable."""
+
+    workers: tuple[tuple[int, int], ...] = ()
+    beginnings: int = 0
+
+    def text(self) -> str:
+        """As an argument of the command."""
+        return json.dumps([self.workers, self.beginnings])
+
+    @classmethod
+    def of_text(cls, text: str) -> Former:
+        workers, beginnings = json.loads(text)
+        return cls(tuple((int(pid), int(descriptor)) for pid, descriptor in workers), int(beginnings))
+
+
+def run(
+    config: Path, bootstrap: Bootstrap, count: int, flush_seconds: float, former: Former = Former()
+) -> Former | None:
+    """Serve the bootstrap until SIGTERM; exits with status 1 and the reason when that cannot be done. What it returns: with
+    which the caller has to begin anew."""
     limits = LimitsRegion.create(count)
     children: list[tuple[int, socket.socket]] = []
     for number in range(count):
@@ -43,23 +72,33 @@ def run(config: Path, bootstrap: Bootstrap, count: int, flush_seconds: float) ->
         if child == 0:
             for _, sock in (*children, (0, ours)):
                 sock.close()
+            for _, descriptor in former.workers:
+                os.close(descriptor)
             remote.serve(ForkedWorker(theirs, Shares(limits, number), bootstrap, flush_seconds))
-            return
+            return None
         theirs.close()
         children.append((child, ours))
-    reasons = trio.run(_parent, config, bootstrap, limits, children, strict_exception_groups=True)
+    reasons, again = trio.run(
+        _parent, config, bootstrap, limits, children, former, strict_exception_groups=True
+    )
     if reasons:
         refuse("; ".join(reasons))
+    return again
 
 
 async def _parent(
-    config: Path, bootstrap: Bootstrap, limits: LimitsRegion, children: list[tuple[int, socket.socket]]
-) -> list[str]:
+    config: Path,
+    bootstrap: Bootstrap,
+    limits: LimitsRegion,
+    children: list[tuple[int, socket.socket]],
+    former: Former,
+) -> tuple[list[str], Former | None]:
     workers = [
         WorkerProcess(number, ForkedProcess(pid), trio.socket.from_stdlib_socket(sock))
         for number, (pid, sock) in enumerate(children)
     ]
-    return await _Parent(config, bootstrap, limits, workers).run()
+    parent = _Parent(config, bootstrap, limits, workers, former)
+    return await parent.run(), parent.again
 
 
 class ForkedProcess:
@@ -90,7 +129,12 @@ class _Parent(Workers):
     """The parent and its children."""
 
     def __init__(
-        self, config: Path, bootstrap: Bootstrap, limits: LimitsRegion, workers: list[WorkerProcess]
+        self,
+        config: Path,
+        bootstrap: Bootstrap,
+        limits: LimitsRegion,
+        workers: list[WorkerProcess],
+        former: Former,
     ) -> None:
         self.count = len(workers)
         self._config, self._bootstrap = config, bootstrap
@@ -98,6 +142,11 @@ class _Parent(Workers):
         self._workers = workers
         self._living = list(workers)
         self._statistics = reading.Workers()
+        self._former = former
+        self.again: Former | None = None
+        """Set when a worker has ended by itself and others are to take over."""
+        self._children: trio.CancelScope
+        self._since = inf
         self._serving = self._ending = False
         self._reasons: list[str] = []
         for worker in workers:
@@ -109,6 +158,7 @@ class _Parent(Workers):
             with trio.open_signal_receiver(*ENDING, *REOPENING) as signals:
                 nursery.start_soon(self._obey, signals)
                 async with trio.open_nursery() as children:
+                    self._children = children.cancel_scope
                     for worker in self._workers:
                         children.start_soon(self._keep, worker)
                     if await self._begin():
@@ -144,6 +194,10 @@ class _Parent(Workers):
                 self._kill()
                 return
         self._serving = True
+        self._since = trio.current_time()
+        for pid, descriptor in self._former.workers:
+            os.close(descriptor)
+            nursery.start_soon(ForkedProcess(pid).wait)
         _log.info(
             "serving %d listeners with %d workers", len(self._bootstrap.table.listeners), len(self._workers)
         )
@@ -154,9 +208,31 @@ class _Parent(Workers):
         self._limits.forget(worker.index)
         if status and not self._reasons:
             reason = f"worker {worker.index} ended with status {status}"
+            self.again = self._begin_anew()
+            if self.again is not None:
+                _log.error("%s; as many new ones take over", reason)
+                self._children.cancel()
+                return
             _log.error("%s", reason)
             self._reasons.append(reason)
             await self._drain(DRAIN_SECONDS)
+
+    def _begin_anew(self) -> Former | None:
+        """With what: the workers that live. None where that is not to be."""
+        if self._ending or not self._serving:
+            return None
+        stable = trio.current_time() - self._since > _STABLE_SECONDS
+        beginnings = 1 if stable else self._former.beginnings + 1
+        if beginnings > _BEGINNINGS:
+            return None
+        try:
+            load(self._config.read_text(), str(self._config), environment=os.environ)
+        except (OSError, ValueError) as error:
+            _log.error("cannot begin anew: %s", error)
+            return None
+        return Former(
+            tuple((worker.process.pid, worker.keep_conversation()) for worker in self._living), beginnings
+        )
 
     async def _obey(self, signals: Any) -> None:
         async for signum in signals:

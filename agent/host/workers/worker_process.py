@@ -155,6 +155,12 @@ class WorkerProcess:
         """Tell it to open its log files anew."""
         await self._send(control.encode(control.REOPEN))
 
+    def keep_conversation(self) -> int:
+        """A descriptor of the conversation that outlives this object and an exec: until it is closed, the worker goes on."""
+        descriptor = os.dup(self._socket.fileno())
+        os.set_inheritable(descriptor, True)
+        return descriptor
+
     async def run(self) -> int:
         """Listen to it until it ends; its exit status."""
         try:

@@ -121,7 +121,7 @@ class Dials:
     """Connections that the worker wanted, not made until the test says so."""
 
     def __init__(self, reactor: Reactor) -> None:
-        self._reactor = reactor
+        self.reactor = reactor
         self.asked: list[tuple[Host, Any]] = []
 
     def dial(self, host: Host, config: Any, caller: Any, **_: Any) -> None:
@@ -130,7 +130,7 @@ class Dials:
     def accept(self) -> Wire:
         """The oldest one succeeds."""
         _, caller = self.asked.pop(0)
-        wire = Wire(self._reactor, caller)
+        wire = Wire(self.reactor, caller)
         caller.connected(wire, None)
         return wire
 

@@ -449,6 +449,28 @@ def test_a_connection_that_came_up_before_tls_was_asked_for_takes_no_request(sta
     assert status(client) == 200
 
 
+def test_health_checks_do_not_go_on_in_plain_text_either(tmp_path: Path) -> None:
+    stage = Stage(
+        tmp_path,
+        change=lambda text: text.replace(
+            "    type: STATIC\n",
+            "    type: STATIC\n"
+            "    health_checks: [{timeout: 1s, interval: 5s, no_traffic_interval: 5s, unhealthy_threshold: 1,"
+            " healthy_threshold: 1, http_health_check: {path: /health}}]\n",
+        ),
+    )
+    stage.later(0)
+    first = [stage.dials.accept() for _ in range(2)]
+    for check in first:
+        assert check.take().startswith(b"GET /health ")
+        check.owner.received(OK)
+    stage.apply(change=over_tls)
+    stage.later(6)
+    assert [check.closed for check in first] == [True, True]
+    assert [host.tls is not None for host, _ in stage.dials.asked] == [True, True]
+    stage.close()
+
+
 def test_a_connection_past_its_age_ends_with_the_response_on_it(tmp_path: Path) -> None:
     stage = Stage(
         tmp_path,
