@@ -57,3 +57,12 @@ def access_logs(mesh: MeshConfig) -> list[accesslog_pb2.AccessLog]:
         text = mesh.access_log_format or DEFAULT_FORMAT
         log.log_format.text_format_source.inline_string = text if text.endswith("\n") else text + "\n"
     return [accesslog_pb2.AccessLog(name=FILE_LOG, typed_config=any_of(log))]
+
+
+def connection_logs(mesh: MeshConfig) -> list[accesslog_pb2.AccessLog]:
+    """The same of a listener, which logs connections: only those that no filter chain takes (NR), as in Istio. The others are
+    logged by the chain that takes them."""
+    logs = access_logs(mesh)
+    for log in logs:
+        log.filter.response_flag_filter.flags.append("NR")
+    return logs

@@ -18,7 +18,7 @@ from envoy.extensions.filters.listener.http_inspector.v3 import http_inspector_p
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 
 from istiod.compile import naming, virtual
-from istiod.compile.access_log import access_logs
+from istiod.compile.access_log import connection_logs
 from istiod.compile.chains import Chain, Chains
 from istiod.compile.connection import outbound_http, tcp_proxy
 from istiod.compile.envoy import any_of, duration, socket_address, true
@@ -100,7 +100,7 @@ def virtual_outbound(view: View) -> listener_pb2.Listener:
     result.filter_chains.add(
         name="virtualOutbound-catchall-tcp", filters=[tcp_proxy(target, [(target, 1)], view.mesh)]
     )
-    result.access_log.extend(access_logs(view.mesh))
+    result.access_log.extend(connection_logs(view.mesh))
     return result
 
 

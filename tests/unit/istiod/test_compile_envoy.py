@@ -18,6 +18,7 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 
 from istiod.compile import ProxyInfo, ProxyResources, compile_proxy
@@ -303,3 +304,14 @@ def test_istios_configurations_together_are_accepted(tmp_path: Path) -> None:
     texts[-1] = texts[-1].replace("caCertificates:", "#")
     for namespace in ("default", "testns", "none", "seexamples"):
         accepted(compiled("\n---\n".join(texts), namespace=namespace), tmp_path)
+
+
+def test_an_opaque_connection_is_logged_once() -> None:
+    """By the chain that takes it; the listener logs those that no chain takes."""
+    resources = compiled("", {"accessLogFile": "/dev/stdout"})
+    outbound = resources.message(LISTENER, "virtualOutbound", listener_pb2.Listener)
+    assert [list(log.filter.response_flag_filter.flags) for log in outbound.access_log] == [["NR"]]
+    (chain,) = [chain for chain in outbound.filter_chains if chain.name == "virtualOutbound-catchall-tcp"]
+    proxy = tcp_proxy_pb2.TcpProxy()
+    chain.filters[-1].typed_config.Unpack(proxy)
+    assert [log.HasField("filter") for log in proxy.access_log] == [False]
