@@ -31,9 +31,18 @@ SPEC: dict[str, Any] = {
             ],
         }
     ],
-    # One of each: what is not given back is missed by the next request.
+    # One of each: what is not given back is missed by the next request; and each request needs a connection.
     "clusters": {
-        "a": {"circuit_breakers": {"thresholds": [{"max_connections": 1, "max_pending_requests": 1}]}}
+        "a": {
+            "circuit_breakers": {"thresholds": [{"max_connections": 1, "max_pending_requests": 1}]},
+            "typed_extension_protocol_options": {
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                    "explicit_http_config": {"http_protocol_options": {}},
+                    "common_http_protocol_options": {"max_requests_per_connection": 1},
+                }
+            },
+        }
     },
 }
 _TCP = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
@@ -133,9 +142,9 @@ def test_a_request_is_answered_503_and_leaves_nothing_behind(kind: str, body: st
     with running(kind, SPEC, tmp_path) as (proxy, backend), Client(proxy.ports["main"]) as client:
         assert client.status({"path": "/direct"}) == 200
         answers: dict[str, int] = {}
-        with descriptors_left(proxy.pid, 0):
-            while list(answers.values()).count(503) < 3:
-                path = f"/{len(answers)}"
+        while list(answers.values()).count(503) < 3:
+            path = f"/{len(answers)}"
+            with descriptors_left(proxy.pid, 0):
                 answers[path] = client.status(
                     {"path": path, "method": "POST" if body else "GET", "body": body}
                 )
