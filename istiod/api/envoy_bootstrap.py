@@ -11,11 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 from istiod.compile.tls import SDS_CLUSTER
+from istiod.resources.schema import MAX_PROGRAM
 from registry.model import Instance
 
 ADMIN_PORT = 15000
 SDS_SOCKET = "/run/hostmesh/sds.sock"
 _EXTENSIONS = "type.googleapis.com/envoy.extensions."
+RUNTIME = {"re2.max_program_size.error_level": MAX_PROGRAM}
+"""As Istio's: Envoy's own limit of 100 instructions refuses patterns that documents may have."""
 
 
 def bootstrap(
@@ -42,6 +45,7 @@ def bootstrap(
                 "NODE_NAME": instance.node,
             },
         },
+        "layered_runtime": {"layers": [{"name": "static", "static_layer": RUNTIME}]},
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": ADMIN_PORT}}},
         "dynamic_resources": {
             "lds_config": {"ads": {}, "resource_api_version": "V3"},

@@ -31,6 +31,8 @@ _GO_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
 _UNIT = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _MAX_UINT32 = 2**32 - 1
 _MAX_PATTERN = 1024
+MAX_PROGRAM = 32768
+"""Instructions of a compiled pattern: what Istio lets its proxies take (runtime re2.max_program_size.error_level)."""
 MAX_DURATION = 2**63 / 1e9
 """Seconds: what fits into 64 bits of nanoseconds, in which Go and Envoy count."""
 
@@ -172,6 +174,8 @@ def regex_problem(pattern: str, rewrite: str | None = None) -> str | None:
         reason = error.args[0] if error.args else "invalid"
         reason = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
         return f"not an RE2 expression: {reason}"
+    if compiled.programsize > MAX_PROGRAM:
+        return f"compiles to {compiled.programsize} instructions; at most {MAX_PROGRAM} are allowed"
     for escape in re.findall(r"\\(.?)", rewrite or "", re.DOTALL):
         if escape != "\\" and not ("0" <= escape <= "9"):
             return f"the rewrite has \\{escape}; only \\0 to \\9 and \\\\ are allowed"

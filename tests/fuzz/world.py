@@ -15,6 +15,7 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.listener.v3 import listener_pb2
 
 from agent.exchange.trial import decode
+from istiod.api.envoy_bootstrap import RUNTIME
 from istiod.compile import Cache, ProxyInfo, ProxyResources, compile_proxy
 from istiod.resources.mesh_config import mesh_config
 from istiod.snapshot import build
@@ -151,6 +152,7 @@ def refused_by_envoy(samples: Sequence[Sample], directory: Path) -> list[tuple[S
 def _validate(samples: Sequence[Sample], directory: Path) -> str:
     bootstrap = bootstrap_pb2.Bootstrap()
     bootstrap.node.id = bootstrap.node.cluster = "test"
+    bootstrap.layered_runtime.layers.add(name="static").static_layer.update(RUNTIME)
     static = bootstrap.static_resources
     port = 20000
     for number, one in enumerate(samples):

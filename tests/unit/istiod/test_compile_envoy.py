@@ -21,6 +21,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 
+from istiod.api.envoy_bootstrap import RUNTIME
 from istiod.compile import ProxyInfo, ProxyResources, compile_proxy
 from istiod.resources.document import parse
 from istiod.resources.mesh_config import mesh_config
@@ -170,6 +171,7 @@ def static_bootstrap(compiled: ProxyResources) -> bootstrap_pb2.Bootstrap:
     """Everything in one file, with the one cluster that an Envoy needs of its own (SDS)."""
     result = bootstrap_pb2.Bootstrap()
     result.node.id = result.node.cluster = "test"
+    result.layered_runtime.layers.add(name="static").static_layer.update(RUNTIME)
 
     def every(url: str, form: type[Any]) -> Iterator[Any]:
         for name in compiled.of(url):
