@@ -23,6 +23,8 @@ from agent.worker.transport import READ_BUDGET, Nobody, PlainTransport, Transpor
 _BULK: Final = 262144
 _RECORDS: Final = 8
 """Records read in a row before others get their turn."""
+_PIECE: Final = 65536
+"""Bytes encrypted in one call: OpenSSL says how far it came only when it has written all that it was given."""
 _RECORD: Final = 16384
 _PLAIN: Final = bytearray(_BULK + _RECORD + 1)
 """Where records are decrypted before they go on as one piece; the reactor reads one connection at a time."""
@@ -202,12 +204,15 @@ class TlsTransport(PlainTransport):
                 data = out[0] if len(out) == 1 else b"".join(out)
                 out.clear()
             try:
+                while len(data) > _PIECE:
+                    if not isinstance(data, memoryview):
+                        data = memoryview(data)
+                    piece: int = self._tls.write(data[:_PIECE])
+                    data = data[piece:]
                 sent: int = self._tls.write(data)
-                if sent < len(data):
-                    data = memoryview(data)  # one record a call: what follows is not copied for each
-                    while sent < len(data):
-                        data = data[sent:]
-                        sent = self._tls.write(data)
+                while sent < len(data):
+                    data = memoryview(data)[sent:]
+                    sent = self._tls.write(data)
                 self._retry = b""
             except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
                 self._retry = data
