@@ -57,11 +57,14 @@ def test_a_listener_without_descriptors_rests_and_goes_on_when_there_are_some(tm
         served = [sock for sock in clients[:_SPARE] if _served(sock, 5.0)]
         assert len(served) >= _SPARE - 2
         assert not _served(clients[-1], 0.5), "the limit is not reached: the test shows nothing"
+        said = attack.proxy.log.read_text().count(_SHORTAGE)
         before, began = _processor_seconds(pid), time.monotonic()
         assert not _served(clients[-2], 1.0)
         used = (_processor_seconds(pid) - before) / (time.monotonic() - began)
         assert used < 0.3, f"{used:.0%} of a processor while nothing can be accepted"
-        assert attack.proxy.log.read_text().count(_SHORTAGE) == 1, "said once, not with every try"
+        # An admin connection that ended meanwhile gave one descriptor back, and then there was another shortage.
+        assert 1 <= said <= 2
+        assert attack.proxy.log.read_text().count(_SHORTAGE) == said, "said once, not with every try"
         for sock in served:
             sock.close()
         assert clients[-1].recv(65536).endswith(b"ok"), "who waited in the queue is served"
