@@ -81,6 +81,7 @@ class AgentService:
         self.started = time.time()
         self.dataplane.on_serving = self._serving_changed
         self.dataplane.required = self.capture.rules.proxy_ports
+        self.dataplane.drain_seconds = config.proxy.drain_seconds
         self._served = trio.Event()
         self._keeper: Keeper | None = None
         self.stopping = trio.Event()

@@ -34,6 +34,8 @@ ANSWER = b"S"
 LOG = b"X"
 STATS = b"M"
 
+ORPHAN_SECONDS = 30.0
+"""How long connections may go on after the host process is gone, where the settings do not say so."""
 MAX_FRAME = 256 * 1024 * 1024
 _LENGTH = 4
 
@@ -54,8 +56,9 @@ class WorkloadConfig:
 class Config:
     """Everything a worker serves.
 
-    `settings`: `worker` (its index), `workers` (how many), and `sides`, by workload: `node` (metadata in Istio's
-    keys) and `principal` (SPIFFE id), what metrics say of the own side.
+    `settings`: `worker` (its index), `workers` (how many), `drainSeconds` (how long connections may go on after the
+    host process is gone), and `sides`, by workload: `node` (metadata in Istio's keys) and `principal` (SPIFFE id), what
+    metrics say of the own side.
     """
 
     generation: int

@@ -26,8 +26,6 @@ from agent.worker.connect import MARK
 from agent.worker.tls_contexts import TlsError
 from agent.worker.worker import Worker
 
-ORPHAN_SECONDS = 30.0
-"""How long connections may go on after the host process is gone."""
 _READ = 1 << 20
 _LOG_BACKLOG = 1000
 _log = logging.getLogger("hostmesh.worker")
@@ -65,6 +63,7 @@ class RemoteWorker:
         self._worker: Worker | None = None
         self._builders: dict[str, TableBuilder] = {}
         self._draining = False
+        self._orphan_seconds = control.ORPHAN_SECONDS
 
     async def run(self) -> None:
         """Serve until drained."""
@@ -76,7 +75,7 @@ class RemoteWorker:
             await self._listen(nursery)
             # The host process is gone, or has closed its end.
             if not self._draining:
-                await self._drain(ORPHAN_SECONDS, nursery)
+                await self._drain(self._orphan_seconds, nursery)
 
     async def _listen(self, nursery: trio.Nursery) -> None:
         reader = control.FrameReader()
@@ -112,6 +111,7 @@ class RemoteWorker:
             self._worker = self._new_worker()
             self._worker.on_listening = lambda: nursery.start_soon(self._report_listening)
             await nursery.start(self._worker.run)
+        self._orphan_seconds = float(config.settings.get("drainSeconds", control.ORPHAN_SECONDS))
         for key, side in config.settings.get("sides", {}).items():
             if key not in self._worker.spaces:
                 self._worker.describe(key, side["node"], side["principal"])

@@ -19,7 +19,9 @@ from tests.leftovers import Held, flat
 class RemoteWorker:
     """One real worker process. Configurations are whole, as always: type URL, name, message."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, **settings: Any) -> None:
+        """`settings`: of the configuration frames."""
+        self._settings = settings
         self._sock, theirs = socket.socketpair()
         self._sock.settimeout(60)
         with log.open("wb") as output:
@@ -40,7 +42,7 @@ class RemoteWorker:
             url: {name: _packed(url, message) for name, message in held.items()}
             for url, held in resources.items()
         }
-        config = control.Config(self._generation, (control.WorkloadConfig("w", bodies),), {})
+        config = control.Config(self._generation, (control.WorkloadConfig("w", bodies),), self._settings)
         self._sock.sendall(control.encode(control.CONFIG, config.encode()))
         kind, payload = self._next(control.APPLIED, control.REFUSED)
         assert kind == control.APPLIED, control.decode_json(payload)
@@ -54,6 +56,10 @@ class RemoteWorker:
     def resident(self) -> int:
         """Bytes."""
         return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    def abandon(self) -> None:
+        """As when the host process is killed."""
+        self._sock.close()
 
     def close(self) -> None:
         """End the process."""

@@ -20,7 +20,7 @@ from agent.host.workers import liveness
 from agent.host.workers.worker_process import PROGRAM, RunAs, WorkerGone, WorkerProcess
 from agent.limits.region import LimitsRegion
 from agent.table.build import Refused
-from agent.worker.control import Config, WorkloadConfig
+from agent.worker.control import ORPHAN_SECONDS, Config, WorkloadConfig
 from wire.grpc import Backoff
 
 log = logging.getLogger("hostmesh.dataplane")
@@ -77,6 +77,8 @@ class Dataplane:
         """Called with True when a worker serves after none did, with False when none does any more."""
         self.required: frozenset[int] = frozenset()
         """The ports that capture redirects to: a worker serves when it listens on all of them."""
+        self.drain_seconds = ORPHAN_SECONDS
+        """How long connections of the workers may go on when this process is killed."""
         self.kept: tuple[int, ...] = ()
         """Descriptors that every worker inherits and only keeps open."""
         self._serving: set[int] = set()
@@ -222,7 +224,12 @@ class Dataplane:
 
     def _payload(self, index: int, generation: int) -> bytes:
         workloads = [WorkloadConfig(key, resources) for key, resources in self._in_force.items()]
-        settings = {"worker": index, "workers": self._count, "sides": self.sides}
+        settings = {
+            "worker": index,
+            "workers": self._count,
+            "sides": self.sides,
+            "drainSeconds": self.drain_seconds,
+        }
         return Config(generation, workloads, settings).encode()
 
     async def _keep(self, index: int, task_status: trio.TaskStatus[None]) -> None:

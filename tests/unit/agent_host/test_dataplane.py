@@ -240,3 +240,13 @@ def test_every_worker_keeps_what_it_is_given_to_keep() -> None:
             await eventually(lambda: any(str(path.readlink()) == __file__ for path in descriptors.iterdir()))
 
     with_dataplane(test)
+
+
+def test_workers_know_how_long_to_drain_without_us() -> None:
+    async def test(dataplane: Dataplane) -> None:
+        dataplane.drain_seconds = 7.0
+        await dataplane.change("default/a", {TYPE: {"one": b"1"}})
+        for worker in dataplane.workers:
+            assert (await worker.query("stats"))["settings"]["drainSeconds"] == 7.0
+
+    with_dataplane(test)

@@ -16,11 +16,12 @@ def main() -> None:
     descriptor = os.memfd_create("stats")
     os.write(descriptor, b"numbers")
     socket.send_fds(sock, [control.encode(control.STATS)], [descriptor])
-    reader, generations, last = control.FrameReader(), [], {}
+    reader, generations, last, settings = control.FrameReader(), [], {}, {}
     while data := sock.recv(65536):
         for kind, payload in reader.feed(data):
             if kind == control.CONFIG:
                 config = control.Config.decode(payload)
+                settings = config.settings
                 names = {
                     name for work in config.workloads for held in work.resources.values() for name in held
                 }
@@ -58,6 +59,7 @@ def main() -> None:
             elif kind == control.QUERY:
                 question = control.decode_json(payload)
                 answer = {"pid": os.getpid(), "uid": os.getuid(), "generations": generations, "last": last}
+                answer["settings"] = settings
                 sock.sendall(control.encode_json(control.ANSWER, id=question["id"], answer=answer))
             elif kind == control.DRAIN:
                 return
