@@ -40,7 +40,7 @@ class _Claim:
         self.lose = lose
         """Tells the stream that another istiod has the id for another holder."""
         self.wanted: Instance | None = instance
-        self.reported = False
+        self.reported: tuple[bool, str] | None = None
         self.expires = math.inf
         self.written = False
         self.missing = False
@@ -122,14 +122,14 @@ class Registration:
         log.info("workload connected", extra=fields(workload=instance.id, service=instance.service))
 
     def reported(self, instance_id: str, connection: int, healthy: bool, reason: str) -> None:
-        """The agent's probe passed or failed."""
+        """Whether the workload serves, as its agent sees it: its proxy does, and its probe passes."""
         claim = self._claims.get(instance_id)
         if claim is None or claim.connection != connection or claim.wanted is None:
             return
         health = Health.HEALTHY if healthy else Health.UNHEALTHY
-        if claim.wanted.health is not health or not claim.reported:
+        if claim.wanted.health is not health or claim.reported != (healthy, reason):
             log.info("workload is %s", health, extra=fields(workload=instance_id, reason=reason))
-        claim.reported = True
+        claim.reported = healthy, reason
         claim.wanted = replace(claim.wanted, health=health)
         claim.touch()
 

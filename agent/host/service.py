@@ -141,6 +141,8 @@ class AgentService:
                 log.info("joining the mesh as %s", spiffe_id(self.config, workload.parts.config))
             await nursery.start(workload.parts.identity.run)
             await workload.restore()
+            # The registry may have it as healthy from the run before.
+            self._check_served()
             await workload.parts.xds.run()
             nursery.cancel_scope.cancel()
 
@@ -183,6 +185,7 @@ class AgentService:
             self.gate.open()
         except CaptureError as error:
             raise SystemExit(f"hostmesh-agent: capture: {error}") from error
+        self._check_served()
         self.notifier.ready(f"serving {', '.join(workload.key for workload in self.workloads)}")
         log.info("ready: traffic is %s", "captured" if self.capture.active else "not captured")
         if self.config.capture.enabled and (reason := preflight.unreachable_names()) is not None:
@@ -197,18 +200,23 @@ class AgentService:
             self.gate.release(WORKERS)
         else:
             self.gate.hold(WORKERS, "no worker serves")
+        self._check_served()
 
     def _expired(self, key: str, reason: str) -> None:
         self.gate.hold(key, reason)
-        self._workload_of(key).identity_expired(reason)
+        self._check_served()
 
     def _valid(self, key: str) -> None:
         self.gate.release(key)
         self.gate.settle()
-        self._workload_of(key).identity_expired("")
+        self._check_served()
 
-    def _workload_of(self, key: str) -> HostWorkload:
-        return next(workload for workload in self.workloads if workload.key == key)
+    def _check_served(self) -> None:
+        """Have the registry show what callers would meet; called at each change, and with each look at the identities."""
+        if self.ending:
+            return  # the workloads leave
+        for workload in self.workloads:
+            workload.check_served(self.gate.against(workload.key))
 
     async def _stop(self) -> None:
         self.ending = True

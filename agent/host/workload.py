@@ -33,6 +33,8 @@ from wire.proto import name_table_pb2
 from wire.xds import LISTENER, NAME_TABLE, SECRET
 
 log = logging.getLogger("hostmesh.workload")
+_MOST_REASON = 1000
+"""Characters of a reason that is reported."""
 
 
 @dataclass(slots=True)
@@ -48,9 +50,9 @@ class Parts:
     dns: DnsServer
     probe_target: Callable[[], probes.Target] = probes.Target
     """Where the probe goes now: the host's address may change."""
-    healthy: bool | None = None
-    """None before the probe's first verdict."""
-    health_reason: str = ""
+    probed: bool | None = None
+    """What the application's probe says; None before its first verdict."""
+    probe_reason: str = ""
     required_ports: frozenset[int] = frozenset()
     """What capture redirects to: without listeners there the workload is not ready."""
     configured: trio.Event = field(default_factory=trio.Event)
@@ -71,12 +73,20 @@ class HostWorkload:
         self.missing: tuple[str, ...] = ("a configuration",)
         """What the workload cannot be ready without."""
         self.parts: Parts
-        self._expired = ""
+        self.unserved = ""
+        """Why the data plane does not serve it, whatever the application does; empty when it does."""
 
     @property
     def key(self) -> str:
         """`namespace/service`."""
         return self.parts.config.key
+
+    @property
+    def health(self) -> tuple[bool | None, str]:
+        """Whether callers can be served, and why so; None before the probe's first verdict."""
+        if self.unserved:
+            return False, self.unserved
+        return self.parts.probed, self.parts.probe_reason
 
     async def identity_changed(self, identity: Identity, roots: bytes) -> None:
         """Give the new identity to the workers; connections in progress go on with the old one."""
@@ -169,23 +179,32 @@ class HostWorkload:
             return
         await probes.run(probe, self.parts.probe_target, self._health)
 
-    def identity_expired(self, reason: str) -> None:
-        """Why nobody can talk to the workload any more; empty when its identity is valid."""
-        if reason and not self._expired:
-            self.parts.xds.report(False, reason)
-        elif self._expired and not reason and self.parts.healthy is not None:
-            self.parts.xds.report(self.parts.healthy, self.parts.health_reason)
-        self._expired = reason
+    def check_served(self, against: str) -> None:
+        """Look whether the data plane serves the workload, and report it when that has changed.
+
+        `against`: why its traffic may not come at all (agent.host.capture.gate); empty when it may."""
+        unserved = (self._why_not_served() or against)[:_MOST_REASON]
+        if unserved != self.unserved:
+            self.unserved = unserved
+            self.parts.xds.report(*self.health)
+
+    def _why_not_served(self) -> str:
+        if self.missing:
+            refused = "; ".join(map(str, self.refused)) or self.parts.xds.last_rejection
+            return f"the proxy has not got {', '.join(self.missing)}" + (f": {refused}" if refused else "")
+        if not self._dataplane.serving:
+            waiting = "; ".join(f"{where}: {reason}" for where, reason in self._dataplane.waiting.items())
+            return f"no worker serves {waiting}".strip()
+        return ""
 
     async def _health(self, healthy: bool, reason: str) -> None:
-        self.parts.healthy, self.parts.health_reason = healthy, reason
+        self.parts.probed, self.parts.probe_reason = healthy, reason
         log.info(
             "workload is %s",
             "healthy" if healthy else "unhealthy",
             extra=fields(workload=self.key, reason=reason),
         )
-        if not self._expired:
-            self.parts.xds.report(healthy, reason)
+        self.parts.xds.report(*self.health)
         await trio.lowlevel.checkpoint()
 
     def _store(self, resources: Held) -> None:

@@ -139,6 +139,7 @@ class ProxyApi:
             "protocol": stream.protocol,
             "connectedSeconds": round(now - stream.connected_at, 1),
             "health": stream.health,
+            "healthReason": stream.health_reason,
             "notRegistered": stream.refused,
             "attached": self._debug.attached(stream.node.key),
             "istiod": self._owner,

@@ -88,6 +88,8 @@ def _table(items: list[dict[str, Any]], *, wide: bool) -> None:
     for item in items:
         if item.get("notRegistered"):
             output.note(f"{item['namespace']}/{item['name']} is not registered: {item['notRegistered']}")
+        if item.get("healthReason"):
+            output.note(f"{item['namespace']}/{item['name']} is unhealthy: {item['healthReason']}")
         for entry in item["types"]:
             if entry["status"] == "ERROR":
                 output.note(f"{item['namespace']}/{item['name']} refused {entry['short']}: {entry['reason']}")

@@ -102,6 +102,8 @@ class ProxyStatus:
     connected_at: float
     types: dict[str, TypeStatus] = field(default_factory=dict)
     health: str = "-"
+    health_reason: str = ""
+    """Why it is not healthy."""
     refused: str = ""
     """Why its workload is not in the catalog."""
     failures: dict[Failure, int] = field(default_factory=dict)

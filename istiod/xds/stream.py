@@ -28,6 +28,8 @@ from wire.grpc import GrpcError, GrpcStatus, ServerCall
 from wire.xds import HEALTH, DeltaSession, Kind, Received, SotwSession, XdsError
 
 log = logging.getLogger("istiod.xds")
+_MOST_REASON = 2000
+"""Characters of what an agent says of its health."""
 
 DELTA_PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 SOTW_PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
@@ -234,9 +236,10 @@ class _Stream:
                 registration.left(self._instance.id, self._status.number)
             return
         self._status.health = "HEALTHY" if error is None else "UNHEALTHY"
+        self._status.health_reason = error[1][:_MOST_REASON] if error is not None else ""
         if self._instance is not None:
             registration.reported(
-                self._instance.id, self._status.number, error is None, error[1] if error is not None else ""
+                self._instance.id, self._status.number, error is None, self._status.health_reason
             )
 
     async def _follow_snapshots(self) -> None:

@@ -45,11 +45,12 @@ def status_of(service: AgentService) -> dict[str, Any]:
 def _workload(workload: HostWorkload) -> dict[str, Any]:
     parts = workload.parts
     identity, held = parts.identity.current, parts.session.held()
+    healthy, reason = workload.health
     return {
         "workload": workload.key,
         "node": parts.node_id,
-        "healthy": parts.healthy,
-        "healthReason": parts.health_reason,
+        "healthy": healthy,
+        "healthReason": reason,
         "istiod": {
             "connected": parts.xds.connected,
             "error": parts.xds.last_error or None,

@@ -38,6 +38,12 @@ class Gate:
         """Whether every workload's traffic may come."""
         return self.opened and not self.reasons and not self.error
 
+    def against(self, key: str) -> str:
+        """Why the workload's traffic may not come; empty when it may."""
+        if not self.opened:
+            return "the agent is starting"
+        return self.reasons.get(WORKERS) or self.reasons.get(key) or self.error
+
     def open(self) -> None:
         """The start is over: let traffic in. Raises CaptureError when the rules cannot be loaded."""
         self.opened = True

@@ -68,7 +68,7 @@ class XdsClient:
         self.has_config = trio.Event()
         self._key, self._session, self._identity = key, session, identity
         self._control_plane, self._apply, self._chance = control_plane, apply, chance
-        self._health: tuple[bool, str] | None = None
+        self._health: tuple[bool | None, str] = None, ""
         self._health_changed = trio.Event()
         self._updated = trio.Event()
         self._leaving = False
@@ -76,8 +76,8 @@ class XdsClient:
         self._left = trio.Event()
         self._attached: Callable[[Channel], Awaitable[None]] | None = None
 
-    def report(self, healthy: bool, reason: str = "") -> None:
-        """The application's health from now on."""
+    def report(self, healthy: bool | None, reason: str = "") -> None:
+        """The workload's health from now on; None: not known yet, the registry keeps what it has."""
         self._health = (healthy, reason)
         self._health_changed.set()
 
@@ -178,8 +178,9 @@ class XdsClient:
                     return
                 await trio.sleep(_GOODBYE_SECONDS)
                 raise XdsError("istiod does not end the stream that was left")
-            if self._health is not None:
-                await sender.send(health_request(*self._health))
+            healthy, reason = self._health
+            if healthy is not None:
+                await sender.send(health_request(healthy, reason))
             await self._health_changed.wait()
 
     async def _use_updates(self, sender: _Sender) -> None:

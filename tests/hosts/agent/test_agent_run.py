@@ -106,6 +106,25 @@ def test_nothing_is_ready_while_somebody_else_listens_on_the_ports_of_the_proxy(
     eventually("healthy in the registry", lambda: health(mesh) == ["healthy"])
 
 
+def test_a_host_that_cannot_serve_any_more_is_unhealthy_with_the_reason_until_it_can(mesh: Any) -> None:
+    agent = mesh.agent("one", REVIEWS).start().ready()
+    eventually("healthy in the registry", lambda: health(mesh) == ["healthy"])
+    (worker,) = agent.status()["workers"]
+    agent.process.kill()
+    eventually("its worker has ended", lambda: not Path(f"/proc/{worker['pid']}").exists())
+    where = f"0.0.0.0:{agent.ports['inbound']}"
+    with socket.create_server(("0.0.0.0", agent.ports["inbound"])):
+        agent.start()
+        eventually("unhealthy in the registry", lambda: health(mesh) == ["unhealthy"])
+        reason = f"no worker serves {where}: Address already in use"
+        eventually("the reason", lambda: reason in mesh.meshctl("proxy-status", "-o", "json"))
+        (workload,) = agent.status()["workloads"]
+        assert (workload["healthy"], workload["healthReason"]) == (False, reason)
+    agent.ready()
+    eventually("healthy in the registry again", lambda: health(mesh) == ["healthy"])
+    assert agent.status()["workloads"][0]["healthy"]
+
+
 def test_the_probe_decides_what_the_registry_says(mesh: Any, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as application:
         port = application.getsockname()[1]

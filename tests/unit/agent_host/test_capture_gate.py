@@ -111,3 +111,23 @@ def test_a_host_that_captures_nothing_is_ready_all_the_same() -> None:
     gate = Gate(kernel, ("default/shop", "default/reviews"), enabled=False)
     gate.open()
     assert (kernel.loaded, gate.ready) == (None, True)
+
+
+def test_it_says_of_each_workload_why_its_traffic_may_not_come() -> None:
+    kernel = Kernel()
+    gate = Gate(kernel, ("default/shop", "default/reviews"), enabled=True)
+    assert gate.against("default/shop") == "the agent is starting"
+    gate.open()
+    gate.hold("default/reviews", "its certificate has expired")
+    assert (gate.against("default/shop"), gate.against("default/reviews")) == (
+        "",
+        "its certificate has expired",
+    )
+    gate.hold(WORKERS, "no worker serves")
+    assert gate.against("default/shop") == "no worker serves"
+    kernel.refuses = "a table inet hostmesh exists that is not ours"
+    gate.release(WORKERS)
+    assert gate.against("default/shop") == kernel.refuses
+    kernel.refuses = ""
+    gate.settle()
+    assert gate.against("default/shop") == ""

@@ -50,6 +50,18 @@ def configuration(**resources: list[EncodedResource]) -> Held:
     return found
 
 
+class Reports:
+    """What the workload says of its health."""
+
+    last_rejection = ""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[bool | None, str]] = []
+
+    def report(self, healthy: bool | None, reason: str) -> None:
+        self.all.append((healthy, reason))
+
+
 def with_workload(folder: Path, test: Callable[[HostWorkload, State], Awaitable[None]]) -> None:
     async def main() -> None:
         with trio.fail_after(20):
@@ -62,12 +74,15 @@ def with_workload(folder: Path, test: Callable[[HostWorkload, State], Awaitable[
                 spiffe = SpiffeId.parse("spiffe://cluster.local/ns/default/sa/w")
                 identity = Identity(spiffe, b"key", b"chain", 0.0, 1e12, "01")
                 workload.parts = SimpleNamespace(  # type: ignore[assignment]
-                    config=SimpleNamespace(key="default/w", namespace="default"),
+                    config=SimpleNamespace(key="default/w", namespace="default", probe=None),
                     domain="cluster.local",
                     identity=SimpleNamespace(current=identity, roots=b"roots"),
                     dns=SimpleNamespace(names=None),
                     required_ports=frozenset((15001, 15006)),
                     configured=trio.Event(),
+                    xds=Reports(),
+                    probed=None,
+                    probe_reason="",
                 )
                 await test(workload, state)
                 nursery.cancel_scope.cancel()
@@ -140,5 +155,45 @@ def test_names_that_cannot_be_read_keep_the_former_ones_and_hold_up_nothing(tmp_
         assert [one.type_url for one in applied.refused] == [NAME_TABLE]
         assert workload.parts.dns.names is names
         assert set(applied.in_use[CLUSTER]) == {"good", "more"}
+
+    with_workload(tmp_path, test)
+
+
+def test_a_workload_whose_first_listeners_are_refused_is_unhealthy_with_the_reason_until_they_are_right(
+    tmp_path: Path,
+) -> None:
+    async def test(workload: HostWorkload, state: State) -> None:
+        reports: Any = workload.parts.xds
+        workload.check_served("the agent is starting")
+        broken = [listener("virtualOutbound", 15001), listener("virtualInbound", 15006, chains=2)]
+        await workload.apply(configuration(clusters=[cluster("good")], listeners=broken))
+        workload.check_served("the agent is starting")
+        right = [listener("virtualOutbound", 15001), listener("virtualInbound", 15006)]
+        await workload.apply(configuration(clusters=[cluster("good")], listeners=right))
+        workload.check_served("the agent is starting")
+        workload.check_served("")
+        workload.check_served("")
+        await workload.watch_health()
+        without_configuration, refused, *rest = reports.all
+        assert without_configuration == (False, "the proxy has not got a configuration")
+        start = "the proxy has not got a listener on port 15006: Listener[virtualInbound].filter_chains[1]"
+        assert refused[0] is False
+        assert refused[1].startswith(start)
+        assert rest == [(False, "the agent is starting"), (None, ""), (True, "no probe")]
+
+    with_workload(tmp_path, test)
+
+
+def test_a_probe_that_passes_does_not_hide_that_no_worker_serves(tmp_path: Path) -> None:
+    async def test(workload: HostWorkload, state: State) -> None:
+        both = [listener("virtualOutbound", 15001), listener("virtualInbound", 15006)]
+        await workload.apply(configuration(clusters=[cluster("good")], listeners=both))
+        workload.check_served("no worker serves")
+        await workload.watch_health()
+        assert workload.health == (False, "no worker serves")
+        workload.check_served("")
+        assert workload.health == (True, "no probe")
+        reports: Any = workload.parts.xds
+        assert [healthy for healthy, _ in reports.all] == [False, False, True]
 
     with_workload(tmp_path, test)
