@@ -72,16 +72,6 @@ class Exchange(Attempts):
             client.send_continue()
         elif head.expects_continue:
             ctx.headers[b"expect"] = b"100-continue"
-        if not head.has_host:
-            self.answer(replies.MISSING_HOST)
-            return
-        if head.path[:1] != b"/" and not head.upgrade:
-            self.answer(replies.ABSOLUTE_PATH)
-            return
-        if head.method == b"QUERY" and not ctx.headers.get(b"content-type"):
-            client.closing = True
-            self.answer(replies.QUERY_WITHOUT_TYPE)
-            return
         if self.refused_as_it_is(head):
             return
         plan = self.plan = ctx.route = setting.router.route(ctx)

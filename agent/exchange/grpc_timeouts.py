@@ -46,14 +46,14 @@ def whole(limits: GrpcTimeouts, headers: Headers, default: float) -> float:
 
 
 def tell(limits: GrpcTimeouts, headers: Headers, expected: float) -> None:
-    """The upstream hears how long it has (Envoy FilterUtility::setTimeoutHeaders)."""
+    """Send the upstream how long it has (Envoy FilterUtility::setTimeoutHeaders)."""
     if limits.most is not None and expected > 0 and _is_grpc(headers):
         headers.set(b"grpc-timeout", _text(expected))
 
 
 def stream(limits: GrpcTimeouts, headers: Headers, default: float | None) -> float | None:
-    """How long the stream may take, which the upstream hears, too; None without limit. `default`: where the request or
-    the route says nothing."""
+    """How long the stream may take, None without limit; sent to the upstream too. `default`: where neither the request nor
+    the route has a limit."""
     timeout = told(headers) if limits.stream_most is not None else None
     if timeout is None or limits.stream_most is None:
         return default or None

@@ -24,6 +24,16 @@ class Reception(ExchangeState):
     def refused_as_it_is(self, head: RequestHead) -> bool:
         """Clean headers, path and host; answers where that cannot be done."""
         setting = self.setting
+        if not head.has_host:
+            self.answer(replies.MISSING_HOST)
+            return True
+        if head.path[:1] != b"/" and not head.upgrade:
+            self.answer(replies.ABSOLUTE_PATH)
+            return True
+        if head.method == b"QUERY" and not self.ctx.headers.get(b"content-type"):
+            self.client.closing = True
+            self.answer(replies.QUERY_WITHOUT_TYPE)
+            return True
         refused = setting.intake(self.ctx, head, self.client.certificate_element)
         if refused is not None:
             setting.slots[setting.stats.downstream_rq_rejected_via_ip_detection] += 1

@@ -58,6 +58,8 @@ static_resources:
         - {endpoint: {address: {socket_address: {address: 10.0.0.1, port_value: 80}}}}
         - {endpoint: {address: {socket_address: {address: 10.0.0.2, port_value: 80}}}}
 """
+GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
 ROUTES = "[{match: {prefix: /}, route: {cluster: a}}]"
 
 
@@ -196,3 +198,8 @@ class Stage:
         """Give everything back."""
         self.sinks.close()
         self.reactor.close()
+
+
+def status(wire: Wire) -> int:
+    """The status that a client got, 0 before it got one."""
+    return int(wire.sent.split(b" ", 2)[1]) if wire.sent else 0
