@@ -21,6 +21,7 @@ from istiod.debounce import Debounce
 from istiod.log import fields
 from istiod.monitoring import Metrics
 from istiod.resources.mesh_config import MeshConfig
+from istiod.resources.problem import Severity
 from istiod.snapshot import Snapshot, build
 from registry.damage import Damaged
 from registry.errors import RegistryError
@@ -76,7 +77,7 @@ class Feed:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What the registry holds and the newest snapshot leaves out, each with its reason."""
+        """What the registry holds and the newest snapshot leaves out, closes, or uses although it would be refused."""
         return (*map(str, (*self._damage, *self.snapshot.problems)), *self._access.problems)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -107,7 +108,7 @@ class Feed:
 
     def imagine(self, resources: Iterable[Resource], more: Iterable[Service] = ()) -> Snapshot:
         """The snapshot that would be if these were the stored resources and there were these services, too."""
-        return self._build((*self.services, *more), self.instances, resources, self._access)
+        return self._build((*self.services, *more), self.instances, resources, self._access, self._damage)
 
     def _build(
         self,
@@ -115,8 +116,10 @@ class Feed:
         instances: Iterable[Instance],
         resources: Iterable[Resource],
         access: Stored,
+        damage: Iterable[Damaged],
     ) -> Snapshot:
-        return build(services, instances, resources, self._mesh, self.snapshot, access.access)
+        rows = [one.key for one in damage if one.key is not None]
+        return build(services, instances, resources, self._mesh, self.snapshot, access.access, rows)
 
     async def newer_than(self, number: int) -> None:
         """Wait for a snapshot with a higher number."""
@@ -159,7 +162,7 @@ class Feed:
         if self.number and unchanged and not self._mesh_changed:
             return True
         try:
-            snapshot = self._build(services, instances, resources, access)
+            snapshot = self._build(services, instances, resources, access, damage)
         except Exception:
             log.exception("no snapshot can be made of the registry; the last one stays in force")
             self._metrics.snapshot_failures.inc()
@@ -184,15 +187,16 @@ class Feed:
         return True
 
     def _report_problems(self) -> None:
-        """Log once what the registry holds and cannot be used."""
+        """Log once what the registry holds and cannot be used, or would be refused today."""
         problems = frozenset(self.problems)
         for problem in sorted(problems - self._reported):
-            log.warning("what the registry holds is not used: %s", problem)
+            log.warning("of what the registry holds: %s", problem)
         conflicts = frozenset(str(conflict) for conflict in self.snapshot.conflicts)
         for conflict in sorted(conflicts - self._conflicts):
             log.warning("stored resource has no effect in part: %s", conflict)
         self._reported, self._conflicts = problems, conflicts
-        self._metrics.unusable.set(len(problems))
+        tolerated = {str(one) for one in self.snapshot.problems if one.severity is Severity.WARNING}
+        self._metrics.unusable.set(len(problems - tolerated))
 
 
 def _at_least(stored: str, wanted: str) -> bool:

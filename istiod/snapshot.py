@@ -1,7 +1,7 @@
 """The mesh at one moment: services, endpoints and resources, immutable and indexed for compiling.
 
 Rule: built from registry values alone; equal inputs give equal keys, so caches survive a rebuild. A stored
-resource that no longer validates is left out and reported, never half used.
+resource that cannot be read is left out and reported, a policy fails closed (istiod/resources/stored.py).
 Not for: Envoy's resources (istiod/compile) or watching the registry.
 """
 
@@ -20,17 +20,19 @@ from istiod.access.policy import revoked
 from istiod.merge import merge_entries
 from istiod.proxy import ProxyInfo
 from istiod.resources.destination_rule import DestinationRule
-from istiod.resources.document import Document, InvalidResourceError, typed
+from istiod.resources.document import Document
 from istiod.resources.mesh_config import MeshConfig
 from istiod.resources.problem import Problem, Severity
 from istiod.resources.routing.http_route import Delegate
+from istiod.resources.selector import selector_labels
 from istiod.resources.sidecar import Sidecar
+from istiod.resources.stored import Stored, damaged, stored
 from istiod.resources.virtual_service import VirtualService
 from istiod.scope import EgressHost, Scope, egress_hosts, exported, host_covers
 from istiod.services import MeshService, from_entries, from_registry, includes
 from registry.model import Instance, Resource, ResourceKey, Service
 
-Typed = tuple[Document[Any], str]
+Typed = tuple[Stored, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Snapshot:
     keys: Mapping[ResourceKey, str]
     """A content hash of every resource."""
     problems: tuple[Problem, ...] = ()
+    """What cannot be used, and as warnings what is used and would be refused today."""
     conflicts: tuple[Problem, ...] = ()
     """Parts of stored resources that have no effect (istiod/conflicts.py)."""
     instances: tuple[Instance, ...] = ()
@@ -245,11 +248,12 @@ def build(
     mesh: MeshConfig,
     previous: Snapshot | None = None,
     access: Access | None = None,
+    damaged_rows: Iterable[ResourceKey] = (),
 ) -> Snapshot:
     """A snapshot of the registry's values; `previous` spares reading unchanged resources again.
 
     Instances that may not serve what they say are left out. Without `access` every instance is taken at its word: for
-    trials of resources, never for a running mesh.
+    trials of resources, never for a running mesh. `damaged_rows` are stored resources of which the key alone can be read.
     """
     registered = tuple(instances)
     known = previous._typed if previous is not None else {}
@@ -257,21 +261,29 @@ def build(
     kinds: dict[str, list[Document[Any]]] = {}
     keys: dict[ResourceKey, str] = {}
     problems: list[Problem] = []
-    for resource in sorted(resources, key=lambda one: (one.created, one.namespace, one.name)):
+
+    def use(one: Stored, key: str) -> None:
+        problems.extend(one.problems)
+        if one.document is not None:
+            kinds.setdefault(one.document.resource.kind, []).append(one.document)
+            keys[one.document.resource.key] = key
+
+    held = sorted(resources, key=lambda one: (one.created, one.namespace, one.name))
+    for key in sorted(set(damaged_rows).difference(one.key for one in held)):
+        one = damaged(key)
+        use(one, _content_key(one.document.resource) if one.document is not None else "")
+    for resource in held:
         mark = (resource.key, resource.version)
         entry = known.get(mark) if resource.version else None
         if entry is None:
+            one = stored(resource)
             try:
-                entry = (typed(resource), _content_key(resource))
-            except InvalidResourceError as error:
-                problems += error.problems
-                continue
+                entry = (one, _content_key(one.document.resource) if one.document is not None else "")
             except Exception as error:
                 problems.append(_unusable(str(resource.key), error))
                 continue
         read[mark] = entry
-        kinds.setdefault(resource.kind, []).append(entry[0])
-        keys[resource.key] = entry[1]
+        use(*entry)
 
     def unusable(what: str, error: Exception) -> None:
         problems.append(_unusable(what, error))
@@ -340,19 +352,6 @@ def build(
 def _unusable(what: str, error: Exception) -> Problem:
     """A value of the registry that passed its own checks and still cannot be used: a defect, kept to that value."""
     return Problem(Severity.ERROR, "", f"cannot be used: {type(error).__name__}: {error}", subject=what)
-
-
-def selector_labels(spec: Any) -> Mapping[str, str]:
-    """The labels that a resource selects workloads by; empty for all."""
-    selector = getattr(spec, "selector", None)
-    if selector is None:
-        selector = getattr(spec, "workload_selector", None)
-    if selector is None:
-        return {}
-    labels: Mapping[str, str] = (
-        getattr(selector, "match_labels", None) or getattr(selector, "labels", None) or {}
-    )
-    return labels
 
 
 def _digest(parts: Iterable[str]) -> str:

@@ -55,14 +55,20 @@ class ConsulStore(ConfigStore):
             folder += path_of(kind) + "/"
             if namespace is not None:
                 folder += path_of(namespace) + "/"
-        reads = [partial(_resource, entry) for entry in await self._client.children(folder)]
-        resources = self._damage.readable("resource", reads, whole=folder == self._folder)
+        entries = await self._client.children(folder)
+        reads = [partial(_resource, entry) for entry in entries]
+        keys = [self._key(entry) for entry in entries]
+        resources = self._damage.readable("resource", reads, whole=folder == self._folder, keys=keys)
         return tuple(
             sorted(
                 (found for found in resources if namespace in {None, found.namespace}),
                 key=lambda found: found.key,
             )
         )
+
+    def _key(self, entry: Entry) -> ResourceKey | None:
+        names = [unquote(name) for name in entry.key.removeprefix(self._folder).split("/")]
+        return ResourceKey(*names) if len(names) == 3 else None
 
     async def put(self, resource: Resource, *, expected: str | None = None) -> Resource:
         (stored,) = await self.put_all([Write(resource, expected)])

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TypeVar
 
 from registry.errors import NotARegistryError
+from registry.model import ResourceKey
 
 __all__ = ["Damage", "Damaged"]
 
@@ -23,6 +25,8 @@ class Damaged:
 
     area: str
     reason: str
+    key: ResourceKey | None = None
+    """Of a resource, as far as the row's place says it."""
 
     def __str__(self) -> str:
         return f"damaged row of the registry, left out: {self.reason}"
@@ -34,15 +38,22 @@ class Damage:
     def __init__(self) -> None:
         self._found: dict[str, tuple[Damaged, ...]] = {}
 
-    def readable(self, area: str, reads: Iterable[Callable[[], T]], *, whole: bool = True) -> list[T]:
+    def readable(
+        self,
+        area: str,
+        reads: Iterable[Callable[[], T]],
+        *,
+        whole: bool = True,
+        keys: Iterable[ResourceKey | None] | None = None,
+    ) -> list[T]:
         """What `reads` return, without those that raise NotARegistryError. `whole`: these are all rows of the area."""
         good: list[T] = []
         bad: list[Damaged] = []
-        for read in reads:
+        for read, key in zip(reads, repeat(None) if keys is None else keys, strict=False):
             try:
                 good.append(read())
             except NotARegistryError as error:
-                bad.append(Damaged(area, str(error)))
+                bad.append(Damaged(area, str(error), key))
         if whole:
             self._found[area] = tuple(bad)
         return good

@@ -47,12 +47,17 @@ class SqliteStore(ConfigStore):
                 " WHERE (:kind IS NULL OR kind = :kind) AND (:namespace IS NULL OR namespace = :namespace)"
                 " ORDER BY kind, namespace, name",
                 {"kind": kind, "namespace": namespace},
-            )
+            ).fetchall()
+            keys = [
+                ResourceKey(*row[:3]) if all(isinstance(one, str) for one in row[:3]) else None
+                for row in rows
+            ]
             reads = [
                 partial(decode_resource, body, str(version), str(ResourceKey(*key)))
                 for *key, version, body in rows
             ]
-            return tuple(self._damage.readable("resource", reads, whole=kind is None and namespace is None))
+            whole = kind is None and namespace is None
+            return tuple(self._damage.readable("resource", reads, whole=whole, keys=keys))
 
         return await self._database.read(read)
 

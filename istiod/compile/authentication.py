@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from istiod.resources.document import Document
+from istiod.resources.names import port_problem
 from istiod.resources.security import PeerAuthentication
+from istiod.resources.selector import selector_labels
 from istiod.services import includes
-from istiod.snapshot import Snapshot, selector_labels
+from istiod.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ def peer_modes(snapshot: Snapshot, namespace: str, labels: Mapping[str, str]) ->
     """What is in force for a workload."""
     mode = "PERMISSIVE"
     root = snapshot.mesh.root_namespace
+    if _unread(snapshot, namespace):
+        return PeerModes("STRICT", {})
     for level in (_wide(snapshot, root), _wide(snapshot, namespace) if namespace != root else None):
         mode = _mode(level, mode)
     narrow = _narrow(snapshot, namespace, labels)
@@ -38,7 +42,8 @@ def peer_modes(snapshot: Snapshot, namespace: str, labels: Mapping[str, str]) ->
     ports = {}
     if narrow is not None:
         for port, setting in (narrow.spec.port_level_mtls or {}).items():
-            ports[int(port)] = mode if setting.mode == "UNSET" else setting.mode
+            if port_problem(port) is None:
+                ports[int(port)] = mode if setting.mode == "UNSET" else setting.mode
     return PeerModes(mode, ports)
 
 
@@ -62,11 +67,20 @@ def _mode(document: Document[PeerAuthentication] | None, inherited: str) -> str:
     return document.spec.mtls.mode
 
 
+def _unread(snapshot: Snapshot, namespace: str) -> bool:
+    """A policy of the namespace cannot be read, nor which workloads it selects: any of them, before all others."""
+    policies = snapshot.of("PeerAuthentication")
+    return any(one.reach_unknown and one.resource.namespace == namespace for one in policies)
+
+
 def _wide(snapshot: Snapshot, namespace: str) -> Document[PeerAuthentication] | None:
+    found = None
     for document in snapshot.of("PeerAuthentication"):
         if document.resource.namespace == namespace and not selector_labels(document.spec):
-            return document
-    return None
+            if document.reach_unknown:
+                return document
+            found = found or document
+    return found
 
 
 def _narrow(

@@ -2,7 +2,8 @@
 
 Order (Istio): AUDIT, then DENY, then ALLOW; a workload with any ALLOW policy refuses what none of them allows.
 On TCP an HTTP condition cannot be judged: it voids the rule of an ALLOW policy, and widens the rule of a
-DENY or AUDIT policy, so that both err on the safe side. Dry-run policies (`istio.io/dry-run`) are shadows.
+DENY or AUDIT policy, so that both err on the safe side; so does a stored rule with a value that would be refused
+today (an address that is none). Dry-run policies (`istio.io/dry-run`) are shadows.
 """
 
 from __future__ import annotations
@@ -114,11 +115,20 @@ def _rules(
                 made = _policy(rule, resource.namespace, mesh, tcp=tcp, strict=strict)
             except _HttpOnlyError:
                 continue
+            except (
+                ValueError
+            ):  # named in the snapshot's problems: only a rule that would be refused today has that
+                if strict:
+                    continue
+                made = _policy(Rule(), resource.namespace, mesh, tcp=tcp, strict=strict)
             rbac.policies[f"ns[{resource.namespace}]-policy[{resource.name}]-rule[{index}]"].CopyFrom(made)
     return rbac
 
 
 def _policy(rule: Rule, home: str, mesh: MeshConfig, *, tcp: bool, strict: bool) -> rbac_pb2.Policy:
+    for one in rule.when:
+        if not one.known or not (one.values or one.not_values):
+            raise ValueError(f"condition {one.key!r} cannot be judged")
     build = _Builder(home, mesh, tcp=tcp, strict=strict)
     sources: list[Source | None] = [one.source for one in rule.from_ or ()]
     operations: list[Operation | None] = [one.operation for one in rule.to or ()]

@@ -67,7 +67,7 @@ def proxy_status(
     if proxy is None:
         _table(data, wide=form is output.Format.WIDE)
         for problem in problems:
-            output.note(f"istiod does not use: {problem}")
+            output.note(f"of what the registry holds: {problem}")
     else:
         _detail(data)
 

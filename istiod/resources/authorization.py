@@ -158,10 +158,15 @@ class Condition(Spec):
     values: Values = ()
     not_values: Values = ()
 
+    @property
+    def known(self) -> bool:
+        """The attribute is one that Istio has."""
+        return self.key in _PLAIN_KEYS or _KEYED.fullmatch(self.key) is not None
+
     def rules(self) -> Iterator[tuple[str, str]]:
         if not self.values and not self.not_values:
             yield "values", "at least one of values, notValues must be set"
-        if self.key not in _PLAIN_KEYS and not _KEYED.fullmatch(self.key):
+        if not self.known:
             yield "key", f"unknown condition attribute {self.key!r}"
         for name, values in (("values", self.values), ("notValues", self.not_values)):
             for index, value in enumerate(values):

@@ -33,6 +33,8 @@ class Document(Generic[SpecT_co]):
     spec: SpecT_co
     where: str = ""
     uid: str = ""
+    reach_unknown: bool = False
+    """It stands in for a document whose selector cannot be read: it counts for all of its namespace, before others."""
     locate: Callable[[str], str] | None = field(default=None, compare=False, repr=False)
     """Where the field at a path is written, as far as the text is at hand."""
 
@@ -107,9 +109,9 @@ def parse(text: str, source: str = "", default_namespace: str = "default") -> Pa
 
 
 def typed(resource: Resource) -> Document[Any]:
-    """The typed form of a stored resource. Raises InvalidResourceError.
+    """The typed form of a resource that no document holds (any more). Raises InvalidResourceError.
 
-    Rules on its metadata are for those who apply it: they do not make a stored policy go away.
+    What is stored is read by `stored`, which makes allowances.
     """
     kind = KINDS.get(resource.kind)
     if kind is None:
@@ -127,14 +129,23 @@ def check_spec(kind: Kind, spec: object, where: str, subject: str) -> tuple[Spec
     try:
         model = kind.model.model_validate(spec)
     except ValidationError as failure:
-        found = [translate(error, kind.model) for error in failure.errors()]
-        return None, [Problem(Severity.ERROR, path, message, where, subject) for path, message in found]
-    return model, [
-        Problem(severity, path, message, where, subject) for severity, path, message in _walk(model, "spec")
-    ]
+        return None, unreadable(kind, failure, where, subject)
+    return model, findings_of(model, where, subject)
 
 
-def _of_metadata(kind: Kind, spec: Spec, metadata: Metadata) -> Iterator[tuple[str, str]]:
+def unreadable(kind: Kind, failure: ValidationError, where: str, subject: str) -> list[Problem]:
+    """What pydantic found, as problems of a document."""
+    found = [translate(error, kind.model) for error in failure.errors()]
+    return [Problem(Severity.ERROR, path, message, where, subject) for path, message in found]
+
+
+def findings_of(spec: Spec, where: str, subject: str) -> list[Problem]:
+    """The broken rules, refusals and gaps of a spec whose structure is right."""
+    found = _walk(spec, "spec")
+    return [Problem(severity, path, message, where, subject) for severity, path, message in found]
+
+
+def of_metadata(kind: Kind, spec: Spec, metadata: Metadata | Resource) -> Iterator[tuple[str, str]]:
     """Broken rules on a spec and its metadata together, as path and reason."""
     yield from spec.document_rules(metadata.namespace, metadata.annotations)
     if DRY_RUN in metadata.annotations and kind.name != "AuthorizationPolicy":
@@ -191,15 +202,16 @@ def _one(value: object, where: str, default_namespace: str) -> tuple[Document[An
     spec, found = check_spec(kind, raw, where, subject)
     problems += found
     if metadata is not None and spec is not None:
-        broken = _of_metadata(kind, spec, metadata)
+        broken = of_metadata(kind, spec, metadata)
         problems += [Problem(Severity.ERROR, path, reason, where, subject) for path, reason in broken]
-    problems += _effect(kind, where, subject)
+    problems += effect_of(kind, where, subject)
     if metadata is None or spec is None or any(problem.severity is Severity.ERROR for problem in problems):
         return None, problems
     return Document(_resource(kind_name, api_version, metadata, raw), spec, where, metadata.uid), problems
 
 
-def _effect(kind: Kind, where: str, subject: str) -> list[Problem]:
+def effect_of(kind: Kind, where: str, subject: str) -> list[Problem]:
+    """What is to be said about a kind that has no effect."""
     if kind.effect is Effect.REFUSE:
         message = f"kind {kind.name} is not supported by this version"
         return [Problem(Severity.REFUSAL, "kind", message, where, subject)]

@@ -5,8 +5,8 @@ Not for: evaluating a selector against a proxy (istiod/snapshot.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -79,3 +79,16 @@ def one_target(
     given = (target_ref is not None) + bool(target_refs) + (selector is not None)
     if given > 1:
         yield "", "only one of targetRefs or selector can be set"
+
+
+def selector_labels(spec: Any) -> Mapping[str, str]:
+    """The labels that a resource selects workloads by; empty for all."""
+    selector = getattr(spec, "selector", None)
+    if selector is None:
+        selector = getattr(spec, "workload_selector", None)
+    if selector is None:
+        return {}
+    labels: Mapping[str, str] = (
+        getattr(selector, "match_labels", None) or getattr(selector, "labels", None) or {}
+    )
+    return labels

@@ -14,9 +14,10 @@ from typing import Any
 from istiod.compile.view import source_labels
 from istiod.proxy import ProxyInfo
 from istiod.resources.document import Document
+from istiod.resources.selector import selector_labels
 from istiod.resources.virtual_service import VirtualService
 from istiod.services import includes, protocol_of
-from istiod.snapshot import Snapshot, selector_labels
+from istiod.snapshot import Snapshot
 from registry.model import Instance, Port, Service
 
 MOST = 48

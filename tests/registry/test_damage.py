@@ -68,6 +68,9 @@ def test_damaged_rows_are_left_out_and_reported(settings: Settings, text: str) -
         assert [one.name for one in await registry.catalog.services()] == ["api"]
         assert [one.name for one in await registry.store.list()] == ["b"]
         assert [one.area for one in registry.damage.found()] == ["instance", "resource", "service"]
+        assert [one.key for one in registry.damage.found()] == [None, ROUTE.key, None], (
+            "policies fail closed by it"
+        )
         with pytest.raises(NotARegistryError):
             await registry.store.get(ROUTE.key)
 
