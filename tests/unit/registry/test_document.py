@@ -31,7 +31,7 @@ instances = st.builds(
     id=names,
     service=names,
     namespace=names,
-    addresses=st.lists(names, max_size=3).map(tuple),
+    addresses=st.lists(st.ip_addresses().map(str), max_size=3).map(tuple),
     ports=st.lists(ports, max_size=4).map(tuple),
     labels=st.dictionaries(names, names, max_size=4),
     service_account=names,
