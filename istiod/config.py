@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 import re
 import types
 from collections.abc import Iterator, Mapping
@@ -26,9 +27,10 @@ from istiod.resources.names import host_problem
 from istiod.resources.reading.yaml_text import YamlError, documents
 from istiod.resources.schema import Duration, NonEmpty, Spec, fields_of
 from registry.opening import ConsulSettings, SqliteSettings
+from wire.private_socket import LONGEST_PATH
 from wire.spiffe import SpiffeError, SpiffeId
 
-__all__ = ["Address", "Config", "ConfigError", "Listen", "load", "parse"]
+__all__ = ["Address", "Config", "ConfigError", "Listen", "UnixSocket", "load", "parse"]
 
 DEFAULT_PATH = Path("/etc/hostmesh/istiod.yaml")
 _SHORTEST_AGE, _LONGEST_AGE = 1.0, 86400.0
@@ -55,6 +57,15 @@ class Address(Spec):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class UnixSocket(Spec):
+    """Where to listen on this machine: a socket at the absolute path `path`, which only istiod's own user may open."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"unix://{self.path}"
+
+
 def _address(value: object) -> object:
     if isinstance(value, Address):
         return value
@@ -74,6 +85,31 @@ def _address(value: object) -> object:
     elif host and (problem := host_problem(host, wildcard=False)):
         raise PydanticCustomError("address", "the host {problem}", {"problem": problem})
     return Address(host=host, port=int(port))
+
+
+def _local_address(value: object) -> object:
+    if not value:
+        return None
+    if isinstance(value, UnixSocket):
+        return value
+    return _unix_socket(value) if isinstance(value, str) and value.startswith("unix:") else _address(value)
+
+
+def _unix_socket(value: str) -> UnixSocket:
+    path = value.removeprefix("unix://")
+    if not path.startswith("/") or path.endswith("/"):
+        raise PydanticCustomError(
+            "socket", "must be an absolute path of a socket after unix://, as unix:///run/hostmesh/xds.sock"
+        )
+    if "\0" in path:
+        raise PydanticCustomError("socket", "has a character that no path may have")
+    if (length := len(os.fsencode(path))) > LONGEST_PATH:
+        raise PydanticCustomError(
+            "socket",
+            "the path has {length} bytes; that of a Unix socket has at most {most}",
+            {"length": length, "most": LONGEST_PATH},
+        )
+    return UnixSocket(path=Path(path))
 
 
 def _path(value: object) -> object:
@@ -107,7 +143,7 @@ def _is_loopback(host: str) -> bool:
 
 
 ListenAddress = Annotated[Address, BeforeValidator(_address)]
-OptionalAddress = Annotated[Address | None, BeforeValidator(lambda value: _address(value) if value else None)]
+LocalAddress = Annotated[Address | UnixSocket | None, BeforeValidator(_local_address)]
 AbsolutePath = Annotated[Path, BeforeValidator(_path)]
 CredentialName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,255}$")]
 
@@ -150,18 +186,22 @@ class Listen(Spec):
     """The four listeners. `hostNames`: further names and addresses for istiod's own certificate."""
 
     xds: ListenAddress = Address(host="0.0.0.0", port=15012)  # noqa: S104 - hosts of the mesh connect here
-    xds_plaintext: OptionalAddress = None
-    """Nothing proves there who asks, so it is off unless it is configured, and then for this machine alone."""
+    xds_plaintext: LocalAddress = None
+    """Nothing proves there who asks, so it is off unless it is configured, and then for this machine alone.
+
+    On a Unix socket the kernel lets only istiod's own user (and root) connect.
+    """
     admin: ListenAddress = Address(host="127.0.0.1", port=8443)
     monitoring: ListenAddress | None = Address(host="127.0.0.1", port=15014)
     host_names: tuple[Annotated[str, BeforeValidator(_server_name)], ...] = ()
 
     def rules(self) -> Iterator[tuple[str, str]]:
         plaintext = self.xds_plaintext
-        if plaintext is not None and not _is_loopback(plaintext.host):
+        if isinstance(plaintext, Address) and not _is_loopback(plaintext.host):
             yield (
                 "xdsPlaintext",
-                "must be an address of loopback, as 127.0.0.1:15010: nothing proves there who asks; "
+                "must be an address of loopback, as 127.0.0.1:15010, or a Unix socket, as "
+                "unix:///run/hostmesh/xds.sock: nothing proves there who asks; "
                 'hosts use xds, and "" turns it off',
             )
 
@@ -195,7 +235,7 @@ class Registration(Spec):
 
 
 class Limits(Spec):
-    """What peers of the xDS port may cost. A peer is an identity at an address (IPv6: a /64)."""
+    """What peers of the xDS port may cost. A peer is an identity at an address (IPv6: a /64; Unix socket: a user)."""
 
     stream_max_age: Duration = 1800.0
     """After so long a stream is ended (a tenth earlier or later), and its agent connects anew."""

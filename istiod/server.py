@@ -9,6 +9,7 @@ Not for: what the parts do (`istiod.feed`, `istiod.xds`, `istiod.api`, `istiod.c
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import resource
@@ -38,7 +39,7 @@ from istiod.ca.authority import Authority, istiod_identity
 from istiod.ca.keys import CaError, admin_authority, claim_root, mesh_authority
 from istiod.ca.service import CertificateService
 from istiod.ca.serving import ServingCertificate, server_names, utc_now
-from istiod.config import Address, Config, ConfigError, load
+from istiod.config import Address, Config, ConfigError, UnixSocket, load
 from istiod.debug import DebugChannels
 from istiod.enrolment import Enrolment
 from istiod.feed import Feed
@@ -53,6 +54,7 @@ from registry.errors import RegistryError
 from registry.opening import open_registry
 from registry.store import Registry
 from wire import grpc
+from wire.private_socket import private_socket, refuse_served
 
 log = logging.getLogger("istiod")
 
@@ -221,10 +223,14 @@ class _Istiod:
     async def _bind(self, stack: AsyncExitStack) -> _Ports:
         listen = self._config.listen
         xds = await grpc.listen(_host(listen.xds), listen.xds.port, self._xds_tls.context)
+        for listener in xds:
+            stack.push_async_callback(listener.aclose)
         plaintext: list[grpc.Listener] = []
-        if listen.xds_plaintext is not None:
+        if isinstance(listen.xds_plaintext, UnixSocket):
+            plaintext = [_at_path(listen.xds_plaintext.path, stack)]
+        elif listen.xds_plaintext is not None:
             plaintext = await grpc.listen(_host(listen.xds_plaintext), listen.xds_plaintext.port)
-        for listener in (*xds, *plaintext):
+        for listener in plaintext:
             stack.push_async_callback(listener.aclose)
         admin = stack.enter_context(_listening(listen.admin))
         monitoring = None
@@ -385,6 +391,21 @@ def _host(address: Address) -> str:
     return address.host or "::"
 
 
+def _at_path(path: Path, stack: AsyncExitStack) -> grpc.Listener:
+    """A Unix socket that `stack` closes and removes. Raises StartError with the field."""
+    try:
+        if not path.parent.is_dir():
+            raise NotADirectoryError(
+                errno.ENOTDIR, f"there is no folder {path.parent}; make it first", str(path)
+            )
+        refuse_served(path)
+        sock = stack.enter_context(private_socket(path))
+    except OSError as error:
+        reason = error.strerror or error
+        raise StartError(f"listen.xdsPlaintext: cannot listen at {path}: {reason}") from error
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+
 def _listening(address: Address) -> socket.socket:
     """A bound and listening socket for HTTP. Raises OSError with the address."""
     host = _host(address)
@@ -417,7 +438,9 @@ def _bound(listener: grpc.Listener) -> str:
     return _spoken(inner.socket.getsockname())
 
 
-def _spoken(name: tuple[str, int]) -> str:
+def _spoken(name: tuple[str, int] | str) -> str:
+    if isinstance(name, str):
+        return f"unix://{name}"
     return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
 
 

@@ -11,6 +11,7 @@ wire.x509     new_key() key_to_pem(key) key_from_pem(pem) make_csr(key, spiffe_i
               fingerprint(certificate | der) load_chain(pem) -> list to_pem(certificates) -> bytes
               X509Error
 wire.secret_file   write_secret(path, bytes)
+wire.private_socket   with private_socket(path) as sock: 0600, removed at the end; refuse_served(path); peer_user(sock)
 wire.tls      server_context(cert_chain_pem, key_pem, client_ca_pem=None, client_required=True, alpn=H2)
               client_context(ca_pem, cert_chain_pem=None, key_pem=None, alpn=H2)
               load_identity(context, cert_chain_pem, key_pem)      a renewed certificate into a live context

@@ -26,7 +26,7 @@ CONFIG = """
 stateDir: {state}
 listen:
   xds: "127.0.0.1:0"
-  xdsPlaintext: "127.0.0.1:0"
+  xdsPlaintext: "{plaintext}"
   admin: "127.0.0.1:0"
   monitoring: "127.0.0.1:0"
 registration: {{graceSeconds: {grace}}}
@@ -59,6 +59,7 @@ class Istiod:
     grace: float = 1.0
     extra: str = ""
     """Further lines of the configuration file."""
+    plaintext: str = "127.0.0.1:0"
     process: subprocess.Popen[bytes] | None = None
     about: dict[str, Any] = field(default_factory=dict)
     starts: int = 0
@@ -77,7 +78,9 @@ class Istiod:
 
     def start(self) -> Istiod:
         config = self.directory / "istiod.yaml"
-        config.write_text(CONFIG.format(state=self.state, grace=self.grace) + self.extra)
+        config.write_text(
+            CONFIG.format(state=self.state, grace=self.grace, plaintext=self.plaintext) + self.extra
+        )
         self.starts += 1
         log = self.directory / f"log.{self.starts}"
         with log.open("wb") as file:

@@ -3,7 +3,7 @@
 Rule: a connection counts as anonymous from the moment it is accepted until its handshake has shown an identity, and is
 closed when the anonymous budget of its source or of all is used up; so a flood of strangers takes nothing from hosts that
 are known, and nothing from strangers elsewhere. Handshakes of one source wait for one another, in their order.
-A source is an IPv4 address or an IPv6 /64, the smallest thing that one host is surely given.
+A source is an IPv4 address or an IPv6 /64, the smallest thing that one host is surely given; on a Unix socket a user.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Ticket:
 
 
 def source_of(host: str) -> str:
-    """What the limits count by: an IPv4 address, an IPv6 /64, or the text itself (`unix`, `local`)."""
+    """What the limits count by: an IPv4 address, an IPv6 /64, or the text itself (`unix uid 1000`, `local`)."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

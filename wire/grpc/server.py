@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from wire.grpc.status import GrpcError, GrpcStatus, encode_message
 from wire.http2 import Http2Connection, Http2Limits
 from wire.http2_stream import Headers, Http2Error, Stream
 from wire.liveness import end_when_peer_is_gone
+from wire.private_socket import peer_user
 from wire.spiffe import SpiffeError, SpiffeId
 
 _log = logging.getLogger(__name__)
@@ -347,15 +349,15 @@ def host_of(address: str) -> str:
 
 
 def _address(transport: trio.abc.Stream) -> str:
-    """`IP:port` of the peer, `[IP]:port` for IPv6."""
+    """`IP:port` of the peer, `[IP]:port` for IPv6, `unix uid UID` for a process of this machine on a Unix socket."""
     while isinstance(transport, trio.SSLStream):
         transport = transport.transport_stream
     if not isinstance(transport, trio.SocketStream):
         return "local"
     try:
+        if transport.socket.family == socket.AF_UNIX:
+            return f"unix uid {peer_user(transport.socket)}"
         name = transport.socket.getpeername()
     except OSError:
         return "gone"
-    if not isinstance(name, tuple):
-        return "unix"
     return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"

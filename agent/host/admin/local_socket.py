@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import trio
+
+from wire.private_socket import private_socket
 
 log = logging.getLogger("hostmesh.local")
 _MAX_LINE = 1 << 20
@@ -37,7 +36,8 @@ async def serve(
 ) -> None:
     """Answer commands until cancelled; CommandError when another agent serves the same path."""
     await _refuse_a_second(path)
-    with private(path) as sock:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with private_socket(path) as sock:
 
         async def connection(stream: trio.SocketStream) -> None:
             async with stream:
@@ -66,24 +66,6 @@ async def _refuse_a_second(path: Path) -> None:
     except CommandError as error:
         log.debug("ping: %s", error)
     raise CommandError(f"another agent is running, or holds the capture: it serves {path}")
-
-
-@contextmanager
-def private(path: Path) -> Iterator[socket.socket]:
-    """A listening socket at a path, 0600, in place of one that an ended agent left; closed and removed after use."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        mask = os.umask(0o177)
-        try:
-            sock.bind(str(path))
-        finally:
-            os.umask(mask)
-        sock.listen(16)
-        try:
-            yield sock
-        finally:
-            path.unlink(missing_ok=True)
 
 
 async def _answer(stream: trio.SocketStream, commands: Mapping[str, Command], line: bytes) -> None:

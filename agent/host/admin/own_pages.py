@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from agent.host import ports
-from agent.host.admin import AdminPages, Certificates, MetricsPages, Resource, Sources, local_socket, pages
+from agent.host.admin import AdminPages, Certificates, MetricsPages, Resource, Sources, pages
 from agent.host.admin.page import Page
 from agent.host.control import debug_channel
 from agent.host.identity import secrets
@@ -25,6 +25,7 @@ from agent.telemetry.reading import Workers
 from agent.telemetry.stats import StatsRegion
 from agent.worker import orders
 from wire.grpc import Channel
+from wire.private_socket import private_socket
 from wire.xds import SECRET
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class OwnPages:
         await nursery.start(self._serve_socket)
 
     async def _serve_socket(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        with local_socket.private(self._socket) as sock:
+        with private_socket(self._socket) as sock:
             listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
             await pages.serve([listener], self.admin.respond, pages.anybody, task_status)
 

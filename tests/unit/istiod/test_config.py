@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from istiod.config import Address, ConfigError, load, parse
+from istiod.config import Address, ConfigError, UnixSocket, load, parse
 from istiod.resources.mesh_config import mesh_config
 from registry.opening import ConsulSettings, SqliteSettings
 
@@ -123,6 +123,40 @@ def test_the_plaintext_port_is_off_unless_it_is_configured_and_then_of_this_mach
     for host in ("0.0.0.0", "10.0.0.1", "", "istiod.example"):
         with pytest.raises(ConfigError, match=r"listen\.xdsPlaintext: must be an address of loopback"):
             parse(f"listen: {{xdsPlaintext: '{host}:15010'}}", "istiod.yaml")
+
+
+def test_the_plaintext_port_may_be_a_unix_socket_at_an_absolute_path() -> None:
+    given = parse("listen: {xdsPlaintext: 'unix:///run/hostmesh/xds.sock'}", "istiod.yaml").listen
+    assert given.xds_plaintext == UnixSocket(path=Path("/run/hostmesh/xds.sock"))
+    assert str(given.xds_plaintext) == "unix:///run/hostmesh/xds.sock"
+    longest = "/" + 106 * "x"
+    assert (
+        parse(f"listen: {{xdsPlaintext: 'unix://{longest}'}}", "istiod.yaml").listen.xds_plaintext is not None
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("unix:run/xds.sock", "must be an absolute path of a socket after unix://"),
+        ("unix://run/xds.sock", "must be an absolute path of a socket after unix://"),
+        ("unix:/run/xds.sock", "must be an absolute path of a socket after unix://"),
+        ("unix:@xds", "must be an absolute path of a socket after unix://"),
+        ("unix:///", "must be an absolute path of a socket after unix://"),
+        ("unix:///run/hostmesh/", "must be an absolute path of a socket after unix://"),
+        ("unix:///run/\\0", "has a character that no path may have"),
+        ("unix:///" + 107 * "x", "the path has 108 bytes; that of a Unix socket has at most 107"),
+    ],
+)
+def test_a_unix_socket_that_cannot_be_is_refused_with_its_field(text: str, reason: str) -> None:
+    (problem,) = problems_of(f'listen: {{xdsPlaintext: "{text}"}}')
+    assert problem.startswith(f"istiod.yaml: listen.xdsPlaintext: {reason}")
+
+
+@pytest.mark.parametrize("listener", ["xds", "admin", "monitoring"])
+def test_a_unix_socket_is_for_the_plaintext_port_alone(listener: str) -> None:
+    (problem,) = problems_of(f"listen: {{{listener}: 'unix:///run/hostmesh/xds.sock'}}")
+    assert problem.startswith(f"istiod.yaml: listen.{listener}: must end in a port")
 
 
 def test_a_policy_of_the_mesh_that_has_no_effect_is_refused() -> None:
