@@ -120,13 +120,18 @@ class Proxy:
         self._changed = trio.Event()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        for request in self.client.start():
-            await self.call.send(request)
-        task_status.started()
+        started = False
         try:
+            # A stream that is refused may end before the last of these is sent.
+            for request in self.client.start():
+                await self.call.send(request)
+            task_status.started()
+            started = True
             await self._follow()
         except GrpcError as error:
             self.ended = error
+            if not started:
+                task_status.started()
         finally:
             self._changed.set()
 
