@@ -22,6 +22,7 @@ import agent.host.admin.config_dump as dumps
 from agent.host.admin import clusters
 from agent.host.admin.page import Page
 from agent.host.admin.sources import Sources
+from agent.host.admin.tasks import tasks
 from agent.table.build import LISTENER
 from agent.telemetry.prometheus import CONTENT_TYPE, exposition, stats_json, stats_text
 
@@ -64,7 +65,10 @@ class AdminPages:
             "/runtime": (self._runtime, "print runtime values"),
             "/help": (self._help, "print out list of admin commands"),
             "/listeners": (self._listeners, "listeners and their addresses (format=json)"),
-            "/memory": (self._memory, "memory of this process (workers: what each worker holds, by kind)"),
+            "/memory": (
+                self._memory,
+                "memory of this process (workers: what each worker holds, by kind; tasks)",
+            ),
             "/ready": (self._ready, "print server state, return 200 if LIVE, otherwise return 503"),
             "/server_info": (self._server_info, "print server version/status information"),
             "/stats": (self._stats, "print server stats (filter, usedonly, type, format=json|prometheus)"),
@@ -159,6 +163,8 @@ class AdminPages:
         told: dict[str, Any] = {"allocated": size, "heap_size": size, "total_physical_bytes": size}
         if "workers" in query:
             told["workers"] = [held for answer in await self._sources.query("holdings") for held in answer]
+        if "tasks" in query:
+            told["tasks"] = tasks()
         return _json(told)
 
     async def _runtime(self, query: Query) -> Page:

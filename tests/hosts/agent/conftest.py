@@ -18,6 +18,8 @@ import trio
 import yaml
 
 from agent.host.admin import local_socket
+from tests.hosts.agent.held import of_agent
+from tests.leftovers import Leftovers
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[3]
@@ -76,6 +78,7 @@ class Mesh:
         self.config = directory / "istiod.yaml"
         self.config.write_text(yaml.safe_dump(config))
         self.istiod: Process
+        self.agents: list[Agent] = []
         self.start_istiod()
 
     def start_istiod(self) -> None:
@@ -102,7 +105,13 @@ class Mesh:
         return list(found.get("items", found)) if isinstance(found, dict) else list(found)
 
     def agent(self, name: str, workload: dict[str, Any], **more: Any) -> Agent:
-        return Agent(self, name, workload, more)
+        self.agents.append(Agent(self, name, workload, more))
+        return self.agents[-1]
+
+    def check_leftovers(self) -> None:
+        """Every agent that still serves holds what it held when it became ready."""
+        for agent in self.agents:
+            agent.check_leftovers()
 
 
 class Agent:
@@ -133,8 +142,10 @@ class Agent:
         self.config = self.directory / "agent.yaml"
         self.config.write_text(yaml.safe_dump(config))
         self.process: Process
+        self._left: Leftovers | None = None
 
     def start(self) -> Agent:
+        self._left = None
         log = self.directory / f"agent-{time.monotonic_ns()}.log"
         command = (str(BIN / "hostmesh-agent"), "run", "--config", str(self.config))
         self.process = Process(self.mesh.stack, log, *command)
@@ -152,10 +163,20 @@ class Agent:
 
     def ready(self) -> Agent:
         eventually(f"{self.name} is ready", lambda: (self.status() or {}).get("ready"), 30)
+        if self._left is None:
+            pid, admin = self.process.process.pid, self.ports["admin"]
+            self._left = Leftovers(lambda: of_agent(pid, admin, self.mesh.xds_port))
         return self
+
+    def check_leftovers(self) -> None:
+        """See tests.leftovers; nothing where it does not serve any more."""
+        if self._left is not None and (self.status() or {}).get("ready"):
+            self._left.check()
 
 
 @pytest.fixture
 def mesh(tmp_path: Path) -> Iterator[Mesh]:
     with ExitStack() as stack:
-        yield Mesh(tmp_path, stack)
+        mesh = Mesh(tmp_path, stack)
+        yield mesh
+        mesh.check_leftovers()

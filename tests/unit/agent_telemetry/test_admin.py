@@ -273,3 +273,19 @@ def test_the_metrics_port_serves_metrics_and_nothing_else() -> None:
         assert b"envoy_cluster_upstream_cx_total" in page.body
     assert trio.run(pages.respond, "GET", "/config_dump", b"").status == 404
     assert trio.run(pages.respond, "POST", "/metrics", b"").status == 405
+
+
+def test_the_tasks_of_the_process_are_counted_by_name() -> None:
+    async def waiting() -> None:
+        await trio.sleep_forever()
+
+    async def counted() -> dict[str, int]:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(waiting)
+            page = await AdminPages(Sources()).respond("GET", "/memory?tasks", b"")
+            nursery.cancel_scope.cancel()
+        return dict(json.loads(page.body)["tasks"])
+
+    found = trio.run(counted)
+    assert [count for name, count in found.items() if name.endswith("waiting")] == [3]
