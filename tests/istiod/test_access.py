@@ -13,8 +13,8 @@ from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from tests.istiod.conftest import Istiod
+from tests.istiod.observing import REVIEWS, endpoints, eventually, workloads
 from tests.istiod.proxies import ISTIOD, Identity, Proxy, connected, enrol, node
-from tests.istiod.test_ads import REVIEWS, endpoints, eventually, workloads
 from wire import tls
 from wire.grpc import CREATE_CERTIFICATE, GrpcError, GrpcStatus, open_channel
 from wire.proto import istio_ca_pb2

@@ -8,74 +8,18 @@ from typing import Any
 
 import pytest
 import trio
-from envoy.config.endpoint.v3 import endpoint_pb2
-from envoy.config.route.v3 import route_pb2
-from google.protobuf.any_pb2 import Any as AnyMessage
 
 from tests.istiod.conftest import CASES, Istiod
-from tests.istiod.proxies import ISTIOD, Identity, Proxy, connected, enrol, node
+from tests.istiod.observing import REVIEWS, endpoints, eventually, in_thread, joined, weights, workloads
+from tests.istiod.proxies import ISTIOD, Identity, connected, enrol, node
 from wire import tls
 from wire.grpc import CREATE_CERTIFICATE, DEBUG_ATTACH, GrpcError, GrpcStatus, open_channel
 from wire.proto import debug_pb2, istio_ca_pb2
 from wire.spiffe import SpiffeId
 from wire.x509 import load_chain, make_csr, new_key
-from wire.xds import CLUSTER, ENDPOINT, LISTENER, NAME_TABLE, ROUTE
+from wire.xds import CLUSTER, LISTENER, NAME_TABLE, ROUTE
 
 SAMPLES = CASES / "istio-samples"
-REVIEWS = "outbound|9080||reviews.default.svc.cluster.local"
-
-
-async def _in_thread(call: Any, *arguments: Any) -> Any:
-    return await trio.to_thread.run_sync(call, *arguments)
-
-
-async def joined(istiod: Istiod, *accounts: str) -> list[Identity]:
-    """Identities default/ACCOUNT, one for each, by one join token."""
-    options = [part for account in accounts for part in ("-s", account, "--service", f"{account}/reviews")]
-    token = (await _in_thread(istiod.ok, "token", "create", *options)).strip()
-    address = istiod.address("xds")
-    return [
-        await enrol(address, token, SpiffeId("cluster.local", "default", account)) for account in accounts
-    ]
-
-
-async def workloads(istiod: Istiod) -> dict[str, dict[str, Any]]:
-    items = (await _in_thread(istiod.api, "/api/v1/workloads"))["items"]
-    return {item["name"]: item for item in items}
-
-
-async def eventually(condition: Any, seconds: float = 10.0) -> None:
-    with trio.fail_after(seconds):
-        while not await condition():
-            await trio.sleep(0.05)
-
-
-def endpoints(proxy: Proxy, cluster: str) -> dict[str, int]:
-    """Address to health status (core.v3.HealthStatus) of a cluster's endpoints."""
-    resource = proxy.client.held(ENDPOINT).get(cluster)
-    if resource is None:
-        return {}
-    message = endpoint_pb2.ClusterLoadAssignment()
-    AnyMessage.FromString(resource.body).Unpack(message)
-    return {
-        entry.endpoint.address.socket_address.address: entry.health_status
-        for group in message.endpoints
-        for entry in group.lb_endpoints
-    }
-
-
-def weights(proxy: Proxy) -> list[tuple[str, int]]:
-    """The split of route 9080 for reviews, as (cluster, weight)."""
-    resource = proxy.client.held(ROUTE).get("9080")
-    if resource is None:
-        return []
-    message = route_pb2.RouteConfiguration()
-    AnyMessage.FromString(resource.body).Unpack(message)
-    for host in message.virtual_hosts:
-        if host.name.startswith("reviews."):
-            action = host.routes[0].route
-            return [(one.name.split("|")[2], one.weight.value) for one in action.weighted_clusters.clusters]
-    return []
 
 
 def test_a_workload_comes_with_its_agent_follows_its_probe_and_leaves_with_it(istiod: Istiod) -> None:
@@ -135,7 +79,7 @@ def test_apply_reaches_the_proxies_and_waits_for_their_answer(istiod: Istiod) ->
         ):
             await agent.report(True)
             await watcher.until(lambda: "9080" in watcher.names(ROUTE))
-            first = await _in_thread(
+            first = await in_thread(
                 istiod.ok,
                 "apply",
                 "--wait",
@@ -146,16 +90,16 @@ def test_apply_reaches_the_proxies_and_waits_for_their_answer(istiod: Istiod) ->
             )
             assert "in effect on 2 proxies after " in first
             assert weights(watcher) == [("v1", 90), ("v2", 10)]
-            second = await _in_thread(
+            second = await in_thread(
                 istiod.ok, "apply", "--wait", "-f", SAMPLES / "virtual-service-reviews-50-v3.yaml"
             )
             assert weights(watcher) == [("v1", 50), ("v3", 50)]
             milliseconds = int(second.rsplit("after ", 1)[1].split(" ms")[0])
             assert milliseconds < 2000
-            table = await _in_thread(istiod.ok, "proxy-status")
+            table = await in_thread(istiod.ok, "proxy-status")
             line = next(row for row in table.splitlines() if row.startswith("default/caller-a"))
             assert line.count("SYNCED") == 5, table
-            detail = await _in_thread(istiod.json, "proxy-status", "default/caller-a")
+            detail = await in_thread(istiod.json, "proxy-status", "default/caller-a")
             assert detail["identity"] == "spiffe://cluster.local/ns/default/sa/caller"
             assert detail["synced"] is True
             assert all(entry["lastPushSeconds"] is not None for entry in detail["types"])
@@ -168,26 +112,26 @@ def test_a_slow_proxy_gets_the_newest_and_not_every_step(istiod: Istiod) -> None
         (caller,) = await joined(istiod, "caller")
         me = node("caller-a", "reviews", service_account="caller")
         async with connected(istiod.address("xds"), me, caller) as proxy:
-            await _in_thread(istiod.ok, "apply", "-f", SAMPLES / "destination-rule-reviews.yaml")
-            await _in_thread(
+            await in_thread(istiod.ok, "apply", "-f", SAMPLES / "destination-rule-reviews.yaml")
+            await in_thread(
                 istiod.ok, "apply", "--wait", "-f", SAMPLES / "virtual-service-reviews-test-v2.yaml"
             )
             proxy.answering = trio.Event()
             proxy.received.clear()
-            await _in_thread(istiod.ok, "apply", "-f", SAMPLES / "virtual-service-reviews-90-10.yaml")
+            await in_thread(istiod.ok, "apply", "-f", SAMPLES / "virtual-service-reviews-90-10.yaml")
 
             async def first_step_came() -> bool:
                 return ROUTE in proxy.received
 
             await eventually(first_step_came)
             for split in ("80-20", "v2-v3", "90-10", "80-20", "50-v3"):
-                await _in_thread(istiod.ok, "apply", "-f", SAMPLES / f"virtual-service-reviews-{split}.yaml")
-            late = await _in_thread(
+                await in_thread(istiod.ok, "apply", "-f", SAMPLES / f"virtual-service-reviews-{split}.yaml")
+            late = await in_thread(
                 istiod.meshctl, "apply", "--wait=1", "-f", SAMPLES / "virtual-service-reviews-50-v3.yaml"
             )
             assert late.returncode == 1
             assert "waiting for: default/caller-a" in late.stderr
-            assert "STALE" in await _in_thread(istiod.ok, "proxy-status")
+            assert "STALE" in await in_thread(istiod.ok, "proxy-status")
             proxy.answering.set()
             await proxy.until(lambda: weights(proxy) == [("v1", 50), ("v3", 50)])
             assert proxy.received.count(ROUTE) == 2, "the first step, and then the newest"
@@ -202,17 +146,17 @@ def test_a_refusal_is_shown_with_its_reason_and_apply_wait_fails(istiod: Istiod)
         async with connected(istiod.address("xds"), me, caller) as proxy:
             await proxy.until(lambda: "9080" in proxy.names(ROUTE))
             proxy.refuse[ROUTE] = "no such thing as a weight of 90"
-            done = await _in_thread(
+            done = await in_thread(
                 istiod.meshctl, "apply", "--wait=10", "-f", SAMPLES / "virtual-service-reviews-90-10.yaml"
             )
             assert done.returncode == 1
             assert "default/caller-a: RDS: refused the configuration: no such thing" in done.stderr
-            status = await _in_thread(istiod.meshctl, "proxy-status")
+            status = await in_thread(istiod.meshctl, "proxy-status")
             assert "ERROR" in status.stdout
             assert "default/caller-a refused RDS: no such thing" in status.stderr
             assert 'pilot_total_xds_rejects_total{type="RDS"} 1.0' in istiod.monitoring("/metrics")[1]
             proxy.refuse.clear()
-            await _in_thread(istiod.ok, "delete", "--wait", "vs", "reviews")
+            await in_thread(istiod.ok, "delete", "--wait", "vs", "reviews")
 
     trio.run(story)
 
@@ -237,14 +181,14 @@ def test_a_document_that_another_version_stored_costs_itself_only(istiod: Istiod
             rows.close()
 
             async def named() -> bool:
-                shown = await _in_thread(istiod.meshctl, "proxy-status")
+                shown = await in_thread(istiod.meshctl, "proxy-status")
                 return "default/bad" in shown.stderr and "default/worse" in shown.stderr
 
             await eventually(named)
-            await _in_thread(istiod.ok, "apply", "--wait=10", "-f", SAMPLES / "destination-rule-reviews.yaml")
+            await in_thread(istiod.ok, "apply", "--wait=10", "-f", SAMPLES / "destination-rule-reviews.yaml")
             assert proxy.ended is None
             assert "hostmesh_istiod_unusable_documents 2.0" in istiod.monitoring("/metrics")[1]
-            await _in_thread(istiod.ok, "delete", "vs", "bad", "worse")
+            await in_thread(istiod.ok, "delete", "vs", "bad", "worse")
 
     trio.run(main)
 
@@ -264,23 +208,23 @@ def test_wait_never_counts_a_proxy_that_refused_before(istiod: Istiod) -> None:
         async with connected(address, node("reviews-1", "reviews"), identity) as proxy:
             await proxy.until(lambda: proxy.names(ROUTE))
             proxy.refuse = {ROUTE: "RouteConfiguration[9080].virtual_hosts[0]: no"}
-            refused = await _in_thread(istiod.meshctl, "apply", "--wait=10", "-f", sample)
+            refused = await in_thread(istiod.meshctl, "apply", "--wait=10", "-f", sample)
             assert refused.returncode == 1, refused.stdout
             # The same again changes nothing: it is still not in effect there.
-            again = await _in_thread(istiod.meshctl, "apply", "--wait=10", "-f", sample)
+            again = await in_thread(istiod.meshctl, "apply", "--wait=10", "-f", sample)
             assert again.returncode == 1, again.stdout
             assert "reviews-1" in again.stderr
             # A change of the same resource is warned about, though it is not what is refused.
-            touching = await _in_thread(
+            touching = await in_thread(
                 istiod.meshctl, "apply", "--dry-run", "-f", SAMPLES / "virtual-service-reviews-80-20.yaml"
             )
             assert "since before this change" in touching.stderr, touching.stdout + touching.stderr
             # What has nothing to do with it is in effect on those that took everything: nobody.
-            other = await _in_thread(
+            other = await in_thread(
                 istiod.meshctl, "apply", "--wait=10", "-f", SAMPLES / "destination-rule-reviews.yaml"
             )
             assert "in effect on 1" not in other.stdout
-            shown = await _in_thread(istiod.json, "proxy-status", "default/reviews-1")
+            shown = await in_thread(istiod.json, "proxy-status", "default/reviews-1")
             states = {entry["short"]: entry["status"] for entry in shown["types"]}
             assert states["RDS"] == "ERROR"
 
@@ -330,7 +274,7 @@ def test_without_a_certificate_there_is_no_configuration(istiod: Istiod) -> None
 
 def test_a_token_gives_its_identities_once_and_no_others(istiod: Istiod) -> None:
     async def story() -> None:
-        token = (await _in_thread(istiod.ok, "token", "create", "-s", "reviews")).strip()
+        token = (await in_thread(istiod.ok, "token", "create", "-s", "reviews")).strip()
         reviews = SpiffeId("cluster.local", "default", "reviews")
         with pytest.raises(GrpcError) as other:
             await enrol(istiod.address("xds"), token, SpiffeId("cluster.local", "default", "ratings"))
@@ -364,7 +308,7 @@ def test_the_plaintext_port_gives_configuration_and_registers_nothing(istiod: Is
         async with connected(istiod.address("xdsPlaintext"), me, None) as proxy:
             await proxy.until(lambda: {"virtualOutbound", "virtualInbound"} <= proxy.names(LISTENER))
             await proxy.report(True)
-            shown = await _in_thread(istiod.json, "proxy-status", "default/reviews-a")
+            shown = await in_thread(istiod.json, "proxy-status", "default/reviews-a")
             assert shown["identity"] == ""
             assert await workloads(istiod) == {}
 
@@ -381,8 +325,8 @@ def test_an_istiod_that_was_killed_takes_up_where_it_was(istiod: Istiod) -> None
                 await agent.report(True)
                 await watcher.until(lambda: endpoints(watcher, REVIEWS).get("127.0.0.1") in (0, 1))
             held = watcher.client
-            await _in_thread(istiod.kill)
-        await _in_thread(istiod.start)
+            await in_thread(istiod.kill)
+        await in_thread(istiod.start)
         async with (
             connected(istiod.address("xds"), agent_node, reviews),
             connected(istiod.address("xds"), caller_node, caller) as back,
@@ -414,7 +358,7 @@ def test_meshctl_reaches_a_hosts_admin_pages_over_the_agents_own_stream(istiod: 
             ]
         }
         async with connected(istiod.address("xds"), me, reviews) as agent:
-            recorded = await _in_thread(istiod.meshctl, "proxy-config", "clusters", "default/reviews-a")
+            recorded = await in_thread(istiod.meshctl, "proxy-config", "clusters", "default/reviews-a")
             assert "is not attached to istiod" in recorded.stderr
             await agent.until(lambda: "PassthroughCluster" in agent.names(CLUSTER))
             async with agent.channel.stream(DEBUG_ATTACH, [("hostmesh-node", me.id)]) as call:
@@ -437,11 +381,11 @@ def test_meshctl_reaches_a_hosts_admin_pages_over_the_agents_own_stream(istiod: 
 
                     async def attached() -> bool:
                         return bool(
-                            (await _in_thread(istiod.json, "proxy-status", "default/reviews-a"))["attached"]
+                            (await in_thread(istiod.json, "proxy-status", "default/reviews-a"))["attached"]
                         )
 
                     await eventually(attached)
-                    out = await _in_thread(istiod.ok, "proxy-config", "clusters", "default/reviews-a")
+                    out = await in_thread(istiod.ok, "proxy-config", "clusters", "default/reviews-a")
                     assert "from.the.host" in out
                     # Another host that names this one as its own answers for itself only.
                     async with (
@@ -452,30 +396,30 @@ def test_meshctl_reaches_a_hosts_admin_pages_over_the_agents_own_stream(istiod: 
                     ):
 
                         async def stranger_attached() -> bool:
-                            detail = await _in_thread(istiod.json, "proxy-status", "default/x")
+                            detail = await in_thread(istiod.json, "proxy-status", "default/x")
                             return bool(detail["attached"])
 
                         await eventually(stranger_attached)
-                        again = await _in_thread(istiod.ok, "proxy-config", "clusters", "default/reviews-a")
+                        again = await in_thread(istiod.ok, "proxy-config", "clusters", "default/reviews-a")
                         assert "from.the.host" in again
                     nursery.cancel_scope.cancel()
 
             async def detached() -> bool:
-                return not (await _in_thread(istiod.json, "proxy-status", "default/reviews-a"))["attached"]
+                return not (await in_thread(istiod.json, "proxy-status", "default/reviews-a"))["attached"]
 
             await eventually(detached)
-            rows = await _in_thread(istiod.ok, "proxy-config", "clusters", "default/reviews-a")
+            rows = await in_thread(istiod.ok, "proxy-config", "clusters", "default/reviews-a")
             assert "PassthroughCluster" in rows
             assert "virtualInbound" in str(
-                await _in_thread(istiod.json, "proxy-config", "listeners", "default/reviews-a")
+                await in_thread(istiod.json, "proxy-config", "listeners", "default/reviews-a")
             )
-            assert "15001" in await _in_thread(istiod.ok, "proxy-config", "listeners", "default/reviews-a")
-            assert "9080" in await _in_thread(istiod.ok, "proxy-config", "routes", "default/reviews-a")
+            assert "15001" in await in_thread(istiod.ok, "proxy-config", "listeners", "default/reviews-a")
+            assert "9080" in await in_thread(istiod.ok, "proxy-config", "routes", "default/reviews-a")
             await agent.report(True)
             await agent.until(lambda: "127.0.0.1" in endpoints(agent, REVIEWS))
-            rows = await _in_thread(istiod.ok, "proxy-config", "endpoints", "default/reviews-a")
+            rows = await in_thread(istiod.ok, "proxy-config", "endpoints", "default/reviews-a")
             assert "127.0.0.1:9080   HEALTHY" in rows
-            assert "reviews" in await _in_thread(istiod.ok, "proxy-config", "all", "default/reviews-a")
+            assert "reviews" in await in_thread(istiod.ok, "proxy-config", "all", "default/reviews-a")
 
     trio.run(story)
 
@@ -491,11 +435,11 @@ def test_at_sigterm_streams_end_and_instances_stay(istiod: Istiod) -> None:
                 return (await workloads(istiod)).get("reviews-a", {}).get("health") == "healthy"
 
             await eventually(healthy)
-            status = await _in_thread(istiod.stop)
+            status = await in_thread(istiod.stop)
             assert status == 0
             assert agent.ended is not None
             assert agent.ended.status is GrpcStatus.UNAVAILABLE
-        await _in_thread(istiod.start)
+        await in_thread(istiod.start)
         assert (await workloads(istiod))["reviews-a"]["health"] == "healthy"
 
     trio.run(story)
@@ -515,7 +459,7 @@ def test_names_reach_the_agents_name_table(istiod: Istiod) -> None:
                 )
 
             await agent.until(resolved)
-            out = await _in_thread(istiod.ok, "service", "list")
+            out = await in_thread(istiod.ok, "service", "list")
             assert "reviews.default.svc.cluster.local" in out
             assert "240.240." in out
 

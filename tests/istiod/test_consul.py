@@ -12,8 +12,8 @@ import pytest
 import trio
 
 from tests.istiod.conftest import CASES, Istiod
+from tests.istiod.observing import REVIEWS, endpoints, eventually, weights, workloads
 from tests.istiod.proxies import connected, enrol, node
-from tests.istiod.test_ads import REVIEWS, endpoints, eventually, weights, workloads
 from tests.registry.consul_process import ConsulProcess
 from wire.spiffe import SpiffeId
 from wire.xds import ROUTE
