@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
-from istiod.resources.names import gateway_problem, label_problem, label_problems
+from istiod.resources.routing.origin import origin_problems
 from istiod.resources.schema import Bool, NonEmpty, Spec, Str, UInt32, empty, exactly_one, regex_problem
 
 MatchedHeader = Annotated[Str, StringConstraints(min_length=1)]
@@ -94,14 +94,7 @@ class HttpMatchRequest(Spec):
                     yield f"{field}[{name}]", f"{name!r} is not a header name"
                 for path, reason in match.value_problems(presence=True):
                     yield f"{field}[{name}].{path}", reason
-        if self.port > 65535:
-            yield "port", "port must be between 1-65535"
-        yield from label_problems("sourceLabels", self.source_labels)
-        if self.source_namespace and (problem := label_problem(self.source_namespace)):
-            yield "sourceNamespace", problem
-        for index, gateway in enumerate(self.gateways):
-            if problem := gateway_problem(gateway):
-                yield f"gateways[{index}]", problem
+        yield from origin_problems(self.port, self.source_labels, self.source_namespace, self.gateways)
 
     def claims(self) -> Iterator[str]:
         """The conditions on claims of a token, as paths."""

@@ -8,12 +8,10 @@ from istiod.resources.names import (
     HostSet,
     address_problem,
     domain_problem,
-    gateway_problem,
     ip_problem,
-    label_problem,
-    label_problems,
 )
 from istiod.resources.routing.destination import TcpDestination, weight_problems
+from istiod.resources.routing.origin import origin_problems
 from istiod.resources.schema import NonEmpty, Spec, Str, UInt32, empty, unsupported
 
 
@@ -30,14 +28,7 @@ class _Conditions(Spec):
         for index, subnet in enumerate(self.destination_subnets):
             if problem := address_problem(subnet):
                 yield f"destinationSubnets[{index}]", problem
-        if self.port > 65535:
-            yield "port", "port must be between 1-65535"
-        yield from label_problems("sourceLabels", self.source_labels)
-        if self.source_namespace and (problem := label_problem(self.source_namespace)):
-            yield "sourceNamespace", problem
-        for index, gateway in enumerate(self.gateways):
-            if problem := gateway_problem(gateway):
-                yield f"gateways[{index}]", problem
+        yield from origin_problems(self.port, self.source_labels, self.source_namespace, self.gateways)
 
 
 class L4Match(_Conditions):
