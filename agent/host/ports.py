@@ -61,7 +61,7 @@ def taken(config: AgentConfig) -> list[str]:
 
 
 def unserved(ports: Iterable[int], users: Collection[int]) -> list[str]:
-    """The ports on which nobody listens, or somebody who is none of the users (uids), each with what is wrong."""
+    """The ports without a listener, or with a listener of another user than these (uids), each with what is wrong."""
     owners: dict[int, set[int]] = {}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:

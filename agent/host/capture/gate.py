@@ -70,7 +70,7 @@ class Gate:
         if reason is None:
             return
         if self.opened:
-            log.info("captured again; it was not because: %s", reason)
+            log.info("captured again, after: %s", reason)
         self.settle()
 
     def take_down(self) -> None:

@@ -119,7 +119,7 @@ class ConfigSession:
 
     def settle(self, candidate: Candidate, applied: Applied) -> list[bytes]:
         """What can be used of the set is in use: an answer to each update, which names what of it cannot be used, one a
-        line; and the end of subscriptions that nobody needs."""
+        line; and the end of subscriptions that are no longer referenced."""
         for type_url in TYPES:
             self._client.preload(type_url, applied.in_use.get(type_url, {}))
         self.worth_trying_again = applied.again

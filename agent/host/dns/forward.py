@@ -2,7 +2,7 @@
 
 Rule: only the message id is changed on the way out (a random one of ours, from a random port) and changed
 back; an answer counts only with that id, from that server, to that question. What is in flight is bounded.
-Where nobody can say which server that was, the host's own resolvers are asked.
+Where the original server cannot be determined, the host's own resolvers are asked.
 Not for: mesh names. Sources: RFC 5452 §9 (forged answers), RFC 7766 (TCP).
 """
 

@@ -1,7 +1,7 @@
 """Notice identities that have expired, and those that are valid again.
 
-Rule: an expired identity is of no use to anybody: its workload is unready and unhealthy, and its traffic is not captured,
-until it has been renewed. Looked at on the wall clock, in short naps, because hosts sleep.
+Rule: the workload of an expired identity is unready and unhealthy, and its traffic is not captured, until the identity has
+been renewed. Checked against the wall clock every second, because hosts can be suspended.
 Not for: renewing (`keeper`).
 """
 

@@ -72,7 +72,7 @@ class Dataplane:
         self.sides: dict[str, dict[str, object]] = {}
         """By workload, `node` and `principal`: what the workers' metrics say of their own side."""
         self.on_worker: Callable[[WorkerProcess], None] = lambda worker: None
-        """Called with each worker that starts, before it is told anything."""
+        """Called with each worker that starts, before anything is sent to it."""
         self.on_serving: Callable[[bool], None] = lambda serving: None
         """Called with True when a worker serves after none did, with False when none does any more."""
         self.required: frozenset[int] = frozenset()
@@ -198,7 +198,7 @@ class Dataplane:
             with trio.fail_after(APPLY_SECONDS):
                 verdict = await worker.configure(generation, payload)
         except WorkerGone:
-            return  # its successor is told what is in force
+            return  # its successor gets the configuration in force
         except trio.TooSlowError:
             log.error("a worker is stuck and is replaced", extra=fields(pid=worker.process.pid))  # noqa: TRY400
             worker.process.kill()

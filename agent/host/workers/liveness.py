@@ -2,7 +2,7 @@
 
 Rule: a worker may be silent while it works at a configuration, which has a limit of its own (`dataplane.APPLY_SECONDS`), as
 long as it uses the processor. Its silence is counted in turns of this process's own clock, so that a host that was suspended,
-or a host process that was stopped, does not take its workers for dead when it wakes.
+or a host process that was stopped, does not treat its workers as dead when it resumes.
 Not for: what follows (`dataplane` ends and replaces the worker).
 """
 

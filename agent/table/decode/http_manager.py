@@ -149,7 +149,7 @@ def _tracing(reader: Reader) -> None:
     with reader as t:
         if t.has("provider"):
             t.fail("provider", "unsupported field")
-        t.without_effect(  # how much is traced, and what is told of it: there is nobody to tell
+        t.without_effect(  # how much is traced, and what is told of it: spans are not exported
             "client_sampling", "random_sampling", "overall_sampling", "verbose", "max_path_tag_length", "custom_tags",
             "spawn_upstream_span",
         )  # fmt: skip
